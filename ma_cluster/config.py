@@ -1,0 +1,261 @@
+"""Every number of the system: frozen dataclasses, and the recipes that fill them.
+
+A field's docstring gives meaning, unit and source. Sources follow the specification's tags: [T] stated in the text of
+Sarhan et al. (MICCAI 2019, arXiv 1904.12732), [S] a secondary source, [C] public code of a cited method, [I] inferred,
+[U] not recoverable, so the value is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ma_cluster.errors import UsageError
+
+Fusion = Literal["geometric", "arithmetic"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageConfig:
+    """How a photograph becomes network input."""
+
+    fov_diameter_px: float = 3410.0
+    """Diameter of the field of view at canonical 1x, pixels: the median of IDRiD's photographs (measured)."""
+    scale_tolerance: float = 0.03
+    """Photographs whose FOV diameter is within this share of the canonical one are cropped but not resampled [U]."""
+    contrast_gain: float = 4.0
+    """alpha in I' = alpha I - alpha (G * I) + 128 (van Grinsven 2016) [S]."""
+    sigma_ratio: float = 1 / 30
+    """Standard deviation of G over the FOV diameter, at either scale [U]; 512/30 on 512x512 images in the source."""
+    max_bytes: int = 64 * 2**20
+    """Larger objects are refused unread, bytes [U]."""
+    max_pixels: int = 80_000_000
+    """Larger photographs are refused undecoded, pixels [U]; the largest fundus cameras give about 45 million."""
+    min_side_px: int = 256
+    """Photographs with a shorter side are refused [U]: a microaneurysm would be under two pixels across."""
+
+    def __post_init__(self) -> None:
+        _require(self.fov_diameter_px >= 256, "image.fov_diameter_px must be at least 256 pixels")
+        _require(0 <= self.scale_tolerance < 0.2, "image.scale_tolerance must lie in [0, 0.2)")
+        _require(0 < self.sigma_ratio < 0.5, "image.sigma_ratio must lie in (0, 0.5)")
+        _require(self.max_pixels >= self.min_side_px**2, "image.max_pixels is below min_side_px squared")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HgnConfig:
+    """One hypothesis network (FRRN type A) and its training. The two scales share these numbers and train apart [T]."""
+
+    width: float = 1.0
+    """Channels over those of FRRN-A as published; 1 is the paper's network [T]."""
+    patch_px: int = 256
+    """Side of a training patch, pixels, the same at both scales [S]."""
+    batch_patches: int = 10
+    """Patches in a mini-batch [T]."""
+    lesion_share: float = 0.5
+    """Share of a mini-batch centred on a lesion pixel; the rest is centred anywhere in the FOV [U]."""
+    per_lesion: bool = False
+    """Draw lesion centres per lesion, not per pixel: large lesions then weigh no more than small ones [U]."""
+    steps: int = 20_000
+    """Optimiser steps in all; the paper's epoch is 1000 mini-batches [T], its number of epochs unknown [U]."""
+    learning_rate: float = 1e-4
+    """Peak rate of the optimiser [U]; sweep 1e-3, 3e-4, 1e-4."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up, after which the rate follows a cosine to zero [U]."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; at 0 AdamW is the paper's Adam [T]."""
+    lesion_weight: float = 10.0
+    """Cross-entropy weight of a lesion pixel, a background pixel weighs 1 [U]."""
+    dice_weight: float = 1.0
+    """Weight of the soft Dice term beside the cross entropy, 1:1 [I]."""
+    colour_jitter: float = 0.0
+    """Largest relative change of each channel's gain in augmentation [U]; flips and quarter turns are always on."""
+    ema_decay: float = 0.0
+    """Decay of the running average of weights that is kept as the result; 0 keeps the last weights [U]."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.width <= 4, "hgn.width must lie in (0, 4]")
+        _require(self.patch_px % 16 == 0, "hgn.patch_px must be a multiple of 16, the network's overall stride")
+        _require(0 <= self.lesion_share <= 1, "hgn.lesion_share must lie in [0, 1]")
+        _require(self.steps > self.warmup_steps >= 0, "hgn.warmup_steps must be below hgn.steps")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrnConfig:
+    """The patch refinement network (ResNet-50, triplet loss) and its training."""
+
+    width: float = 1.0
+    """Channels over those of ResNet-50; 1 is the paper's network [T]."""
+    scale: Literal["1x", "0.5x"] = "1x"
+    """Grid the patches are cut from; the paper's is 1x [I]."""
+    patch_px: int = 128
+    """Side of a patch on that grid, pixels [U]."""
+    triplets: int = 32
+    """Triplets (anchor, positive, negative) in a mini-batch [U]."""
+    steps: int = 20_000
+    """Optimiser steps in all; an epoch is 1000 mini-batches [U]."""
+    learning_rate: float = 1e-4
+    """Peak rate of the optimiser [U]."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up before the cosine [U]."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay [U]."""
+    margin: float = 0.2
+    """Margin of the triplet loss on d = 1 - cos(u, v) [U]; below 1, since both vectors follow a ReLU."""
+    triplet_weight: float = 1.0
+    """Weight of the triplet term beside the cross entropy, 1:1 [U]; 0 trains the `cls` ablation [T]."""
+    colour_jitter: float = 0.0
+    """As for the HGN [U]."""
+    refresh_steps: int = 1000
+    """Steps between two refreshes of the healthy pool's losses: each epoch [U]."""
+    refresh_share: float = 0.1
+    """Share of the healthy pool that a refresh scores again [U]."""
+    healthy_per_image: int = 75_000
+    """Healthy candidate centres for each training photograph: 6 million over 80 [I]."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.width <= 4, "prn.width must lie in (0, 4]")
+        _require(self.patch_px % 16 == 0, "prn.patch_px must be a multiple of 16, the network's overall stride")
+        _require(0 < self.margin < 1, "prn.margin must lie in (0, 1)")
+        _require(self.triplet_weight >= 0, "prn.triplet_weight must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectorConfig:
+    """How the trained stages are joined on one photograph. Part of a bundle: it decides the result."""
+
+    tile_px: int = 512
+    """Side of the tiles the HGNs run on, pixels."""
+    halo_px: int = 64
+    """Context discarded on each inner side of a tile, pixels."""
+    roi_threshold_1x: float = 0.1
+    """HGN probability at 1x above which the PRN looks at a pixel; the bundle's is from validation [U]."""
+    roi_threshold_half: float = 0.1
+    """The same for the 0.5x map, after upsampling [U]."""
+    prn_stride_px: int = 1
+    """Step of the PRN over the region of interest, pixels of its grid; between steps it is interpolated."""
+    fusion: Fusion = "geometric"
+    """Mean of the maps: the paper's best row is the geometric one [T]."""
+    threshold: float = 0.5
+    """Fused probability from which a pixel belongs to a lesion; the bundle's is from validation [U]."""
+    min_area_px: int = 20
+    """Smaller components are dropped, pixels of the canonical 1x grid [U]."""
+
+    def __post_init__(self) -> None:
+        _require(self.tile_px % 16 == 0 and self.halo_px % 16 == 0, "tile_px and halo_px must be multiples of 16")
+        _require(self.tile_px > 2 * self.halo_px, "detector.tile_px must be more than twice halo_px")
+        _require(0 < self.threshold < 1, "detector.threshold must lie in (0, 1)")
+        _require(self.fusion in ("geometric", "arithmetic"), "detector.fusion is geometric or arithmetic")
+        _require(self.prn_stride_px >= 1, "detector.prn_stride_px must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitConfig:
+    """Which photographs train and which validate, by name. IDRiD's neighbours may be one patient's: blocks [U]."""
+
+    validation: tuple[str, ...] = tuple(f"IDRiD_{n:02d}" for n in range(45, 55))
+    """Ten photographs with lesions, as many as in the paper [T]; which ones is ours [U]."""
+    validation_healthy: tuple[str, ...] = tuple(f"IDRiD_NAR_{n:03d}" for n in range(51, 61))
+    """Healthy photographs that validate [U]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A whole model and how it is trained."""
+
+    name: str
+    image: ImageConfig = field(default_factory=ImageConfig)
+    hgn_1x: HgnConfig = field(default_factory=HgnConfig)
+    hgn_half: HgnConfig = field(default_factory=HgnConfig)
+    prn: PrnConfig = field(default_factory=PrnConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+
+
+def paper() -> Recipe:
+    """The paper at full size, for GPUs."""
+    return Recipe(name="paper")
+
+
+def lite() -> Recipe:
+    """The same two stages and the same code, thin enough to train and run on two CPU cores."""
+    hgn = HgnConfig(
+        width=1 / 6,
+        patch_px=128,
+        batch_patches=16,
+        steps=2500,
+        learning_rate=2e-3,
+        warmup_steps=100,
+        weight_decay=1e-2,
+        lesion_weight=5.0,
+        colour_jitter=0.1,
+    )
+    prn = PrnConfig(
+        width=1 / 8,
+        scale="0.5x",
+        patch_px=64,
+        triplets=16,
+        steps=2500,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        weight_decay=1e-2,
+        refresh_steps=250,
+        healthy_per_image=2_000,
+        colour_jitter=0.1,
+    )
+    return Recipe(name="lite", hgn_1x=hgn, hgn_half=hgn, prn=prn, detector=DetectorConfig(prn_stride_px=2))
+
+
+def tiny() -> Recipe:
+    """Seconds on a CPU; for tests only."""
+    hgn = HgnConfig(width=1 / 16, patch_px=64, batch_patches=4, steps=4, learning_rate=1e-3, lesion_weight=5.0)
+    prn = PrnConfig(width=1 / 16, scale="0.5x", patch_px=32, triplets=4, steps=4, learning_rate=1e-3)
+    return Recipe(
+        name="tiny",
+        image=ImageConfig(fov_diameter_px=512.0),
+        hgn_1x=hgn,
+        hgn_half=hgn,
+        prn=dataclasses.replace(prn, refresh_steps=2, healthy_per_image=64),
+        detector=DetectorConfig(tile_px=128, halo_px=32, prn_stride_px=4),
+    )
+
+
+RECIPES = {"paper": paper, "lite": lite, "tiny": tiny}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def recipe_from_dict(values: dict[str, Any]) -> Recipe:
+    """The inverse of `to_dict` for a Recipe.
+
+    Raises:
+        UsageError: a field is unknown, missing or out of range.
+    """
+    try:
+        return Recipe(
+            name=values["name"],
+            image=ImageConfig(**values["image"]),
+            hgn_1x=HgnConfig(**values["hgn_1x"]),
+            hgn_half=HgnConfig(**values["hgn_half"]),
+            prn=PrnConfig(**values["prn"]),
+            detector=DetectorConfig(**values["detector"]),
+            split=SplitConfig(**{name: tuple(names) for name, names in values["split"].items()}),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"this is not a recipe that this version understands: {error}") from error
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a JSON-able value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

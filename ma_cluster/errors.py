@@ -1,0 +1,100 @@
+"""Every error this package raises on purpose, and the closed list of reasons an image can end with.
+
+    MaClusterError
+    |-- UsageError            a setting or argument is wrong                       exit code 2
+    |-- RunConflictError      DEST holds a run of another model, config or source  exit code 2
+    |-- BundleError           a model is damaged, foreign or not what it says      exit code 2
+    |-- StoreError            the object store did not do what was asked
+    |   |-- ObjectMissingError    no such key
+    |   `-- ObjectChangedError    the object is not the one that was planned (ETag)
+    `-- ImageError            one photograph has no result; carries a Reason
+        |-- ImageRefusedError     its content is the cause
+        `-- ImageFailedError      we or the store are the cause
+
+Messages name the thing, the cause and the cure. They never hold a key, a file name or metadata of a patient:
+whoever raises does not know them, whoever reports may add them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """What became of one image of an archive."""
+
+    SCORED = "scored"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+class Reason(StrEnum):
+    """Why an image has no result. Closed: a new reason is added here and nowhere else."""
+
+    NOT_AN_IMAGE = "not_an_image"
+    UNSUPPORTED = "unsupported"
+    TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
+    TOO_LARGE = "too_large"
+    TOO_SMALL = "too_small"
+    NO_FOV = "no_fov"
+    CHANGED = "changed"
+    CRASHED_WORKER = "crashed_worker"
+    TIMEOUT = "timeout"
+    STORE_ERROR = "store_error"
+
+    @property
+    def status(self) -> Status:
+        """`refused` where the photograph's content is the cause, `failed` where we or the store are."""
+        return Status.FAILED if self in _FAILURES else Status.REFUSED
+
+
+_FAILURES = frozenset({Reason.CHANGED, Reason.CRASHED_WORKER, Reason.TIMEOUT, Reason.STORE_ERROR})
+
+
+class MaClusterError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class UsageError(MaClusterError):
+    """A setting or an argument is wrong."""
+
+
+class RunConflictError(MaClusterError):
+    """The destination already holds a run of another model, configuration or source."""
+
+
+class BundleError(MaClusterError):
+    """A model bundle is damaged, foreign, or not what its manifest says."""
+
+
+class StoreError(MaClusterError):
+    """The object store did not do what was asked, after retries."""
+
+
+class ObjectMissingError(StoreError):
+    """There is no object under the key."""
+
+
+class ObjectChangedError(StoreError):
+    """The object under the key is not the one that was planned."""
+
+
+class ImageError(MaClusterError):
+    """One photograph has no result. `reason` is from the closed list, `detail` says more for a person."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class ImageRefusedError(ImageError):
+    """The photograph's own content is the cause."""
+
+
+class ImageFailedError(ImageError):
+    """We or the store are the cause; scoring it again later may succeed."""

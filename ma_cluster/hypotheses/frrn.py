@@ -1,0 +1,127 @@
+"""FRRN type A: Pohlen, Hermans, Mathias, Leibe, "Full-Resolution Residual Networks for Semantic Segmentation in Street
+Scenes" (CVPR 2017, arXiv 1611.08323), Table 1 (a), the hypothesis network of Sarhan et al.
+
+    stage                               pooling stream y    residual stream z
+    stem    conv 5x5, BN, ReLU          /1   48
+            3 x RU(48)                  /1   48
+    split   conv 1x1, BN                                    /1  32
+    down    maxpool, 3 x FRRU(96)       /2   96             /1  32
+            maxpool, 4 x FRRU(192)      /4  192             /1  32
+            maxpool, 2 x FRRU(384)      /8  384             /1  32
+            maxpool, 2 x FRRU(384)      /16 384             /1  32
+    up      upsample, 2 x FRRU(192)     /8  192             /1  32
+            upsample, 2 x FRRU(192)     /4  192             /1  32
+            upsample, 2 x FRRU(96)      /2   96             /1  32
+    merge   upsample, concat            /1  128 = 96 + 32
+            3 x RU(48)                  /1   48
+            conv 1x1                    /1  classes
+
+Departures: `width` scales every channel count, rounded to multiples of 8, which convolution kernels want (1 is the
+published network; 17,745,970 parameters at two classes).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+STRIDE = 16
+"""Overall stride of the pooling stream: input sides are multiples of it."""
+
+
+def _conv_bn(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+class ResidualUnit(nn.Module):
+    """x + BN(conv3(ReLU(BN(conv3(x))))); nothing after the sum. A 1x1 projection on the skip where channels change."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = _conv_bn(inputs, outputs, 3)
+        self.second = _conv_bn(outputs, outputs, 3)
+        self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+        return self.skip(x) + self.second(F.relu(self.first(x)))
+
+
+class FullResolutionResidualUnit(nn.Module):
+    """y' = f(y, pool(z)); z' = z + upsample(conv1(y')). Reads the residual stream at the pooled scale, adds back at full."""
+
+    def __init__(self, inputs: int, outputs: int, residual: int, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.first = _conv_bn(inputs + residual, outputs, 3)
+        self.second = _conv_bn(outputs, outputs, 3)
+        self.back = nn.Conv2d(outputs, residual, 1)
+
+    def forward(
+        self, y: Float[Tensor, "n c hs ws"], z: Float[Tensor, "n r h w"]
+    ) -> tuple[Float[Tensor, "n d hs ws"], Float[Tensor, "n r h w"]]:
+        y = torch.cat([y, F.max_pool2d(z, self.scale)], dim=1)
+        y = F.relu(self.second(F.relu(self.first(y))))
+        return y, z + F.interpolate(self.back(y), scale_factor=self.scale, mode="nearest")
+
+
+class Frrn(nn.Module):
+    """FRRN-A. `forward` maps enhanced patches, values about -1..1, sides multiples of 16, to logits of each class."""
+
+    def __init__(self, width: float = 1.0, classes: int = 2) -> None:
+        super().__init__()
+        base, residual = _channels(48, width), _channels(32, width)
+        self.stem = nn.Sequential(_conv_bn(3, base, 5), nn.ReLU())
+        self.stem_units = nn.Sequential(*[ResidualUnit(base, base) for _ in range(3)])
+        self.split = _conv_bn(base, residual, 1)
+        channels = base
+        self.down = nn.ModuleList()
+        for outputs, scale, units in ((96, 2, 3), (192, 4, 4), (384, 8, 2), (384, 16, 2)):
+            self.down.append(_chain(channels, _channels(outputs, width), residual, scale, units))
+            channels = _channels(outputs, width)
+        self.up = nn.ModuleList()
+        for outputs, scale, units in ((192, 8, 2), (192, 4, 2), (96, 2, 2)):
+            self.up.append(_chain(channels, _channels(outputs, width), residual, scale, units))
+            channels = _channels(outputs, width)
+        first = ResidualUnit(channels + residual, base)
+        self.merge_units = nn.Sequential(first, ResidualUnit(base, base), ResidualUnit(base, base))
+        self.head = nn.Conv2d(base, classes, 1)
+        self.apply(_he_uniform)
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k h w"]:
+        y = self.stem_units(self.stem(x))
+        z = self.split(y)
+        for stage in self.down:
+            y = F.max_pool2d(y, 2)
+            for unit in stage:
+                y, z = unit(y, z)
+        for stage in self.up:
+            y = _upsample2(y)
+            for unit in stage:
+                y, z = unit(y, z)
+        return self.head(self.merge_units(torch.cat([_upsample2(y), z], dim=1)))
+
+
+def _channels(published: int, width: float) -> int:
+    return max(8, 8 * round(published * width / 8))
+
+
+def _chain(inputs: int, outputs: int, residual: int, scale: int, units: int) -> nn.ModuleList:
+    """`units` FRRUs in a row, y' of one the y of the next."""
+    sizes = [inputs] + [outputs] * (units - 1)
+    return nn.ModuleList([FullResolutionResidualUnit(size, outputs, residual, scale) for size in sizes])
+
+
+def _upsample2(y: Tensor) -> Tensor:
+    return F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _he_uniform(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

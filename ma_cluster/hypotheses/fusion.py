@@ -1,0 +1,25 @@
+"""Probability maps of several scales and stages -> one (Sarhan et al., section 2.4 and Figure 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Float32
+from numpy import ndarray
+
+from ma_cluster.config import Fusion
+
+
+def upsample_half(probability: Float32[ndarray, "hh hw"], shape: tuple[int, int]) -> Float32[ndarray, "h w"]:
+    """The 0.5x map on the 1x grid of `shape`, bilinear, pixel centres aligned as `Grid` has them."""
+    return cv2.resize(probability, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def fuse(maps: Sequence[Float32[ndarray, "h w"]], how: Fusion) -> Float32[ndarray, "h w"]:
+    """Pixelwise mean of equal weights: (p1 + .. + pk) / k, or (p1 .. pk)^(1/k), which is 0 where any map is."""
+    total = maps[0].copy()
+    for probability in maps[1:]:
+        np.add(total, probability, out=total) if how == "arithmetic" else np.multiply(total, probability, out=total)
+    return total / np.float32(len(maps)) if how == "arithmetic" else np.power(total, np.float32(1 / len(maps)))

@@ -1,0 +1,29 @@
+"""The loss of the hypothesis networks: weighted cross entropy + soft Dice (Sarhan et al., section 2.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def weighted_cross_entropy(
+    logits: Float[Tensor, "n 2 h w"], lesion: Bool[Tensor, "n h w"], lesion_weight: float
+) -> Float[Tensor, ""]:
+    """Mean over all pixels of w_class * CE; a background pixel weighs 1. Not renormalised by the weights' sum."""
+    weights = torch.tensor([1.0, lesion_weight], dtype=logits.dtype, device=logits.device)
+    per_pixel = F.cross_entropy(logits, lesion.long(), weight=weights, reduction="none")
+    return per_pixel.mean()
+
+
+def soft_dice(logits: Float[Tensor, "n 2 h w"], lesion: Bool[Tensor, "n h w"]) -> Float[Tensor, ""]:
+    """1 - 2 sum(p g) / (sum p^2 + sum g^2 + 1e-5), lesion channel, pooled over the mini-batch (V-Net, Milletari 2016)."""
+    p = lesion_probability(logits)
+    g = lesion.to(p.dtype)
+    return 1 - 2 * (p * g).sum() / (p.square().sum() + g.square().sum() + 1e-5)
+
+
+def lesion_probability(logits: Float[Tensor, "n 2 h w"]) -> Float[Tensor, "n h w"]:
+    """Softmax of two classes, the lesion's: sigmoid of the difference of logits."""
+    return torch.sigmoid(logits[:, 1] - logits[:, 0])

@@ -1,0 +1,23 @@
+"""Augmentation of training patches: the eight symmetries of the square, and gains of the channels."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from numpy import ndarray
+
+from ma_cluster.images.contrast import MID_GREY
+
+SYMMETRIES = 8
+
+
+def turn(patch: Shaped[ndarray, "s s ..."], symmetry: int) -> Shaped[ndarray, "s s ..."]:
+    """One of the eight flips and quarter turns, numbered 0 (none) to 7."""
+    turned = np.rot90(patch, symmetry % 4)
+    return turned[:, ::-1] if symmetry >= 4 else turned
+
+
+def jitter(patch: UInt8[ndarray, "s s 3"], rng: np.random.Generator, largest: float) -> UInt8[ndarray, "s s 3"]:
+    """Scale each channel's contrast about mid-grey by a factor within 1 +- `largest`."""
+    gains = 1 + largest * rng.uniform(-1, 1, size=3)
+    return np.clip((patch.astype(np.float32) - MID_GREY) * gains + MID_GREY, 0, 255).astype(np.uint8)

@@ -1,0 +1,143 @@
+"""Annotated photographs of a data set: IDRiD's folder layout, a folder of healthy photographs, or a manifest.
+
+What comes out is a list of `Sample`s: keys into a store, never pixels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool
+from numpy import ndarray
+from PIL import Image
+
+from ma_cluster.config import SplitConfig
+from ma_cluster.errors import UsageError
+from ma_cluster.images.store import Store, open_store
+
+Split = Literal["training", "validation", "test"]
+Label = Literal["healthy", "lesion"]
+
+IMAGES_FOLDER = "A. Segmentation/1. Original Images/"
+MASKS_FOLDER = "A. Segmentation/2. All Segmentation Groundtruths/"
+TEST_PART = "b. Testing Set"
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One photograph, its microaneurysm mask where it has one, and the masks of other dark or bright lesions."""
+
+    name: str
+    image: str
+    mask: str | None
+    label: Label
+    split: Split
+    other_masks: tuple[str, ...] = ()
+
+
+def read_dataset(url: str, split: SplitConfig, healthy_url: str | None = None) -> list[Sample]:
+    """Samples of a data set, keys as URLs joined to `url`, sorted by name.
+
+    Args:
+        url: a folder or prefix that holds IDRiD's layout, or a manifest (.csv or .parquet with the columns image,
+            mask, label, split and group).
+        split: which of the training part's photographs validate.
+        healthy_url: a folder of photographs without retinopathy.
+
+    Raises:
+        UsageError: nothing was found, or the manifest is wrong.
+    """
+    if url.endswith((".csv", ".parquet")):
+        samples = _read_manifest(url)
+    else:
+        samples = list(_read_idrid(url, split))
+    if healthy_url is not None:
+        samples += _read_healthy(healthy_url, split)
+    if not samples:
+        raise UsageError(f"no photographs under {url}: expected IDRiD's layout, '{IMAGES_FOLDER}...', or a manifest")
+    return sorted(samples, key=lambda sample: sample.name)
+
+
+def read_object(url: str) -> bytes:
+    """The bytes of an image or mask of a Sample."""
+    folder, _, name = url.rpartition("/")
+    return open_store(folder).get(name)
+
+
+def decode_mask(data: bytes) -> Bool[ndarray, "h w"]:
+    """A mask of any mode: whatever is not 0 is lesion. IDRiD's palette TIFFs hold 0 and 1, other exports 0 and 255."""
+    with Image.open(io.BytesIO(data)) as image:
+        values = np.asarray(image if image.mode in ("1", "L", "P") else image.convert("L"))
+    return values > 0
+
+
+def _read_idrid(url: str, split: SplitConfig) -> Iterator[Sample]:
+    store = open_store(url)
+    keys = [entry.key for entry in store.list("A. Segmentation/")]
+    masks: dict[str, dict[str, str]] = {}
+    for key in keys:
+        if key.startswith(MASKS_FOLDER):
+            name, _, kind = PurePosixPath(key).stem.rpartition("_")
+            masks.setdefault(name, {})[kind] = _join(store, key)
+    for key in keys:
+        if not (key.startswith(IMAGES_FOLDER) and key.lower().endswith(_IMAGE_SUFFIXES)):
+            continue
+        name = PurePosixPath(key).stem
+        own = masks.get(name, {})
+        part: Split = "test" if f"/{TEST_PART}/" in key else "validation" if name in split.validation else "training"
+        others = tuple(own[kind] for kind in ("HE", "EX", "SE") if kind in own)
+        label: Label = "lesion" if "MA" in own else "healthy"
+        yield Sample(name, _join(store, key), own.get("MA"), label, part, others)
+
+
+def _read_healthy(url: str, split: SplitConfig) -> list[Sample]:
+    store = open_store(url)
+    keys = [entry.key for entry in store.list() if entry.key.lower().endswith(_IMAGE_SUFFIXES)]
+    names = {key: PurePosixPath(key).stem for key in keys}
+    return [
+        Sample(name, _join(store, key), None, "healthy", "validation" if name in split.validation_healthy else "training")
+        for key, name in names.items()
+    ]
+
+
+def _read_manifest(url: str) -> list[Sample]:
+    rows = _manifest_rows(url)
+    folder = url.rpartition("/")[0]
+    samples = []
+    for number, row in enumerate(rows, 1):
+        image, mask = row.get("image"), row.get("mask") or None
+        label, part = row.get("label"), row.get("split")
+        if not image or label not in ("healthy", "lesion") or part not in ("training", "validation", "test"):
+            raise UsageError(
+                f"row {number} of the manifest needs image, label (healthy or lesion) and split "
+                "(training, validation or test)"
+            )
+        samples.append(Sample(PurePosixPath(image).stem, _resolve(folder, image), mask and _resolve(folder, mask), label, part))
+    groups = {(row.get("group") or sample.name, sample.split) for row, sample in zip(rows, samples, strict=True)}
+    if len({group for group, _ in groups}) < len(groups):
+        raise UsageError("a group (patient) of the manifest is in two splits; put all its photographs into one")
+    return samples
+
+
+def _manifest_rows(url: str) -> list[dict[str, str]]:
+    data = read_object(url)
+    if url.endswith(".csv"):
+        return list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+    import pyarrow.parquet as pq
+
+    return pq.read_table(io.BytesIO(data)).to_pylist()
+
+
+def _join(store: Store, key: str) -> str:
+    return f"{store.url}/{key}"
+
+
+def _resolve(folder: str, path: str) -> str:
+    return path if "://" in path or path.startswith("/") else f"{folder}/{path}"

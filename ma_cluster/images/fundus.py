@@ -1,0 +1,308 @@
+"""Bytes of a photograph -> `Fundus`: upright 8-bit RGB, its field of view found, resampled to the canonical scale.
+
+Cameras differ in resolution; networks do not forgive it. The field of view (FOV) is a disc of known angle, so its
+diameter is the scale. Every answer goes back to the photograph's own pixels through `Grid`, exactly.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from numpy import ndarray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ma_cluster.config import ImageConfig
+from ma_cluster.errors import ImageRefusedError, Reason
+
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "JPEG2000", "PPM")
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError, KeyError)
+_SEARCH_PX = 512  # longest side of the reduced photograph on which the FOV is searched
+_NOT_AN_EYE = "no field of view found: not a fundus photograph, or one without the dark surround of the lens's disc"
+
+
+@dataclass(frozen=True, slots=True)
+class Fov:
+    """The camera's disc on the photograph's upright grid: centre (row, col) and diameter, pixels, subpixel."""
+
+    row: float
+    col: float
+    diameter_px: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The map between a photograph's grid and the canonical 1x grid.
+
+    The box rows [top, top + height) x cols [left, left + width) of the photograph is resampled to
+    `canonical_height` x `canonical_width`. Pixel centres are at integers, so with s = canonical / original size
+
+        canonical = (original + 0.5 - top) * s - 0.5        0   1   2   3     original, s = 1/2
+                                                            '-0-'   '-1-'     0.5 -> 0, 2.5 -> 1
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    canonical_height: int
+    canonical_width: int
+
+    @property
+    def scale(self) -> float:
+        """Canonical pixels for each original pixel."""
+        return self.canonical_height / self.height
+
+    def to_canonical(self, rows: Float[ndarray, "n 2"]) -> Float[ndarray, "n 2"]:
+        """(row, col) on the photograph -> (row, col) on the canonical grid."""
+        return (rows + 0.5 - self._origin) * self._factors - 0.5
+
+    def to_original(self, rows: Float[ndarray, "n 2"]) -> Float[ndarray, "n 2"]:
+        """(row, col) on the canonical grid -> (row, col) on the photograph."""
+        return (rows + 0.5) / self._factors + self._origin - 0.5
+
+    @property
+    def _origin(self) -> Float[ndarray, "2"]:
+        return np.array([self.top, self.left], dtype=float)
+
+    @property
+    def _factors(self) -> Float[ndarray, "2"]:
+        return np.array([self.canonical_height / self.height, self.canonical_width / self.width])
+
+    def crop(self, image: ndarray) -> ndarray:
+        """The box of a photograph-sized array (h w or h w c) resampled to the canonical grid."""
+        box = image[self.top : self.top + self.height, self.left : self.left + self.width]
+        return _resample(box, self.canonical_height, self.canonical_width)
+
+    def crop_mask(self, mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "ch cw"]:
+        """A photograph-sized mask on the canonical grid: a pixel is set where it is covered by half or more."""
+        return self.crop(mask.astype(np.uint8) * 255) >= 128
+
+    def uncrop(self, image: ndarray, shape: tuple[int, int]) -> ndarray:
+        """A canonical array (uint8 or float, h w) on the photograph's grid of `shape`; 0 outside the box."""
+        out = np.zeros(shape, dtype=image.dtype)
+        box = _resample(image, self.height, self.width)
+        out[self.top : self.top + self.height, self.left : self.left + self.width] = box
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Fundus:
+    """A photograph ready for contrast enhancement. `pixels` is upright, as a viewer shows it."""
+
+    pixels: UInt8[ndarray, "h w 3"]
+    fov: Fov
+    grid: Grid
+    canonical: UInt8[ndarray, "ch cw 3"]
+    canonical_fov: Bool[ndarray, "ch cw"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the photograph, pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+def read_fundus(data: bytes, config: ImageConfig) -> Fundus:
+    """Decode a photograph and bring it to the canonical scale.
+
+    Raises:
+        ImageRefusedError: with the reason; the header is judged before a pixel is decoded.
+    """
+    return locate(decode(data, config), config)
+
+
+def decode(data: bytes, config: ImageConfig) -> UInt8[ndarray, "h w 3"]:
+    """Encoded bytes -> upright 8-bit RGB. Pillow decodes, since OpenCV returns a truncated JPEG half grey as if whole.
+
+    Raises:
+        ImageRefusedError: not_an_image, unsupported, too_large, too_small, truncated or corrupt.
+    """
+    if len(data) > config.max_bytes:
+        raise ImageRefusedError(Reason.TOO_LARGE, f"{len(data)} bytes, the limit is {config.max_bytes}")
+    with warnings.catch_warnings():
+        # Pillow's own limits and hints: ours are below, and damaged EXIF is no reason to refuse pixels.
+        warnings.simplefilter("ignore")
+        image = _open(data)
+        _check_size(*image.size, config)
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return _to_rgb(upright)
+        except _DECODE_ERRORS as error:
+            raise _decode_refusal(error) from error
+
+
+def locate(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> Fundus:
+    """Find the FOV of an upright photograph and resample its box to the canonical scale.
+
+    Raises:
+        ImageRefusedError: too_small or no_fov.
+    """
+    height, width = pixels.shape[:2]
+    _check_size(width, height, config)
+    fov, mask = find_fov(pixels)
+    grid = _grid(fov, (height, width), config)
+    canonical = grid.crop(pixels)
+    full = cv2.resize(mask.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_LINEAR)
+    return Fundus(pixels, fov, grid, canonical, grid.crop(full) >= 128)
+
+
+def find_fov(pixels: UInt8[ndarray, "h w 3"]) -> tuple[Fov, Bool[ndarray, "sh sw"]]:
+    """The disc of the camera, and its visible part as a mask on a grid reduced to at most 512 pixels a side.
+
+    The visible part is the convex hull of the largest bright component; a circle is fitted to the round part of its
+    border (many cameras cut the disc straight at the top and the bottom), twice, the second time without outliers.
+
+    Raises:
+        ImageRefusedError: no_fov.
+    """
+    height, width = pixels.shape[:2]
+    ratio = min(1.0, _SEARCH_PX / max(height, width))
+    small = _resample(pixels, max(1, round(height * ratio)), max(1, round(width * ratio)))
+    hull = _convex(_bright_component(small))
+    arc = _arc(hull)
+    if len(arc) < 40:
+        raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
+    row, col, radius = _fit_circle(arc)
+    off = np.abs(np.hypot(arc[:, 0] - row, arc[:, 1] - col) - radius)
+    kept = arc[off <= max(2.0, 0.02 * radius)]
+    if len(kept) < 0.5 * len(arc):
+        raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
+    row, col, radius = _fit_circle(kept)
+    rows, cols = np.indices(hull.shape)
+    disc = np.hypot(rows - row, cols - col) <= radius
+    inside = (disc & hull).sum() / hull.sum()
+    if inside < 0.95 or hull.sum() < 0.5 * np.pi * radius**2 or hull.mean() < 0.1 or small[hull].std() < 2:
+        raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
+    factors = height / small.shape[0], width / small.shape[1]
+    fov = Fov(
+        row=(row + 0.5) * factors[0] - 0.5,
+        col=(col + 0.5) * factors[1] - 0.5,
+        diameter_px=(2 * radius + 1) * (factors[0] + factors[1]) / 2,
+    )
+    # One reduced pixel inside the rim: there the lens's shading and the JPEG's ringing are no retina.
+    rim = np.hypot(rows - row, cols - col) <= radius - 1.5
+    return fov, rim & hull
+
+
+def half_scale(canonical: UInt8[ndarray, "h w c"]) -> UInt8[ndarray, "hh hw c"]:
+    """The 0.5x grid: each pixel the mean of 2 x 2 of the 1x grid, whose sides are even."""
+    return _resample(canonical, canonical.shape[0] // 2, canonical.shape[1] // 2)
+
+
+def half_scale_mask(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "hh hw"]:
+    """A mask on the 0.5x grid: set where two or more of the four pixels are."""
+    return _resample(mask.astype(np.uint8) * 255, mask.shape[0] // 2, mask.shape[1] // 2) >= 127
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ImageRefusedError(Reason.NOT_AN_IMAGE, f"no known image format in {len(data)} bytes") from error
+    except Image.DecompressionBombError as error:
+        raise ImageRefusedError(Reason.TOO_LARGE, "the header declares more pixels than any camera gives") from error
+    except _DECODE_ERRORS as error:
+        raise ImageRefusedError(Reason.CORRUPT, f"the header cannot be read ({type(error).__name__})") from error
+    if image.format not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ImageRefusedError(Reason.UNSUPPORTED, f"format {image.format}; convert it to one of {known}")
+    return image
+
+
+def _check_size(width: int, height: int, config: ImageConfig) -> None:
+    if width * height > config.max_pixels:
+        raise ImageRefusedError(Reason.TOO_LARGE, f"{width} x {height} pixels, the limit is {config.max_pixels}")
+    if min(width, height) < config.min_side_px:
+        raise ImageRefusedError(Reason.TOO_SMALL, f"{width} x {height} pixels, a side under {config.min_side_px}")
+
+
+def _decode_refusal(error: Exception) -> ImageRefusedError:
+    """Pillow has no type for "the data ends early"; its message says so."""
+    text = str(error).lower()
+    if isinstance(error, EOFError) or any(word in text for word in ("truncated", "end of file", "unexpected end", "eof")):
+        return ImageRefusedError(Reason.TRUNCATED, "the data ends before the image does; fetch it again")
+    return ImageRefusedError(Reason.CORRUPT, f"the image cannot be decoded ({type(error).__name__})")
+
+
+def _to_rgb(image: Image.Image) -> UInt8[ndarray, "h w 3"]:
+    """8-bit RGB from any mode: transparency over black, 16-bit and float ranges scaled, CMYK and palettes converted."""
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if grey.max(initial=0) > 255 else 255.0
+        grey8 = np.clip(np.rint(grey * (255.0 / top)), 0, 255).astype(np.uint8)
+        return np.repeat(grey8[:, :, None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _bright_component(small: UInt8[ndarray, "h w 3"]) -> Bool[ndarray, "h w"]:
+    """Largest component brighter than the surround, holes filled. The brightest channel sees dark retinas best."""
+    bright = cv2.GaussianBlur(small.max(axis=2), (5, 5), 0)
+    background = float(np.percentile(bright, 1))
+    if background > 60:  # no dark surround: an overexposed scan, or no fundus photograph
+        raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
+    threshold = background + max(8.0, 0.15 * (float(np.percentile(bright, 95)) - background))
+    mask = (bright > threshold).astype(np.uint8)
+    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    if count < 2:
+        raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
+    largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    contours, _ = cv2.findContours((labels == largest).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = cv2.drawContours(np.zeros_like(mask), contours, -1, 1, cv2.FILLED)
+    return filled.astype(bool)
+
+
+def _convex(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
+    """The convex hull: dark retina at the rim, which the threshold misses, belongs to the FOV."""
+    hull = cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32))
+    return cv2.fillConvexPoly(np.zeros(mask.shape, np.uint8), hull, 1).astype(bool)
+
+
+def _arc(hull: Bool[ndarray, "h w"]) -> Float[ndarray, "n 2"]:
+    """(row, col) of the hull's border pixels, without the straight sides where a camera cut the disc.
+
+    Such a side lies on the hull's bounding box, be it the photograph's edge or a black band added to it later.
+    """
+    filled = hull.astype(np.uint8)
+    border = np.argwhere(filled - cv2.erode(filled, np.ones((3, 3), np.uint8)))
+    first, last = border.min(axis=0), border.max(axis=0)
+    return border[((border > first + 2) & (border < last - 2)).all(axis=1)].astype(float)
+
+
+def _fit_circle(points: Float[ndarray, "n 2"]) -> tuple[float, float, float]:
+    """Least-squares circle (Kasa 1976): r^2 + c^2 = 2 r0 r + 2 c0 c + k is linear in r0, c0 and k."""
+    system = np.column_stack([2 * points, np.ones(len(points))])
+    (row, col, constant), *_ = np.linalg.lstsq(system, (points**2).sum(axis=1), rcond=None)
+    return float(row), float(col), float(np.sqrt(max(constant + row**2 + col**2, 0.0)))
+
+
+def _grid(fov: Fov, shape: tuple[int, int], config: ImageConfig) -> Grid:
+    """The FOV's box and its canonical size, with even sides so that the 0.5x grid is exactly half."""
+    radius = fov.diameter_px / 2 + 1
+    top, bottom = (int(np.clip(v, 0, shape[0])) for v in (np.floor(fov.row - radius), np.ceil(fov.row + radius) + 1))
+    left, right = (int(np.clip(v, 0, shape[1])) for v in (np.floor(fov.col - radius), np.ceil(fov.col + radius) + 1))
+    height, width = bottom - top, right - left
+    scale = config.fov_diameter_px / fov.diameter_px
+    if abs(scale - 1) <= config.scale_tolerance:
+        height, width = height - height % 2, width - width % 2
+        return Grid(top, left, height, width, height, width)
+    canonical = [max(2, 2 * round(side * scale / 2)) for side in (height, width)]
+    return Grid(top, left, height, width, *canonical)
+
+
+def _resample(image: ndarray, height: int, width: int) -> ndarray:
+    """Area average to shrink, linear to grow; both keep pixel centres where `Grid` says they are."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrink = height * width < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)

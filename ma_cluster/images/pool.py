@@ -1,0 +1,100 @@
+"""Candidate centres of training patches as numbered ids, so that millions of patches exist only as numbers.
+
+`LesionPool` holds every lesion pixel; `RegionPool` any number of places in allowed regions, each a pure function of its
+id. Both answer ids with (image, row, col).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Int32, Int64, UInt64
+from numpy import ndarray
+
+_CELL = 4  # regions are kept as 4 x 4 cells: a sixteenth of the memory, and patches are far larger
+
+
+class LesionPool:
+    """Every lesion pixel of a split, ordered by lesion; an id is a position in that order."""
+
+    def __init__(self, masks: Sequence[Bool[ndarray, "h w"]]) -> None:
+        pixels, starts, count = [np.empty((0, 3), np.int32)], [], 0
+        for image, mask in enumerate(masks):
+            _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+            rows, cols = np.nonzero(labels)
+            order = np.argsort(labels[rows, cols], kind="stable")
+            ordered = labels[rows, cols][order]
+            starts.append(count + np.flatnonzero(np.diff(ordered, prepend=0)))
+            count += len(rows)
+            pixels.append(np.column_stack([np.full(len(rows), image), rows[order], cols[order]]).astype(np.int32))
+        self._pixels = np.concatenate(pixels)
+        self._starts = np.concatenate([*starts, [count]]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    @property
+    def lesions(self) -> int:
+        """Number of lesions (8-connected components)."""
+        return len(self._starts) - 1
+
+    def draw(self, count: int, rng: np.random.Generator, *, per_lesion: bool) -> Int64[ndarray, "count"]:
+        """Ids, with replacement: uniform over pixels, or over lesions and then over the pixels of each."""
+        if not per_lesion:
+            return rng.integers(len(self), size=count)
+        lesion = rng.integers(self.lesions, size=count)
+        first, sizes = self._starts[lesion], np.diff(self._starts)[lesion]
+        return first + (rng.random(count) * sizes).astype(np.int64)
+
+    def centres(self, ids: Int64[ndarray, "n"]) -> Int32[ndarray, "n 3"]:
+        """(image, row, col) of ids."""
+        return self._pixels[ids]
+
+
+@dataclass(frozen=True)
+class RegionPool:
+    """`per_image` places in each image's allowed region. Id i lies in image i // per_image, at a place hashed from i."""
+
+    regions: Sequence[Bool[ndarray, "h w"]]
+    per_image: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self._cells) * self.per_image
+
+    def centres(self, ids: Int64[ndarray, "n"]) -> Int32[ndarray, "n 3"]:
+        """(image, row, col) of ids; the same on every machine and in every run."""
+        hashed = _splitmix64(ids.astype(np.uint64) + np.uint64(self.seed) * np.uint64(0x9E3779B97F4A7C15))
+        out = np.empty((len(ids), 3), np.int32)
+        for position, (identity, value) in enumerate(zip(ids, hashed, strict=True)):
+            image = int(identity) // self.per_image
+            cells, columns = self._cells[image]
+            cell = int(cells[int(value >> np.uint64(8)) % len(cells)])
+            row, col = divmod(cell, columns)
+            out[position] = image, row * _CELL + int(value & 3), col * _CELL + int((value >> 2) & 3)
+        return out
+
+    @cached_property
+    def _cells(self) -> list[tuple[Int32[ndarray, "c"], int]]:
+        """For each image the numbers of the cells that lie in its region wholly, and the cells in a row."""
+        out = []
+        for number, region in enumerate(self.regions):
+            height, width = (side // _CELL for side in region.shape)
+            blocks = region[: height * _CELL, : width * _CELL].reshape(height, _CELL, width, _CELL)
+            cells = np.flatnonzero(blocks.all(axis=(1, 3))).astype(np.int32)
+            if len(cells) == 0:
+                raise ValueError(f"image {number} of the pool has no allowed region")
+            out.append((cells, width))
+        return out
+
+
+def _splitmix64(x: UInt64[ndarray, "n"]) -> UInt64[ndarray, "n"]:
+    """Steele, Lea, Flood 2014: a bijection of 64-bit numbers whose outputs pass for random."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

@@ -1,0 +1,246 @@
+"""Objects under a URL: local folders and S3. The only module that knows a storage library.
+
+A `Store` is rooted at a prefix; keys are relative to it, always with "/", and are never interpreted: an S3 key may hold
+anything a photographer's software has put into it. Listing streams, reading is capped, creating never overwrites.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from ma_cluster.errors import ImageRefusedError, ObjectChangedError, ObjectMissingError, Reason, StoreError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a listing."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class Store(Protocol):
+    """What both kinds of store do. Every method raises StoreError, or what it names, when the store does not answer."""
+
+    url: str
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Objects whose key starts with `prefix`, sorted by key, page by page: memory stays flat."""
+
+    def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
+        """The object's bytes.
+
+        Raises:
+            ObjectMissingError: no such key.
+            ObjectChangedError: `etag` is given and the object has another.
+            ImageRefusedError: too_large, where the object has more than `max_bytes`.
+        """
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write the whole object or nothing; whatever was there is replaced."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write the whole object only where there is none; False where there is one already."""
+
+
+def open_store(url: str | os.PathLike[str]) -> Store:
+    """The store of a local path, `file://` or `s3://bucket/prefix` URL. Nothing is opened or created yet.
+
+    S3-compatible servers by the standard AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
+
+    Raises:
+        UsageError: another scheme, or no bucket.
+    """
+    text = os.fspath(url)
+    scheme, _, rest = text.partition("://")
+    if not rest:
+        return LocalStore(Path(text))
+    if scheme == "file":
+        return LocalStore(Path(unquote(urlsplit(text).path)))
+    if scheme != "s3":
+        raise UsageError(f"{scheme}:// is not a store this version knows; use a local path, file:// or s3://bucket/prefix")
+    bucket, _, prefix = rest.partition("/")
+    if not bucket:
+        raise UsageError("an s3:// URL needs a bucket: s3://bucket/prefix")
+    return S3Store(bucket, prefix.strip("/"))
+
+
+class LocalStore:
+    """A folder. Keys are paths below it; links that leave it are followed, as the operator put them there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        self.url = str(self.root)
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        if not self.root.is_dir():
+            raise StoreError("the source folder does not exist or is not a folder; check the path")
+        for path in _walk(self.root):
+            key = path.relative_to(self.root).as_posix()
+            if key.startswith(prefix) and not path.name.startswith(_PARTIAL):
+                stat = path.stat()
+                yield Entry(key, stat.st_size, _local_etag(stat))
+
+    def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
+        try:
+            with self._path(key).open("rb") as file:
+                stat = os.fstat(file.fileno())
+                _check_object(stat.st_size, max_bytes, _local_etag(stat), etag)
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ObjectMissingError("the file is gone; list the source again") from error
+        except OSError as error:
+            raise StoreError(f"the file cannot be read: {error.strerror}") from error
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        partial = self._write_partial(path, data)
+        partial.replace(path)
+
+    def create(self, key: str, data: bytes) -> bool:
+        path = self._path(key)
+        if path.exists():
+            return False
+        partial = self._write_partial(path, data)
+        try:
+            os.link(partial, path)  # fails where the name is taken: create-only, atomic
+        except FileExistsError:
+            return False
+        finally:
+            partial.unlink()
+        return True
+
+    def _path(self, key: str) -> Path:
+        path = self.root / key
+        if ".." in Path(key).parts or Path(key).is_absolute():
+            raise UsageError("a key of a local store must stay inside its folder")
+        return path
+
+    def _write_partial(self, path: Path, data: bytes) -> Path:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(f"the destination cannot be written: {error.strerror}; check space and permissions") from error
+        Path(name).chmod(0o644)
+        return Path(name)
+
+
+class S3Store:
+    """A prefix of a bucket. boto3 retries transient faults with jittered back-off before an error gets here."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.bucket = bucket
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return S3Store, (self.bucket, self.prefix.rstrip("/"))  # clients do not travel between processes
+
+    @cached_property
+    def _client(self) -> Any:
+        import boto3
+        from botocore.config import Config
+
+        retries = {"mode": "standard", "max_attempts": 6}
+        config = Config(retries=retries, connect_timeout=10, read_timeout=60, max_pool_connections=32)
+        return boto3.client("s3", config=config)
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+        with _s3_errors("list"):
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    key = item["Key"][len(self.prefix) :]
+                    if key and not (key.endswith("/") and item["Size"] == 0):  # a console's folder marker
+                        yield Entry(key, item["Size"], item["ETag"].strip('"'))
+
+    def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
+        condition = {"IfMatch": f'"{etag}"'} if etag else {}
+        with _s3_errors("read"):
+            reply = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **condition)
+            with closing(reply["Body"]) as body:
+                _check_object(reply["ContentLength"], max_bytes, None, None)
+                return bytes(body.read())
+
+    def put(self, key: str, data: bytes) -> None:
+        with _s3_errors("write"):
+            self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        with _s3_errors("write"):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if _http_status(error) in (409, 412):
+                    return False
+                raise
+        return True
+
+
+_PARTIAL = ".partial-"
+
+
+class _s3_errors:  # noqa: N801 - reads as a statement: `with _s3_errors("read")`
+    """Turns botocore's exceptions into ours; texts carry the fault's code, never the key."""
+
+    def __init__(self, action: str) -> None:
+        self.action = action
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+        if isinstance(error, ClientError):
+            code = error.response.get("Error", {}).get("Code", "unknown")
+            if _http_status(error) == 412:
+                raise ObjectChangedError("the object was replaced after it was planned") from error
+            if code in ("NoSuchKey", "404"):
+                raise ObjectMissingError("the object is gone; list the source again") from error
+            raise StoreError(f"S3 could not {self.action}: {code}; check bucket, credentials and endpoint") from error
+        if isinstance(error, BotoCoreError | HTTPClientError):
+            raise StoreError(f"S3 could not {self.action}: {type(error).__name__}; check the AWS_* variables") from error
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder in the order of their keys, one directory in memory at a time."""
+    with os.scandir(folder) as entries:
+        # "a/" sorts as S3 sorts it, so both stores list the same keys in the same order
+        names = sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in entries)
+    for name in names:
+        if name.endswith("/"):
+            yield from _walk(folder / name[:-1])
+        else:
+            yield folder / name
+
+
+def _local_etag(stat: os.stat_result) -> str:
+    return f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
+
+
+def _check_object(size: int, max_bytes: int | None, etag: str | None, wanted: str | None) -> None:
+    if wanted is not None and etag != wanted:
+        raise ObjectChangedError("the object was replaced after it was planned")
+    if max_bytes is not None and size > max_bytes:
+        raise ImageRefusedError(Reason.TOO_LARGE, f"{size} bytes, the limit is {max_bytes}")
+
+
+def _http_status(error: Any) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
