@@ -107,10 +107,10 @@ def fit(recipe: Recipe, arguments: argparse.Namespace) -> None:
     optimizer = build_optimizer(model, config)
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.out / "last.safetensors"
-    step = load_checkpoint(checkpoint, model, optimizer)["step"] if checkpoint.exists() else 0
+    start = load_checkpoint(checkpoint, model, optimizer)["step"] if checkpoint.exists() else 0
     draws = Draws(training, config, arguments.seed)
     started, totals = time.monotonic(), []
-    for step in range(step, config.steps):
+    for step in range(start, config.steps):
         totals.append(hgn_step(model, optimizer, draws.batch(step), step, config))
         done = step + 1
         if done % CHECKPOINT_STEPS == 0 or done == config.steps:
@@ -138,7 +138,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe = RECIPES[arguments.recipe]()
     if arguments.steps:
-        hgn = {name: dataclasses.replace(getattr(recipe, name), steps=arguments.steps) for name in ("hgn_1x", "hgn_half")}
+        hgn = {
+            name: dataclasses.replace(getattr(recipe, name), steps=arguments.steps) for name in ("hgn_1x", "hgn_half")
+        }
         recipe = dataclasses.replace(recipe, **hgn)
     fit(recipe, arguments)
 

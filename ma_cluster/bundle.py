@@ -173,7 +173,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _check_networks(names: set[str]) -> None:
     missing, unknown = set(REQUIRED) - names, names - set(NETWORKS)
     if missing or unknown:
-        raise BundleError(f"a bundle needs {', '.join(REQUIRED)}; missing: {sorted(missing)}, unknown: {sorted(unknown)}")
+        raise BundleError(
+            f"a bundle needs {', '.join(REQUIRED)}; missing: {sorted(missing)}, unknown: {sorted(unknown)}"
+        )
 
 
 def _bundle_digest(manifest: dict[str, Any]) -> str:

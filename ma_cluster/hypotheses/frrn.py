@@ -52,7 +52,7 @@ class ResidualUnit(nn.Module):
 
 
 class FullResolutionResidualUnit(nn.Module):
-    """y' = f(y, pool(z)); z' = z + upsample(conv1(y')). Reads the residual stream at the pooled scale, adds back at full."""
+    """y' = f(y, pool(z)); z' = z + upsample(conv1(y')): reads the residual stream pooled, writes it at full size."""
 
     def __init__(self, inputs: int, outputs: int, residual: int, scale: int) -> None:
         super().__init__()
@@ -69,6 +69,21 @@ class FullResolutionResidualUnit(nn.Module):
         return y, z + F.interpolate(self.back(y), scale_factor=self.scale, mode="nearest")
 
 
+class Stage(nn.ModuleList):
+    """`units` FRRUs in a row, y' of one the y of the next."""
+
+    def __init__(self, inputs: int, outputs: int, residual: int, scale: int, units: int) -> None:
+        sizes = [inputs] + [outputs] * (units - 1)
+        super().__init__([FullResolutionResidualUnit(size, outputs, residual, scale) for size in sizes])
+
+    def forward(
+        self, y: Float[Tensor, "n c hs ws"], z: Float[Tensor, "n r h w"]
+    ) -> tuple[Float[Tensor, "n d hs ws"], Float[Tensor, "n r h w"]]:
+        for unit in self:
+            y, z = unit(y, z)
+        return y, z
+
+
 class Frrn(nn.Module):
     """FRRN-A. `forward` maps enhanced patches, values about -1..1, sides multiples of 16, to logits of each class."""
 
@@ -81,11 +96,11 @@ class Frrn(nn.Module):
         channels = base
         self.down = nn.ModuleList()
         for outputs, scale, units in ((96, 2, 3), (192, 4, 4), (384, 8, 2), (384, 16, 2)):
-            self.down.append(_chain(channels, _channels(outputs, width), residual, scale, units))
+            self.down.append(Stage(channels, _channels(outputs, width), residual, scale, units))
             channels = _channels(outputs, width)
         self.up = nn.ModuleList()
         for outputs, scale, units in ((192, 8, 2), (192, 4, 2), (96, 2, 2)):
-            self.up.append(_chain(channels, _channels(outputs, width), residual, scale, units))
+            self.up.append(Stage(channels, _channels(outputs, width), residual, scale, units))
             channels = _channels(outputs, width)
         first = ResidualUnit(channels + residual, base)
         self.merge_units = nn.Sequential(first, ResidualUnit(base, base), ResidualUnit(base, base))
@@ -96,24 +111,14 @@ class Frrn(nn.Module):
         y = self.stem_units(self.stem(x))
         z = self.split(y)
         for stage in self.down:
-            y = F.max_pool2d(y, 2)
-            for unit in stage:
-                y, z = unit(y, z)
+            y, z = stage(F.max_pool2d(y, 2), z)
         for stage in self.up:
-            y = _upsample2(y)
-            for unit in stage:
-                y, z = unit(y, z)
+            y, z = stage(_upsample2(y), z)
         return self.head(self.merge_units(torch.cat([_upsample2(y), z], dim=1)))
 
 
 def _channels(published: int, width: float) -> int:
     return max(8, 8 * round(published * width / 8))
-
-
-def _chain(inputs: int, outputs: int, residual: int, scale: int, units: int) -> nn.ModuleList:
-    """`units` FRRUs in a row, y' of one the y of the next."""
-    sizes = [inputs] + [outputs] * (units - 1)
-    return nn.ModuleList([FullResolutionResidualUnit(size, outputs, residual, scale) for size in sizes])
 
 
 def _upsample2(y: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def weighted_cross_entropy(
 
 
 def soft_dice(logits: Float[Tensor, "n 2 h w"], lesion: Bool[Tensor, "n h w"]) -> Float[Tensor, ""]:
-    """1 - 2 sum(p g) / (sum p^2 + sum g^2 + 1e-5), lesion channel, pooled over the mini-batch (V-Net, Milletari 2016)."""
+    """1 - 2 sum(p g) / (sum p^2 + sum g^2 + 1e-5), lesion channel, over the whole mini-batch (V-Net, 2016)."""
     p = lesion_probability(logits)
     g = lesion.to(p.dtype)
     return 1 - 2 * (p * g).sum() / (p.square().sum() + g.square().sum() + 1e-5)

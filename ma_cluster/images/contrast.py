@@ -46,19 +46,25 @@ def enhance(
     return enhanced
 
 
-
-
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A photograph as the networks see it: enhanced on the 1x and the 0.5x grid, with its field of view on both."""
+    """A photograph as the networks see it: enhanced on the 1x and the 0.5x grid, with its field of view on both.
 
+    `pixels` is the upright photograph itself, for the overlay and for the way back from the canonical grid.
+    """
+
+    pixels: UInt8[ndarray, "ph pw 3"]
     enhanced_1x: UInt8[ndarray, "h w 3"]
     fov_1x: Bool[ndarray, "h w"]
     enhanced_half: UInt8[ndarray, "hh hw 3"]
     fov_half: Bool[ndarray, "hh hw"]
     fov: Fov
     grid: Grid
-    shape: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the photograph, pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
 
 
 def prepare(fundus: Fundus, config: ImageConfig) -> Prepared:
@@ -66,11 +72,11 @@ def prepare(fundus: Fundus, config: ImageConfig) -> Prepared:
     sigma = config.sigma_ratio * config.fov_diameter_px
     half, fov_half = half_scale(fundus.canonical), half_scale_mask(fundus.canonical_fov)
     return Prepared(
+        pixels=fundus.pixels,
         enhanced_1x=enhance(fundus.canonical, fundus.canonical_fov, sigma, config.contrast_gain),
         fov_1x=fundus.canonical_fov,
         enhanced_half=enhance(half, fov_half, sigma / 2, config.contrast_gain),
         fov_half=fov_half,
         fov=fundus.fov,
         grid=fundus.grid,
-        shape=fundus.shape,
     )

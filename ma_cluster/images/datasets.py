@@ -27,6 +27,8 @@ Label = Literal["healthy", "lesion"]
 IMAGES_FOLDER = "A. Segmentation/1. Original Images/"
 MASKS_FOLDER = "A. Segmentation/2. All Segmentation Groundtruths/"
 TEST_PART = "b. Testing Set"
+_LABELS: dict[str, Label] = {"healthy": "healthy", "lesion": "lesion"}
+_SPLITS: dict[str, Split] = {"training": "training", "validation": "validation", "test": "test"}
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
@@ -54,10 +56,7 @@ def read_dataset(url: str, split: SplitConfig, healthy_url: str | None = None) -
     Raises:
         UsageError: nothing was found, or the manifest is wrong.
     """
-    if url.endswith((".csv", ".parquet")):
-        samples = _read_manifest(url)
-    else:
-        samples = list(_read_idrid(url, split))
+    samples = _read_manifest(url) if url.endswith((".csv", ".parquet")) else list(_read_idrid(url, split))
     if healthy_url is not None:
         samples += _read_healthy(healthy_url, split)
     if not samples:
@@ -102,27 +101,28 @@ def _read_healthy(url: str, split: SplitConfig) -> list[Sample]:
     keys = [entry.key for entry in store.list() if entry.key.lower().endswith(_IMAGE_SUFFIXES)]
     names = {key: PurePosixPath(key).stem for key in keys}
     return [
-        Sample(name, _join(store, key), None, "healthy", "validation" if name in split.validation_healthy else "training")
+        Sample(
+            name, _join(store, key), None, "healthy", "validation" if name in split.validation_healthy else "training"
+        )
         for key, name in names.items()
     ]
 
 
 def _read_manifest(url: str) -> list[Sample]:
-    rows = _manifest_rows(url)
     folder = url.rpartition("/")[0]
-    samples = []
-    for number, row in enumerate(rows, 1):
+    samples: list[Sample] = []
+    split_of: dict[str, Split] = {}
+    for number, row in enumerate(_manifest_rows(url), 1):
         image, mask = row.get("image"), row.get("mask") or None
-        label, part = row.get("label"), row.get("split")
-        if not image or label not in ("healthy", "lesion") or part not in ("training", "validation", "test"):
-            raise UsageError(
-                f"row {number} of the manifest needs image, label (healthy or lesion) and split "
-                "(training, validation or test)"
-            )
-        samples.append(Sample(PurePosixPath(image).stem, _resolve(folder, image), mask and _resolve(folder, mask), label, part))
-    groups = {(row.get("group") or sample.name, sample.split) for row, sample in zip(rows, samples, strict=True)}
-    if len({group for group, _ in groups}) < len(groups):
-        raise UsageError("a group (patient) of the manifest is in two splits; put all its photographs into one")
+        label, part = _LABELS.get(row.get("label", "")), _SPLITS.get(row.get("split", ""))
+        if not image or label is None or part is None:
+            known = f"label ({' or '.join(_LABELS)}) and split ({', '.join(_SPLITS)})"
+            raise UsageError(f"row {number} of the manifest needs image, {known}")
+        name = PurePosixPath(image).stem
+        group = row.get("group") or name
+        if split_of.setdefault(group, part) != part:
+            raise UsageError(f"row {number} of the manifest puts its group (patient) into a second split")
+        samples.append(Sample(name, _resolve(folder, image), mask and _resolve(folder, mask), label, part))
     return samples
 
 
@@ -132,7 +132,8 @@ def _manifest_rows(url: str) -> list[dict[str, str]]:
         return list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
     import pyarrow.parquet as pq
 
-    return pq.read_table(io.BytesIO(data)).to_pylist()
+    rows: list[dict[str, str]] = pq.read_table(io.BytesIO(data)).to_pylist()
+    return rows
 
 
 def _join(store: Store, key: str) -> str:

@@ -226,7 +226,9 @@ def _check_size(width: int, height: int, config: ImageConfig) -> None:
 def _decode_refusal(error: Exception) -> ImageRefusedError:
     """Pillow has no type for "the data ends early"; its message says so."""
     text = str(error).lower()
-    if isinstance(error, EOFError) or any(word in text for word in ("truncated", "end of file", "unexpected end", "eof")):
+    if isinstance(error, EOFError) or any(
+        word in text for word in ("truncated", "end of file", "unexpected end", "eof")
+    ):
         return ImageRefusedError(Reason.TRUNCATED, "the data ends before the image does; fetch it again")
     return ImageRefusedError(Reason.CORRUPT, f"the image cannot be decoded ({type(error).__name__})")
 

@@ -90,9 +90,7 @@ class Tiling:
         """The tile of a window, from an image that `pad` has extended."""
         return padded[window.row : window.row + self.tile, window.col : window.col + self.tile]
 
-    def stitch(
-        self, windows: Sequence[Window], tiles: Sequence[Float32[ndarray, "t t"]]
-    ) -> Float32[ndarray, "h w"]:
+    def stitch(self, windows: Sequence[Window], tiles: Sequence[Float32[ndarray, "t t"]]) -> Float32[ndarray, "h w"]:
         """The mirror of `crop`: the kept part of each tile at its place; 0 where no window is given."""
         out = np.zeros(self.padded_shape, dtype=np.float32)
         for window, tile in zip(windows, tiles, strict=True):

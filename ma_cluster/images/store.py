@@ -67,7 +67,9 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     if scheme == "file":
         return LocalStore(Path(unquote(urlsplit(text).path)))
     if scheme != "s3":
-        raise UsageError(f"{scheme}:// is not a store this version knows; use a local path, file:// or s3://bucket/prefix")
+        raise UsageError(
+            f"{scheme}:// is not a store this version knows; use a local path, file:// or s3://bucket/prefix"
+        )
     bucket, _, prefix = rest.partition("/")
     if not bucket:
         raise UsageError("an s3:// URL needs a bucket: s3://bucket/prefix")
@@ -134,7 +136,9 @@ class LocalStore:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StoreError(f"the destination cannot be written: {error.strerror}; check space and permissions") from error
+            raise StoreError(
+                f"the destination cannot be written: {error.strerror}; check space and permissions"
+            ) from error
         Path(name).chmod(0o644)
         return Path(name)
 
@@ -216,7 +220,9 @@ class _s3_errors:  # noqa: N801 - reads as a statement: `with _s3_errors("read")
                 raise ObjectMissingError("the object is gone; list the source again") from error
             raise StoreError(f"S3 could not {self.action}: {code}; check bucket, credentials and endpoint") from error
         if isinstance(error, BotoCoreError | HTTPClientError):
-            raise StoreError(f"S3 could not {self.action}: {type(error).__name__}; check the AWS_* variables") from error
+            raise StoreError(
+                f"S3 could not {self.action}: {type(error).__name__}; check the AWS_* variables"
+            ) from error
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -44,7 +44,7 @@ class Operating:
 
 
 def average_precision(counts: PixelCounts) -> float:
-    """sum over thresholds of (recall step) x precision, all thresholds, as scikit-learn defines it; 0 without lesions."""
+    """Sum over all thresholds of (recall step) x precision, as scikit-learn defines it; 0 without lesions."""
     true, called = _at_or_above(counts)
     if true[0] == 0:
         return 0.0

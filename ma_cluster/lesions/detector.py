@@ -1,0 +1,160 @@
+"""The only place where the stages are joined: a photograph -> its lesions. Every command goes through here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float32, UInt8
+from numpy import ndarray
+from torch import nn
+
+from ma_cluster.bundle import Bundle, load_bundle, load_weights
+from ma_cluster.config import Recipe
+from ma_cluster.hypotheses.fitting import build_hgn
+from ma_cluster.hypotheses.fusion import fuse, upsample_half
+from ma_cluster.hypotheses.segment import probability_map
+from ma_cluster.images.contrast import Prepared, prepare
+from ma_cluster.images.fundus import Fov, locate, read_fundus
+from ma_cluster.images.patches import Tiling
+from ma_cluster.lesions.table import Lesion, find_lesions
+from ma_cluster.refinement.fitting import build_prn
+from ma_cluster.refinement.patchwise import refine
+
+Map = Float32[ndarray, "ch cw"]
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What is known of one photograph. `mask` and the lesions are on the grid of the upright photograph."""
+
+    lesions: tuple[Lesion, ...]
+    mask: Bool[ndarray, "h w"]
+    fov: Fov
+    seconds: dict[str, float] = field(compare=False)
+    """Wall time of the stages prepare (where `detect` did it), hgn, prn and lesions."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the photograph, pixels."""
+        return self.mask.shape[0], self.mask.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """The probability maps before fusion, on the canonical 1x grid. The PRN's are None in a bundle without one."""
+
+    hgn_1x: Map
+    hgn_half: Map
+    prn_1x: Map | None
+    prn_half: Map | None
+
+    def stack(self) -> list[Map]:
+        """The maps that are there, in order."""
+        return [m for m in (self.hgn_1x, self.hgn_half, self.prn_1x, self.prn_half) if m is not None]
+
+
+class Detector:
+    """A loaded model, ready to look at photographs. Stateless between calls."""
+
+    def __init__(self, bundle: Bundle, *, device: str = "cpu") -> None:
+        recipe = bundle.recipe
+        self.recipe: Recipe = recipe
+        self.digest = bundle.digest
+        networks: dict[str, nn.Module] = {"hgn_1x": build_hgn(recipe.hgn_1x), "hgn_half": build_hgn(recipe.hgn_half)}
+        if "prn" in bundle.weights:
+            networks["prn"] = build_prn(recipe.prn)
+        for name, network in networks.items():
+            load_weights(network, bundle.weights[name], name)
+            network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._networks = networks
+
+    @classmethod
+    def load(cls, model: str | Path = "lite", *, device: str = "cpu", threads: int | None = None) -> Detector:
+        """Load a model that ships with the package, or a bundle's folder.
+
+        Args:
+            model: name or folder.
+            device: where the networks run: cpu, cuda, cuda:1, ...
+            threads: CPU threads of the whole process's torch; None leaves torch's choice.
+
+        Raises:
+            BundleError: the model is not there or damaged.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(load_bundle(model), device=device)
+
+    def detect(self, image: str | Path | bytes | UInt8[ndarray, "h w 3"]) -> Detection:
+        """Find the lesions of one photograph: a path, encoded bytes, or upright RGB.
+
+        Raises:
+            ImageRefusedError: it cannot be scored; its `reason` is from the closed list.
+            FileNotFoundError: the path leads nowhere.
+        """
+        started = time.perf_counter()
+        prepared = self.prepare(image)
+        prepare_seconds = time.perf_counter() - started
+        detection = self.segment(prepared)
+        return replace(detection, seconds={"prepare": prepare_seconds} | detection.seconds)
+
+    def prepare(self, image: str | Path | bytes | UInt8[ndarray, "h w 3"]) -> Prepared:
+        """The part before the networks: decode, find the FOV, bring to scale, enhance."""
+        if isinstance(image, ndarray):
+            fundus = locate(image, self.recipe.image)
+        else:
+            data = image if isinstance(image, bytes) else Path(image).read_bytes()
+            fundus = read_fundus(data, self.recipe.image)
+        return prepare(fundus, self.recipe.image)
+
+    def segment(self, prepared: Prepared) -> Detection:
+        """The networks, their fusion, and the lesion table."""
+        seconds: dict[str, float] = {}
+        maps = self.maps(prepared, seconds)
+        with _timed(seconds, "lesions"):
+            config = self.recipe.detector
+            fused = fuse(maps.stack(), config.fusion)
+            lesions, mask = find_lesions(fused, prepared.grid, prepared.fov, prepared.shape, config)
+        return Detection(lesions, mask, prepared.fov, seconds)
+
+    def maps(self, prepared: Prepared, seconds: dict[str, float] | None = None) -> Maps:
+        """The probability maps of every stage; wall times are added to `seconds`."""
+        seconds = {} if seconds is None else seconds
+        with _timed(seconds, "hgn"):
+            one = self._hypotheses("hgn_1x", prepared.enhanced_1x, prepared.fov_1x)
+            half = self._hypotheses("hgn_half", prepared.enhanced_half, prepared.fov_half)
+            half = upsample_half(half, one.shape) * prepared.fov_1x
+        if "prn" not in self._networks:
+            return Maps(one, half, None, None)
+        with _timed(seconds, "prn"):
+            return self._refinements(prepared, one, half)
+
+    def _hypotheses(self, name: str, enhanced: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]) -> Map:
+        config = self.recipe.detector
+        tiling = Tiling(fov.shape[0], fov.shape[1], config.tile_px, config.halo_px)
+        return probability_map(self._networks[name], enhanced, fov, tiling)
+
+    def _refinements(self, prepared: Prepared, one: Map, half: Map) -> Maps:
+        """The PRN once over the union of both regions of interest; its two maps are that answer within each."""
+        config, prn = self.recipe.detector, self.recipe.prn
+        rois = one > config.roi_threshold_1x, half > config.roi_threshold_half
+        union = rois[0] | rois[1]
+        if prn.scale == "1x":
+            refined = refine(self._networks["prn"], prepared.enhanced_1x, union, prn.patch_px, config.prn_stride_px)
+        else:
+            union_half = union[::2, ::2] | union[1::2, ::2] | union[::2, 1::2] | union[1::2, 1::2]
+            enhanced = prepared.enhanced_half
+            coarse = refine(self._networks["prn"], enhanced, union_half, prn.patch_px, config.prn_stride_px)
+            refined = upsample_half(coarse, union.shape)
+        return Maps(one, half, refined * rois[0], refined * rois[1])
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started

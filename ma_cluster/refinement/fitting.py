@@ -1,0 +1,73 @@
+"""One training step of the patch refinement network, and what it needs. Knows nothing of ranks, epochs or ledgers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor, nn
+
+from ma_cluster.config import PrnConfig
+from ma_cluster.hypotheses.fitting import learning_rate, normalise
+from ma_cluster.refinement.resnet import Prn
+from ma_cluster.refinement.triplet import classification_loss, triplet_loss
+
+
+@dataclass(frozen=True, slots=True)
+class TripletBatch:
+    """Enhanced RGB patches: anchors and positives centred on lesion pixels, negatives on healthy ones."""
+
+    anchor: UInt8[Tensor, "n 3 s s"]
+    positive: UInt8[Tensor, "n 3 s s"]
+    negative: UInt8[Tensor, "n 3 s s"]
+
+
+@dataclass(frozen=True, slots=True)
+class PrnLosses:
+    """The terms of one step, and the cross entropy of each negative, for the ledger."""
+
+    total: float
+    triplet: float
+    cross_entropy: float
+    negatives: Float32[Tensor, "n"]
+
+
+def build_prn(config: PrnConfig) -> Prn:
+    """The network of a recipe, freshly initialised."""
+    return Prn(config.width)
+
+
+def prn_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: TripletBatch, step: int, config: PrnConfig
+) -> PrnLosses:
+    """One optimiser step. The three branches share weights: one forward pass over all 3 n patches.
+
+    Without the triplet term (`triplet_weight` 0, the `cls` ablation) the positives are not computed.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, config)
+    model.train()
+    device = next(model.parameters()).device
+    parts = [batch.anchor, batch.negative] + ([batch.positive] if config.triplet_weight else [])
+    with torch.autocast(device.type, torch.bfloat16):
+        embeddings, logits = model(normalise(torch.cat(parts).to(device)))
+    embedding, logit = embeddings.float().chunk(len(parts)), logits.float().chunk(len(parts))
+    cross_entropy, negatives = classification_loss(logit[0], logit[1])
+    total, triplet = cross_entropy, 0.0
+    if config.triplet_weight:
+        term = triplet_loss(embedding[0], embedding[2], embedding[1], config.margin)
+        total, triplet = cross_entropy + config.triplet_weight * term, term.item()
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return PrnLosses(total.item(), triplet, cross_entropy.item(), negatives.cpu())
+
+
+@torch.inference_mode()
+def prn_probability(model: nn.Module, patches: UInt8[Tensor, "n 3 s s"]) -> Float32[Tensor, "n"]:
+    """Probability that the centre pixel of each patch is a lesion; the model is in eval mode."""
+    device = next(model.parameters()).device
+    _, logits = model(normalise(patches.to(device)))
+    return torch.sigmoid((logits[:, 1] - logits[:, 0]).float()).cpu()
