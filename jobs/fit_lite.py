@@ -1,9 +1,9 @@
-"""Train one hypothesis network in a single process, without a cluster.
+"""Train the networks of a model in a single process, without a cluster.
 
-    python jobs/fit_lite.py --scale 0.5x --data IDRID --out runs/hgn_half [--steps N]
+    python jobs/fit_lite.py hgn_half --data IDRID --out runs/hgn_half [--steps N]
 
-Stop it at any moment and start it again: it goes on from its last checkpoint. Its step function and its draws are the
-ones that the cluster's training uses.
+Stop it at any moment and start it again: it goes on from its last checkpoint. Step functions and draws are those that
+training on a cluster calls.
 """
 
 from __future__ import annotations
@@ -13,121 +13,119 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
-from numpy import ndarray
+from torch import nn
 
 from ma_cluster.bundle import load_checkpoint, save_checkpoint
-from ma_cluster.config import RECIPES, DetectorConfig, HgnConfig, Recipe
-from ma_cluster.hypotheses.fitting import HgnBatch, build_hgn, build_optimizer, hgn_step
+from ma_cluster.config import RECIPES, HgnConfig, PrnConfig, Recipe, Scale
+from ma_cluster.hypotheses.fitting import build_hgn, build_optimizer, hgn_step
+from ma_cluster.hypotheses.sampling import HgnDraws
 from ma_cluster.hypotheses.segment import probability_map
-from ma_cluster.images.augment import SYMMETRIES, jitter, turn
-from ma_cluster.images.contrast import MID_GREY, prepare
-from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
-from ma_cluster.images.fundus import half_scale_mask, read_fundus
-from ma_cluster.images.patches import Tiling, crop
-from ma_cluster.images.pool import LesionPool, RegionPool
+from ma_cluster.images.annotated import Annotated, load_annotated
+from ma_cluster.images.datasets import read_dataset
+from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.scoring import PixelCounts, average_precision, best_f1
+from ma_cluster.refinement.fitting import build_prn, prn_probability, prn_step
+from ma_cluster.refinement.sampling import TripletDraws
 
 log = logging.getLogger("fit_lite")
 CHECKPOINT_STEPS = 100
+Losses = dict[str, float]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Photograph:
-    """One annotated photograph on the grid of one scale."""
-
-    enhanced: UInt8[ndarray, "h w 3"]
-    fov: Bool[ndarray, "h w"]
-    lesion: Bool[ndarray, "h w"]
+def load_split(recipe: Recipe, scale: Scale, data: str, split: str) -> list[Annotated]:
+    samples = [sample for sample in read_dataset(data, recipe.split) if sample.mask and sample.split == split]
+    return [load_annotated(sample, scale, recipe.image) for sample in samples]
 
 
-def load(sample: Sample, recipe: Recipe, scale: str) -> Photograph:
-    fundus = read_fundus(read_object(sample.image), recipe.image)
-    prepared = prepare(fundus, recipe.image)
-    assert sample.mask is not None
-    lesion = fundus.grid.crop_mask(decode_mask(read_object(sample.mask)))
-    if scale == "1x":
-        return Photograph(prepared.enhanced_1x, prepared.fov_1x, lesion)
-    return Photograph(prepared.enhanced_half, prepared.fov_half, half_scale_mask(lesion))
-
-
-class Draws:
-    """Mini-batches as a pure function of (seed, step)."""
-
-    def __init__(self, photographs: Sequence[Photograph], config: HgnConfig, seed: int) -> None:
-        self.photographs, self.config, self.seed = photographs, config, seed
-        self.lesions = LesionPool([photograph.lesion for photograph in photographs])
-        self.anywhere = RegionPool([photograph.fov for photograph in photographs], per_image=10**6, seed=seed)
-
-    def batch(self, step: int) -> HgnBatch:
-        rng = np.random.default_rng([self.seed, step])
-        positives = round(self.config.batch_patches * self.config.lesion_share)
-        ids = self.lesions.draw(positives, rng, per_lesion=self.config.per_lesion)
-        others = rng.integers(len(self.anywhere), size=self.config.batch_patches - positives)
-        centres = np.concatenate([self.lesions.centres(ids), self.anywhere.centres(others)])
-        # a lesion is not always in the middle: shift by up to a quarter of the patch
-        reach = self.config.patch_px // 4
-        centres[:, 1:] += rng.integers(-reach, reach + 1, size=(len(centres), 2), dtype=np.int32)
-        patches, lesion = zip(*[self.patch(*map(int, centre), rng) for centre in centres], strict=True)
-        return HgnBatch(torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(lesion)))
-
-    def patch(
-        self, image: int, row: int, col: int, rng: np.random.Generator
-    ) -> tuple[UInt8[ndarray, "s s 3"], Bool[ndarray, "s s"]]:
-        photograph, size = self.photographs[image], self.config.patch_px
-        symmetry = int(rng.integers(SYMMETRIES))
-        patch = turn(crop(photograph.enhanced, row, col, size, MID_GREY), symmetry)
-        return jitter(patch, rng, self.config.colour_jitter), turn(crop(photograph.lesion, row, col, size, 0), symmetry)
-
-
-def validate(model: torch.nn.Module, photographs: Sequence[Photograph], config: DetectorConfig) -> dict[str, float]:
+def validate_hgn(model: nn.Module, photographs: Sequence[Annotated], recipe: Recipe) -> Losses:
+    """Exact average precision over whole photographs."""
     model.eval()
     counts = []
     for photograph in photographs:
-        tiling = Tiling(*photograph.fov.shape, config.tile_px, config.halo_px)
-        probability = probability_map(model, photograph.enhanced, photograph.fov, tiling)
-        counts.append(PixelCounts.of(probability, photograph.lesion))
+        height, width = photograph.fov.shape
+        tiling = Tiling(height, width, recipe.detector.tile_px, recipe.detector.halo_px)
+        counts.append(
+            PixelCounts.of(probability_map(model, photograph.enhanced, photograph.fov, tiling), photograph.lesion)
+        )
     total = sum(counts[1:], counts[0])
     best = best_f1(total)
     return {"average_precision": average_precision(total), "f1": best.f1, "threshold": best.threshold}
 
 
-def fit(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    config = recipe.hgn_1x if arguments.scale == "1x" else recipe.hgn_half
-    samples = [sample for sample in read_dataset(arguments.data, recipe.split) if sample.mask]
-    training = [load(s, recipe, arguments.scale) for s in samples if s.split == "training"]
-    validation = [load(s, recipe, arguments.scale) for s in samples if s.split == "validation"]
-    torch.manual_seed(arguments.seed)
-    model = build_hgn(config).to(memory_format=torch.channels_last)
+def fit_hgn(recipe: Recipe, config: HgnConfig, scale: Scale, arguments: argparse.Namespace) -> None:
+    draws = HgnDraws(load_split(recipe, scale, arguments.data, "training"), config, arguments.seed)
+    validation = load_split(recipe, scale, arguments.data, "validation")
+    model = build_hgn(config)
     optimizer = build_optimizer(model, config)
+
+    def step(number: int) -> Losses:
+        return hgn_step(model, optimizer, draws.batch(number), number, config)
+
+    loop(model, optimizer, step, lambda: validate_hgn(model, validation, recipe), arguments)
+
+
+def fit_prn(recipe: Recipe, config: PrnConfig, arguments: argparse.Namespace) -> None:
+    """Selective sampling on a pool whose losses live in this process: 1 - p(healthy), uniform at first."""
+    draws = TripletDraws(load_split(recipe, config.scale, arguments.data, "training"), config, arguments.seed)
+    model = build_prn(config)
+    optimizer = build_optimizer(model, config)
+    losses = np.ones(draws.healthy, dtype=np.float32)
+
+    def refresh(number: int) -> None:
+        rng = np.random.default_rng([arguments.seed, number, 1])
+        share = 1.0 if losses.min() == 1.0 else config.refresh_share
+        model.eval()
+        for ids, patches in draws.plain(rng.choice(draws.healthy, round(share * draws.healthy), replace=False)):
+            losses[ids] = prn_probability(model, patches).numpy()
+
+    def step(number: int) -> Losses:
+        if number and number % config.refresh_steps == 0:
+            refresh(number)
+        batch, ids = draws.batch(number, losses)
+        done = prn_step(model, optimizer, batch, number, config)
+        losses[ids] = 1 - np.exp(-done.negatives.numpy())
+        return {"total": done.total, "triplet": done.triplet, "cross_entropy": done.cross_entropy}
+
+    loop(model, optimizer, step, lambda: {"pool_loss": float(losses.mean())}, arguments)
+
+
+def loop(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: Callable[[int], Losses],
+    validate: Callable[[], Losses],
+    arguments: argparse.Namespace,
+) -> None:
+    """Steps, checkpoints, a line of JSON for each checkpoint."""
     arguments.out.mkdir(parents=True, exist_ok=True)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint = arguments.out / "last.safetensors"
-    start = load_checkpoint(checkpoint, model, optimizer)["step"] if checkpoint.exists() else 0
-    draws = Draws(training, config, arguments.seed)
-    started, totals = time.monotonic(), []
-    for step in range(start, config.steps):
-        totals.append(hgn_step(model, optimizer, draws.batch(step), step, config))
-        done = step + 1
-        if done % CHECKPOINT_STEPS == 0 or done == config.steps:
-            save_checkpoint(checkpoint, model, optimizer, {"step": done})
-            means = {term: sum(losses[term] for losses in totals) / len(totals) for term in totals[0]}
-            record = {"step": done, "seconds": time.monotonic() - started, **means}
-            if done % arguments.validate_every == 0 or done == config.steps:
-                record |= validate(model, validation, recipe.detector)
-            with (arguments.out / "log.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            log.info("%s", json.dumps(record))
-            totals = []
+    first = load_checkpoint(checkpoint, model, optimizer)["step"] if checkpoint.exists() else 0
+    started, recent = time.monotonic(), []
+    for number in range(first, arguments.steps):
+        recent.append(step(number))
+        done = number + 1
+        if done % CHECKPOINT_STEPS and done != arguments.steps:
+            continue
+        save_checkpoint(checkpoint, model, optimizer, {"step": done})
+        means = {term: sum(losses[term] for losses in recent) / len(recent) for term in recent[0]}
+        record = {"step": done, "seconds": round(time.monotonic() - started, 1), **means}
+        if done % arguments.validate_every == 0 or done == arguments.steps:
+            record |= validate()
+        with (arguments.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        log.info("%s", json.dumps(record))
+        recent = []
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("1x", "0.5x"), required=True)
+    parser.add_argument("network", choices=("hgn_1x", "hgn_half", "prn", "cls"))
     parser.add_argument("--data", required=True, help="folder or prefix in IDRiD's layout, or a manifest")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="lite")
@@ -136,13 +134,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.manual_seed(arguments.seed)
     recipe = RECIPES[arguments.recipe]()
-    if arguments.steps:
-        hgn = {
-            name: dataclasses.replace(getattr(recipe, name), steps=arguments.steps) for name in ("hgn_1x", "hgn_half")
-        }
-        recipe = dataclasses.replace(recipe, **hgn)
-    fit(recipe, arguments)
+    config = getattr(recipe, "prn" if arguments.network == "cls" else arguments.network)
+    arguments.steps = arguments.steps or config.steps
+    config = dataclasses.replace(config, steps=arguments.steps)
+    if arguments.network.startswith("hgn"):
+        fit_hgn(recipe, config, "1x" if arguments.network == "hgn_1x" else "0.5x", arguments)
+    else:
+        weight = 0.0 if arguments.network == "cls" else config.triplet_weight
+        fit_prn(recipe, dataclasses.replace(config, triplet_weight=weight), arguments)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ma_cluster.errors import UsageError
 
 Fusion = Literal["geometric", "arithmetic"]
+Scale = Literal["1x", "0.5x"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +89,7 @@ class PrnConfig:
 
     width: float = 1.0
     """Channels over those of ResNet-50; 1 is the paper's network [T]."""
-    scale: Literal["1x", "0.5x"] = "1x"
+    scale: Scale = "1x"
     """Grid the patches are cut from; the paper's is 1x [I]."""
     patch_px: int = 128
     """Side of a patch on that grid, pixels [U]."""
@@ -112,6 +113,10 @@ class PrnConfig:
     """Steps between two refreshes of the healthy pool's losses: each epoch [U]."""
     refresh_share: float = 0.1
     """Share of the healthy pool that a refresh scores again [U]."""
+    per_lesion: bool = False
+    """As for the HGN: draw anchors and positives per lesion, not per pixel [U]."""
+    negative_margin_px: int = 16
+    """Healthy centres keep this distance from every annotated microaneurysm, pixels of the PRN's grid [U]."""
     healthy_per_image: int = 75_000
     """Healthy candidate centres for each training photograph: 6 million over 80 [I]."""
 
@@ -202,6 +207,7 @@ def lite() -> Recipe:
         warmup_steps=100,
         weight_decay=1e-2,
         refresh_steps=250,
+        negative_margin_px=6,
         healthy_per_image=2_000,
         colour_jitter=0.1,
     )

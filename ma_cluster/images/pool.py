@@ -57,7 +57,7 @@ class LesionPool:
 
 @dataclass(frozen=True)
 class RegionPool:
-    """`per_image` places in each image's allowed region. Id i lies in image i // per_image, at a place hashed from i."""
+    """`per_image` places in each image's region: id i lies in image i // per_image, at a place hashed from i."""
 
     regions: Sequence[Bool[ndarray, "h w"]]
     per_image: int
