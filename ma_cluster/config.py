@@ -198,10 +198,10 @@ def lite() -> Recipe:
         colour_jitter=0.1,
     )
     prn = PrnConfig(
-        width=1 / 8,
+        width=1 / 4,
         scale="0.5x",
         patch_px=64,
-        triplets=16,
+        triplets=24,
         steps=2500,
         learning_rate=1e-3,
         warmup_steps=100,
@@ -211,7 +211,7 @@ def lite() -> Recipe:
         healthy_per_image=2_000,
         colour_jitter=0.1,
     )
-    return Recipe(name="lite", hgn_1x=hgn, hgn_half=hgn, prn=prn, detector=DetectorConfig(prn_stride_px=2))
+    return Recipe(name="lite", hgn_1x=hgn, hgn_half=hgn, prn=prn, detector=DetectorConfig(tile_px=768, prn_stride_px=2))
 
 
 def tiny() -> Recipe:

@@ -18,7 +18,7 @@ def probability_map(
     enhanced: UInt8[ndarray, "h w 3"],
     fov: Bool[ndarray, "h w"],
     tiling: Tiling,
-    batch_tiles: int = 4,
+    batch_tiles: int = 1,
 ) -> Float32[ndarray, "h w"]:
     """Lesion probability of each pixel, 0 outside the FOV. Tiles that do not meet the FOV are not computed.
 
@@ -27,7 +27,7 @@ def probability_map(
         enhanced: the photograph on the network's grid.
         fov: its field of view.
         tiling: of the same shape.
-        batch_tiles: tiles in one forward pass; does not change the answer.
+        batch_tiles: tiles in one forward pass; does not change the answer. On a CPU one is fastest: it stays in cache.
     """
     windows = tiling.meeting(fov)
     padded = tiling.pad(enhanced, fill=MID_GREY)

@@ -68,7 +68,8 @@ class RegionPool:
 
     def centres(self, ids: Int64[ndarray, "n"]) -> Int32[ndarray, "n 3"]:
         """(image, row, col) of ids; the same on every machine and in every run."""
-        hashed = _splitmix64(ids.astype(np.uint64) + np.uint64(self.seed) * np.uint64(0x9E3779B97F4A7C15))
+        offset = np.uint64(self.seed * 0x9E3779B97F4A7C15 % 2**64)
+        hashed = _splitmix64(ids.astype(np.uint64) + offset)
         out = np.empty((len(ids), 3), np.int32)
         for position, (identity, value) in enumerate(zip(ids, hashed, strict=True)):
             image = int(identity) // self.per_image

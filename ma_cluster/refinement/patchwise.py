@@ -33,8 +33,9 @@ def refine(
     rows, cols = np.nonzero(nodes)
     lattice = np.zeros(nodes.shape, dtype=np.float32)
     half = patch_px // 2
-    padded = np.pad(enhanced, ((half, half), (half, half), (0, 0)), constant_values=MID_GREY)
-    views = np.lib.stride_tricks.sliding_window_view(padded, (patch_px, patch_px), axis=(0, 1))  # h+1 w+1 3 s s
+    after = half + stride_px  # the lattice's last points may lie beyond the grid
+    padded = np.pad(enhanced, ((half, after), (half, after), (0, 0)), constant_values=MID_GREY)
+    views = np.lib.stride_tricks.sliding_window_view(padded, (patch_px, patch_px), axis=(0, 1))  # row col 3 s s
     for start in range(0, len(rows), BATCH):
         part = slice(start, start + BATCH)
         patches = views[rows[part] * stride_px, cols[part] * stride_px]

@@ -1,0 +1,89 @@
+"""The stages joined, on the CC0 photograph and on real ones where they are."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from ma_cluster.bundle import Bundle, load_bundle, save_bundle
+from ma_cluster.config import tiny
+from ma_cluster.errors import ImageRefusedError, Reason
+from ma_cluster.hypotheses.fitting import build_hgn
+from ma_cluster.hypotheses.fusion import fuse
+from ma_cluster.lesions.detector import Detector
+from ma_cluster.refinement.fitting import build_prn
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    """Untrained, with thresholds at the middle so that something is found."""
+    torch.manual_seed(0)
+    recipe = tiny()
+    detector = dataclasses.replace(recipe.detector, roi_threshold_1x=0.5, roi_threshold_half=0.5)
+    recipe = dataclasses.replace(recipe, detector=detector)
+    networks = {
+        "hgn_1x": build_hgn(recipe.hgn_1x),
+        "hgn_half": build_hgn(recipe.hgn_half),
+        "prn": build_prn(recipe.prn),
+    }
+    return Bundle(recipe, {name: network.state_dict() for name, network in networks.items()}, "untrained")
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    return skimage.data.retina()
+
+
+def test_a_detection_lies_on_the_grid_of_the_photograph(bundle, photograph):
+    detection = Detector(bundle).detect(photograph)
+    assert detection.shape == photograph.shape[:2]
+    assert detection.mask.sum() == sum(lesion.area_px for lesion in detection.lesions)
+    assert set(detection.seconds) == {"prepare", "hgn", "prn", "lesions"}
+    assert all(value > 0 for value in detection.seconds.values())
+
+
+def test_the_same_photograph_gives_the_same_answer_again(bundle, photograph):
+    detector = Detector(bundle)
+    first, second = detector.detect(photograph), detector.detect(photograph)
+    assert first.lesions == second.lesions
+    assert (first.mask == second.mask).all()
+
+
+def test_a_saved_bundle_answers_as_the_one_in_memory(bundle, photograph, tmp_path: Path):
+    digest = save_bundle(bundle, tmp_path / "model")
+    detector = Detector.load(tmp_path / "model")
+    assert detector.digest == digest == load_bundle(tmp_path / "model").digest
+    assert detector.detect(photograph).lesions == Detector(bundle).detect(photograph).lesions
+
+
+def test_nothing_is_found_outside_the_field_of_view(bundle, photograph):
+    detector = Detector(bundle)
+    prepared = detector.prepare(photograph)
+    for probability in detector.maps(prepared).stack():
+        assert (probability[~prepared.fov_1x] == 0).all()
+        assert 0 <= probability.min() <= probability.max() <= 1
+
+
+def test_refinement_answers_only_within_its_regions_of_interest(bundle, photograph):
+    maps = Detector(bundle).maps(Detector(bundle).prepare(photograph))
+    assert maps.prn_1x is not None
+    assert maps.prn_half is not None
+    assert (maps.prn_1x[maps.hgn_1x <= 0.5] == 0).all()
+    assert (maps.prn_half[maps.hgn_half <= 0.5] == 0).all()
+    assert (maps.prn_1x[maps.hgn_1x > 0.5] > 0).any()
+    assert (fuse(maps.stack(), "geometric")[maps.prn_1x == 0] == 0).all()
+
+
+def test_a_bundle_without_refinement_fuses_its_two_hypotheses(bundle, photograph):
+    weights = {name: values for name, values in bundle.weights.items() if name != "prn"}
+    detection = Detector(dataclasses.replace(bundle, weights=weights)).detect(photograph)
+    assert "prn" not in detection.seconds
+
+
+def test_what_is_no_retina_is_refused_with_a_reason(bundle):
+    with pytest.raises(ImageRefusedError) as refusal:
+        Detector(bundle).detect(np.full((600, 600, 3), 200, np.uint8))
+    assert refusal.value.reason is Reason.NO_FOV

@@ -1,0 +1,66 @@
+"""Lesions measured on arrays small enough to write out."""
+
+import numpy as np
+import pytest
+
+from ma_cluster.config import DetectorConfig
+from ma_cluster.images.fundus import Fov, Grid
+from ma_cluster.lesions.table import find_lesions
+
+CONFIG = DetectorConfig(threshold=0.5, min_area_px=2)
+FOV = Fov(row=3.0, col=4.0, diameter_px=10.0)
+SAME = Grid(0, 0, 8, 10, 8, 10)
+
+
+def test_a_lesion_is_measured_in_pixels_of_the_photograph():
+    probability = np.zeros((8, 10), np.float32)
+    probability[2:4, 5:8] = 0.6
+    probability[3, 7] = 0.9
+    (lesion,), mask = find_lesions(probability, SAME, FOV, (8, 10), CONFIG)
+    assert (lesion.row, lesion.col) == (2.5, 6.0)
+    assert lesion.bbox == (2, 5, 4, 8)
+    assert lesion.area_px == 6 == mask.sum()
+    assert lesion.diameter_px == pytest.approx(2 * np.sqrt(6 / np.pi))
+    assert lesion.score_max == pytest.approx(0.9)
+    assert lesion.score_mean == pytest.approx((5 * 0.6 + 0.9) / 6)
+    assert lesion.fov_distance_px == pytest.approx(np.hypot(0.5, 2.0))
+
+
+def test_lesions_are_numbered_from_the_surest_and_specks_are_dropped_from_mask_and_table():
+    probability = np.zeros((8, 10), np.float32)
+    probability[0, 0:2] = 0.7
+    probability[6, 4:7] = 0.8
+    probability[3, 3] = 0.99
+    lesions, mask = find_lesions(probability, SAME, FOV, (8, 10), CONFIG)
+    assert [(lesion.id, lesion.row) for lesion in lesions] == [(1, 6.0), (2, 0.0)]
+    assert not mask[3, 3]
+
+
+def test_pixels_that_touch_at_a_corner_are_one_lesion():
+    probability = np.zeros((8, 10), np.float32)
+    probability[2, 2] = probability[3, 3] = 0.7
+    lesions, _ = find_lesions(probability, SAME, FOV, (8, 10), CONFIG)
+    assert [lesion.area_px for lesion in lesions] == [2]
+
+
+def test_the_threshold_itself_counts_as_lesion():
+    probability = np.full((8, 10), 0.5, np.float32)
+    lesions, _ = find_lesions(probability, SAME, FOV, (8, 10), CONFIG)
+    assert [lesion.area_px for lesion in lesions] == [80]
+
+
+def test_no_lesion_gives_an_empty_table():
+    lesions, mask = find_lesions(np.zeros((8, 10), np.float32), SAME, FOV, (8, 10), CONFIG)
+    assert lesions == ()
+    assert not mask.any()
+
+
+def test_positions_go_back_through_the_grid():
+    # the photograph's box at (2, 4) is seen at twice its size
+    grid = Grid(top=2, left=4, height=8, width=10, canonical_height=16, canonical_width=20)
+    probability = np.zeros((16, 20), np.float32)
+    probability[4:8, 6:10] = 1.0
+    (lesion,), mask = find_lesions(probability, grid, FOV, (20, 30), CONFIG)
+    assert (lesion.row, lesion.col) == (2 + 2.5, 4 + 3.5)
+    assert lesion.area_px == 4
+    assert mask.shape == (20, 30)

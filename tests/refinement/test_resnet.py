@@ -1,0 +1,26 @@
+"""The patch refinement network is ResNet-50 without its max-pool."""
+
+import torch
+
+from ma_cluster.refinement.resnet import STRIDE, Prn
+
+
+def test_full_width_has_the_parameters_of_resnet_50_with_a_head_of_two_classes():
+    # ResNet-50 without its head: 23,508,032; linear 2048 -> 2: 4,098
+    assert sum(p.numel() for p in Prn().parameters()) == 23_508_032 + 4_098
+
+
+def test_embedding_is_a_mean_of_2048_values_that_are_never_negative():
+    model = Prn().eval()
+    with torch.inference_mode():
+        embedding, logits = model(torch.randn(2, 3, 32, 32))
+    assert embedding.shape == (2, 2048)
+    assert logits.shape == (2, 2)
+    assert embedding.min() >= 0
+
+
+def test_overall_stride_is_16():
+    model = Prn(width=1 / 8)
+    with torch.inference_mode():
+        features = model.stages(model.stem(torch.zeros(1, 3, 128, 64)))
+    assert features.shape[2:] == (128 // STRIDE, 64 // STRIDE)
