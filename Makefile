@@ -1,0 +1,70 @@
+# make demo     from a clean clone to scored photographs; IMAGES=<folder or s3:// prefix> scores one's own
+# make check    what CI runs: format, lint, types, tests;   make test, make lint: parts of it
+# make clean    removes what these targets made, .venv included
+# Everything is installed into .venv on first use, and again when pyproject.toml changes.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: demo demo-sample demo-own test lint check clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := torch==2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+IMAGES ?=
+
+demo: $(if $(IMAGES),demo-own,demo-sample)
+	@echo
+	@echo "overlays       demo/results/overlays/"
+	@echo "masks          demo/results/masks/"
+	@echo "outcome table  demo/results/outcomes/   (Parquet)"
+
+demo-sample: .venv/.installed
+	rm -rf demo/archive demo/results
+	$(BIN)/ma-cluster sample demo/archive
+	$(BIN)/ma-cluster score "demo/archive/A. Segmentation/1. Original Images" demo/results
+	$(BIN)/ma-cluster status demo/results --truth demo/archive
+
+# Exit status 3 says that some photographs were refused: of one's own folder that is an answer, not an error.
+demo-own: .venv/.installed
+	rm -rf demo/results
+	$(BIN)/ma-cluster score "$(IMAGES)" demo/results || [ $$? -eq 3 ]
+	$(BIN)/ma-cluster status demo/results
+
+test: .venv/.installed-test
+	$(BIN)/pytest
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find ma_cluster jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: .venv/.torch pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/.installed-test: .venv/.torch pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@ .venv/.installed
+
+# PyPI's torch for Linux brings gigabytes of CUDA. Where there is no NVIDIA GPU, PyTorch's own index of CPU builds is
+# asked first; it gets 15 seconds to answer, and where it cannot be reached PyPI's build will do. A torch that is in
+# .venv already stays.
+.venv/.torch:
+	@echo "installing into .venv; the first time takes some minutes"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	if $(BIN)/python -c 'import torch' 2>/dev/null; then :; \
+	elif [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null \
+	  && timeout 15 $(BIN)/python -c 'from urllib.request import urlopen; urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=10)' 2>/dev/null \
+	  && $(BIN)/pip install --quiet --extra-index-url $(TORCH_CPU_INDEX) '$(TORCH)'; \
+	then :; else $(BIN)/pip install --quiet '$(TORCH)'; fi
+	touch $@
