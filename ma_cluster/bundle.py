@@ -160,13 +160,15 @@ def _load_safetensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / "bundle.json").read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text at all
         raise BundleError(f"bundle.json of {folder.name} is no JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"bundle.json of {folder.name} is not of format {FORMAT}")
     missing = {"recipe", "files", "attribution", "validation"} - manifest.keys()
     if missing:
         raise BundleError(f"bundle.json of {folder.name} lacks {', '.join(sorted(missing))}")
+    if not isinstance(manifest["files"], dict):
+        raise BundleError(f"bundle.json of {folder.name}: 'files' does not map names to sha256")
     return manifest
 
 

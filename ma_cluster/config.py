@@ -201,7 +201,7 @@ def lite() -> Recipe:
         width=1 / 4,
         scale="0.5x",
         patch_px=64,
-        triplets=24,
+        triplets=16,
         steps=2500,
         learning_rate=1e-3,
         warmup_steps=100,
@@ -252,7 +252,7 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
             detector=DetectorConfig(**values["detector"]),
             split=SplitConfig(**{name: tuple(names) for name, names in values["split"].items()}),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"this is not a recipe that this version understands: {error}") from error
 
 

@@ -4,6 +4,7 @@
     |-- UsageError            a setting or argument is wrong                       exit code 2
     |-- RunConflictError      DEST holds a run of another model, config or source  exit code 2
     |-- BundleError           a model is damaged, foreign or not what it says      exit code 2
+    |-- LedgerLostError       losses of the healthy pool are gone and cannot be brought back
     |-- StoreError            the object store did not do what was asked
     |   |-- ObjectMissingError    no such key
     |   `-- ObjectChangedError    the object is not the one that was planned (ETag)
@@ -66,6 +67,10 @@ class RunConflictError(MaClusterError):
 
 class BundleError(MaClusterError):
     """A model bundle is damaged, foreign, or not what its manifest says."""
+
+
+class LedgerLostError(MaClusterError):
+    """Losses of the healthy pool are gone, or their snapshot is not what it should be."""
 
 
 class StoreError(MaClusterError):

@@ -1,16 +1,21 @@
-"""A photograph of a data set as training sees it: enhanced pixels, field of view and lesions on the grid of a scale."""
+"""A photograph of a data set as training sees it: enhanced pixels, field of view and lesions on the grid of a scale.
+
+Also the patches cut from it. What is cut and how it is augmented are numbers first (`Cuts`), so that the decision and
+the cutting may happen on different machines.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float64, Int32, Int64, UInt8
 from numpy import ndarray
 
 from ma_cluster.config import ImageConfig, Scale
-from ma_cluster.images.augment import SYMMETRIES, jitter, turn
+from ma_cluster.images.augment import SYMMETRIES, draw_gains, scale_contrast, turn
 from ma_cluster.images.contrast import MID_GREY, prepare
 from ma_cluster.images.datasets import Sample, decode_mask, read_object
 from ma_cluster.images.fundus import half_scale_mask, read_fundus
@@ -24,6 +29,21 @@ class Annotated:
     enhanced: UInt8[ndarray, "h w 3"]
     fov: Bool[ndarray, "h w"]
     lesion: Bool[ndarray, "h w"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """Patches as numbers: the centre of each as (image, row, col), its symmetry (0..7) and each channel's gain."""
+
+    centres: Int32[ndarray, "n 3"]
+    symmetries: Int32[ndarray, "n"]
+    gains: Float64[ndarray, "n 3"]
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+    def __getitem__(self, rows: slice | Int64[ndarray, "m"]) -> Cuts:
+        return Cuts(self.centres[rows], self.symmetries[rows], self.gains[rows])
 
 
 def load_annotated(sample: Sample, scale: Scale, config: ImageConfig) -> Annotated:
@@ -44,14 +64,27 @@ def load_annotated(sample: Sample, scale: Scale, config: ImageConfig) -> Annotat
     return Annotated(prepared.enhanced_half, prepared.fov_half, half_scale_mask(lesion))
 
 
+def draw_cuts(centres: Int32[ndarray, "n 3"], rng: np.random.Generator, colour_jitter: float) -> Cuts:
+    """An augmentation for each centre, one after the other."""
+    symmetries, gains = np.empty(len(centres), np.int32), np.empty((len(centres), 3))
+    for number in range(len(centres)):
+        symmetries[number] = rng.integers(SYMMETRIES)
+        gains[number] = draw_gains(rng, colour_jitter)
+    return Cuts(centres, symmetries, gains)
+
+
 def cut(
-    photograph: Annotated, centre: tuple[int, int], size: int, rng: np.random.Generator, colour_jitter: float
-) -> tuple[UInt8[ndarray, "s s 3"], Bool[ndarray, "s s"]]:
-    """An augmented training patch and its lesion mask around (row, col); mid-grey and no lesion beyond the grid."""
-    row, col = centre
-    symmetry = int(rng.integers(SYMMETRIES))
-    patch = turn(crop(photograph.enhanced, row, col, size, MID_GREY), symmetry)
-    return jitter(patch, rng, colour_jitter), turn(crop(photograph.lesion, row, col, size, 0), symmetry)
+    photographs: Mapping[int, Annotated] | Sequence[Annotated], cuts: Cuts, size: int
+) -> tuple[UInt8[ndarray, "n s s 3"], Bool[ndarray, "n s s"]]:
+    """The augmented patches and their lesion masks; mid-grey and no lesion beyond a photograph's grid."""
+    patches = np.empty((len(cuts), size, size, 3), np.uint8)
+    lesions = np.empty((len(cuts), size, size), np.bool_)
+    for number, (image, row, col) in enumerate(cuts.centres.tolist()):
+        photograph, symmetry = photographs[image], int(cuts.symmetries[number])
+        patch = turn(crop(photograph.enhanced, row, col, size, MID_GREY), symmetry)
+        patches[number] = scale_contrast(patch, cuts.gains[number])
+        lesions[number] = turn(crop(photograph.lesion, row, col, size, 0), symmetry)
+    return patches, lesions
 
 
 def lesion_free(photograph: Annotated, margin_px: int) -> Bool[ndarray, "h w"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Float64, Shaped, UInt8
 from numpy import ndarray
 
 from ma_cluster.images.contrast import MID_GREY
@@ -19,5 +19,14 @@ def turn(patch: Shaped[ndarray, "s s ..."], symmetry: int) -> Shaped[ndarray, "s
 
 def jitter(patch: UInt8[ndarray, "s s 3"], rng: np.random.Generator, largest: float) -> UInt8[ndarray, "s s 3"]:
     """Scale each channel's contrast about mid-grey by a factor within 1 +- `largest`."""
-    gains = 1 + largest * rng.uniform(-1, 1, size=3)
+    return scale_contrast(patch, draw_gains(rng, largest))
+
+
+def draw_gains(rng: np.random.Generator, largest: float) -> Float64[ndarray, "3"]:
+    """A factor within 1 +- `largest` for each channel."""
+    return 1 + largest * rng.uniform(-1, 1, size=3)
+
+
+def scale_contrast(patch: UInt8[ndarray, "s s 3"], gains: Float64[ndarray, "3"]) -> UInt8[ndarray, "s s 3"]:
+    """Each channel's distance from mid-grey times its gain, clipped to 0..255."""
     return np.clip((patch.astype(np.float32) - MID_GREY) * gains + MID_GREY, 0, 255).astype(np.uint8)

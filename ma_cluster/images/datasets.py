@@ -141,4 +141,4 @@ def _join(store: Store, key: str) -> str:
 
 
 def _resolve(folder: str, path: str) -> str:
-    return path if "://" in path or path.startswith("/") else f"{folder}/{path}"
+    return path if "://" in path or path.startswith("/") or not folder else f"{folder}/{path}"

@@ -22,6 +22,7 @@ from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageRefusedError, Reason
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "JPEG2000", "PPM")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError, KeyError)
 _SEARCH_PX = 512  # longest side of the reduced photograph on which the FOV is searched
 _NOT_AN_EYE = "no field of view found: not a fundus photograph, or one without the dark surround of the lens's disc"
@@ -176,9 +177,10 @@ def find_fov(pixels: UInt8[ndarray, "h w 3"]) -> tuple[Fov, Bool[ndarray, "sh sw
         raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
     row, col, radius = _fit_circle(kept)
     rows, cols = np.indices(hull.shape)
-    disc = np.hypot(rows - row, cols - col) <= radius
-    inside = (disc & hull).sum() / hull.sum()
-    if inside < 0.95 or hull.sum() < 0.5 * np.pi * radius**2 or hull.mean() < 0.1 or small[hull].std() < 2:
+    distance = np.hypot(rows - row, cols - col)
+    inside = ((distance <= radius) & hull).sum() / hull.sum()
+    core = hull & (distance <= 0.9 * radius)  # the rim differs from the rest even on a blank disc
+    if inside < 0.95 or hull.sum() < 0.5 * np.pi * radius**2 or hull.mean() < 0.1 or small[core].std() < 2:
         raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
     factors = height / small.shape[0], width / small.shape[1]
     fov = Fov(
@@ -187,8 +189,7 @@ def find_fov(pixels: UInt8[ndarray, "h w 3"]) -> tuple[Fov, Bool[ndarray, "sh sw
         diameter_px=(2 * radius + 1) * (factors[0] + factors[1]) / 2,
     )
     # One reduced pixel inside the rim: there the lens's shading and the JPEG's ringing are no retina.
-    rim = np.hypot(rows - row, cols - col) <= radius - 1.5
-    return fov, rim & hull
+    return fov, hull & (distance <= radius - 1.5)
 
 
 def half_scale(canonical: UInt8[ndarray, "h w c"]) -> UInt8[ndarray, "hh hw c"]:
@@ -205,6 +206,8 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
+        if data.startswith(_SIGNATURES):  # a TIFF's directory may lie at its end
+            raise ImageRefusedError(Reason.CORRUPT, "the header is damaged or cut off; fetch it again") from error
         raise ImageRefusedError(Reason.NOT_AN_IMAGE, f"no known image format in {len(data)} bytes") from error
     except Image.DecompressionBombError as error:
         raise ImageRefusedError(Reason.TOO_LARGE, "the header declares more pixels than any camera gives") from error
@@ -277,6 +280,8 @@ def _arc(hull: Bool[ndarray, "h w"]) -> Float[ndarray, "n 2"]:
     """
     filled = hull.astype(np.uint8)
     border = np.argwhere(filled - cv2.erode(filled, np.ones((3, 3), np.uint8)))
+    if len(border) == 0:  # the hull fills the photograph
+        return border.astype(float)
     first, last = border.min(axis=0), border.max(axis=0)
     return border[((border > first + 2) & (border < last - 2)).all(axis=1)].astype(float)
 

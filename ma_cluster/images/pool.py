@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ _CELL = 4  # regions are kept as 4 x 4 cells: a sixteenth of the memory, and pat
 class LesionPool:
     """Every lesion pixel of a split, ordered by lesion; an id is a position in that order."""
 
-    def __init__(self, masks: Sequence[Bool[ndarray, "h w"]]) -> None:
+    def __init__(self, masks: Sequence[Bool[ndarray, "_ _"]]) -> None:
         pixels, starts, count = [np.empty((0, 3), np.int32)], [], 0
         for image, mask in enumerate(masks):
             _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
@@ -59,12 +60,16 @@ class LesionPool:
 class RegionPool:
     """`per_image` places in each image's region: id i lies in image i // per_image, at a place hashed from i."""
 
-    regions: Sequence[Bool[ndarray, "h w"]]
+    regions: Sequence[Bool[ndarray, "_ _"]]
     per_image: int
     seed: int
 
     def __len__(self) -> int:
         return len(self._cells) * self.per_image
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: the cells, not the regions they stand for."""
+        return {"regions": (), "per_image": self.per_image, "seed": self.seed, "_cells": self._cells}
 
     def centres(self, ids: Int64[ndarray, "n"]) -> Int32[ndarray, "n 3"]:
         """(image, row, col) of ids; the same on every machine and in every run."""

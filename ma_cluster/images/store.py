@@ -13,7 +13,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from stat import S_ISREG
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from ma_cluster.errors import ImageRefusedError, ObjectChangedError, ObjectMissingError, Reason, StoreError, UsageError
@@ -28,6 +29,7 @@ class Entry:
     etag: str
 
 
+@runtime_checkable
 class Store(Protocol):
     """What both kinds of store do. Every method raises StoreError, or what it names, when the store does not answer."""
 
@@ -61,10 +63,12 @@ def open_store(url: str | os.PathLike[str]) -> Store:
         UsageError: another scheme, or no bucket.
     """
     text = os.fspath(url)
-    scheme, _, rest = text.partition("://")
-    if not rest:
+    scheme, separator, rest = text.partition("://")
+    if not separator:
         return LocalStore(Path(text))
     if scheme == "file":
+        if not rest.startswith(("/", "localhost/")):
+            raise UsageError("a file:// URL needs an absolute path: file:///folder")
         return LocalStore(Path(unquote(urlsplit(text).path)))
     if scheme != "s3":
         raise UsageError(
@@ -88,8 +92,13 @@ class LocalStore:
             raise StoreError("the source folder does not exist or is not a folder; check the path")
         for path in _walk(self.root):
             key = path.relative_to(self.root).as_posix()
-            if key.startswith(prefix) and not path.name.startswith(_PARTIAL):
+            if not key.startswith(prefix) or path.name.startswith(_PARTIAL):
+                continue
+            try:
                 stat = path.stat()
+            except FileNotFoundError:  # deleted since, or a link that leads nowhere
+                continue
+            if S_ISREG(stat.st_mode):  # reading a pipe would wait for ever
                 yield Entry(key, stat.st_size, _local_etag(stat))
 
     def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
@@ -105,18 +114,24 @@ class LocalStore:
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        partial = self._write_partial(path, data)
-        partial.replace(path)
+        partial = _write_partial(path, data)
+        try:
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink()
+            raise _unwritable(error) from error
 
     def create(self, key: str, data: bytes) -> bool:
         path = self._path(key)
-        if path.exists():
+        if os.path.lexists(path):
             return False
-        partial = self._write_partial(path, data)
+        partial = _write_partial(path, data)
         try:
             os.link(partial, path)  # fails where the name is taken: create-only, atomic
         except FileExistsError:
             return False
+        except OSError as error:
+            raise _unwritable(error) from error
         finally:
             partial.unlink()
         return True
@@ -125,22 +140,32 @@ class LocalStore:
         path = self.root / key
         if ".." in Path(key).parts or Path(key).is_absolute():
             raise UsageError("a key of a local store must stay inside its folder")
+        if "\0" in key:
+            raise StoreError("a file's name cannot hold a null byte; rename the object")
         return path
 
-    def _write_partial(self, path: Path, data: bytes) -> Path:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StoreError(
-                f"the destination cannot be written: {error.strerror}; check space and permissions"
-            ) from error
-        Path(name).chmod(0o644)
-        return Path(name)
+
+def _write_partial(path: Path, data: bytes) -> Path:
+    """The bytes on disk beside `path`, under a name that no listing shows."""
+    partial: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
+        partial = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.chmod(0o644)
+    except OSError as error:
+        if partial is not None:
+            partial.unlink()  # a full disk needs the space
+        raise _unwritable(error) from error
+    return partial
+
+
+def _unwritable(error: OSError) -> StoreError:
+    return StoreError(f"the destination cannot be written: {error.strerror}; check space and permissions")
 
 
 class S3Store:
@@ -161,7 +186,10 @@ class S3Store:
 
         retries = {"mode": "standard", "max_attempts": 6}
         config = Config(retries=retries, connect_timeout=10, read_timeout=60, max_pool_connections=32)
-        return boto3.client("s3", config=config)
+        try:
+            return boto3.client("s3", config=config)
+        except ValueError as error:  # boto3 checks the endpoint's form here
+            raise UsageError(f"{error}; AWS_ENDPOINT_URL needs a scheme: http://host:port") from error
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)

@@ -1,0 +1,102 @@
+"""What a run came to: counts over its committed shards, and summary.json. No Ray in here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ma_cluster.cluster.archive import Run, committed, committed_at, mark_finished, read_outcomes
+from ma_cluster.errors import MaClusterError
+from ma_cluster.images.store import Store
+
+_READS = 8  # parts read at a time: they wait for the store, not for a core
+_COLUMNS = ["status", "reason", "lesion_count"]
+
+
+@dataclass(frozen=True, slots=True)
+class PartCounts:
+    """Counts of one committed shard."""
+
+    committed_at: float
+    """Seconds since 1970."""
+    images: int
+    statuses: Counter[str]
+    reasons: Counter[str]
+    lesions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A finished run: how many photographs ended how. Also what summary.json holds."""
+
+    run: str
+    images: int
+    statuses: dict[str, int]
+    reasons: dict[str, int]
+    lesions: int
+    started: str
+    finished: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether every photograph was scored."""
+        return self.statuses.get("scored", 0) == self.images
+
+
+def count_parts(dest: Store) -> Iterator[PartCounts]:
+    """Counts of each committed shard, in order."""
+    with ThreadPoolExecutor(_READS) as readers:
+        yield from readers.map(lambda number: _count(read_outcomes(dest, number, _COLUMNS)), sorted(committed(dest)))
+
+
+def total(parts: Iterable[PartCounts]) -> PartCounts:
+    """The sum; `committed_at` is the latest."""
+    out = PartCounts(0.0, 0, Counter(), Counter(), 0)
+    for part in parts:
+        out = PartCounts(
+            max(out.committed_at, part.committed_at),
+            out.images + part.images,
+            out.statuses + part.statuses,
+            out.reasons + part.reasons,
+            out.lesions + part.lesions,
+        )
+    return out
+
+
+def finish_run(dest: Store, run: Run) -> Summary:
+    """Check that each photograph has its outcome, and write `finished` and summary.json.
+
+    Raises:
+        MaClusterError: outcomes are missing.
+    """
+    counts = total(count_parts(dest))
+    if counts.images != run.plan.images:
+        raise MaClusterError(
+            f"{run.plan.images - counts.images} photographs of run {run.id} have no outcome; start it again to resume"
+        )
+    run = mark_finished(dest, run)
+    assert run.finished is not None
+    summary = Summary(
+        run=run.id,
+        images=counts.images,
+        statuses=dict(sorted(counts.statuses.items())),
+        reasons=dict(sorted(counts.reasons.items())),
+        lesions=counts.lesions,
+        started=run.started,
+        finished=run.finished,
+    )
+    dest.create("summary.json", (json.dumps(dataclasses.asdict(summary), indent=2) + "\n").encode())
+    return summary
+
+
+def _count(outcomes: pa.Table) -> PartCounts:
+    statuses, reasons = Counter(outcomes["status"].to_pylist()), Counter(outcomes["reason"].to_pylist())
+    reasons.pop(None, None)
+    lesions = sum(count or 0 for count in outcomes["lesion_count"].to_pylist())
+    return PartCounts(committed_at(outcomes), outcomes.num_rows, statuses, reasons, lesions)

@@ -1,0 +1,173 @@
+"""Data sets: IDRiD's layout, healthy folders and manifests become samples whose splits share nobody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from photographs import encode, idrid_folder
+from PIL import Image
+
+from ma_cluster.config import SplitConfig
+from ma_cluster.errors import UsageError
+from ma_cluster.images.datasets import (
+    IMAGES_FOLDER,
+    MASKS_FOLDER,
+    TEST_PART,
+    Sample,
+    decode_mask,
+    read_dataset,
+    read_object,
+)
+from ma_cluster.images.store import open_store
+
+SPLIT = SplitConfig(validation=("IDRiD_02",), validation_healthy=("N_2",))
+TRAINING_PART = "a. Training Set"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """IDRiD's layout with three photographs to train on, one without microaneurysms, and one to test on."""
+    store = open_store(tmp_path / "idrid")
+    for name, part in [("IDRiD_01", TRAINING_PART), ("IDRiD_02", TRAINING_PART), ("IDRiD_03", TRAINING_PART)]:
+        store.put(f"{IMAGES_FOLDER}{part}/{name}.jpg", name.encode())
+    store.put(f"{IMAGES_FOLDER}{TEST_PART}/IDRiD_55.JPG", b"IDRiD_55")
+    store.put(f"{IMAGES_FOLDER}{TRAINING_PART}/Thumbs.db", b"")
+    masks = [("IDRiD_01", "MA"), ("IDRiD_01", "HE"), ("IDRiD_01", "OD"), ("IDRiD_02", "MA"), ("IDRiD_03", "EX")]
+    for name, kind in masks:
+        store.put(f"{MASKS_FOLDER}{TRAINING_PART}/kind/{name}_{kind}.tif", kind.encode())
+    store.put(f"{MASKS_FOLDER}{TEST_PART}/1. Microaneurysms/IDRiD_55_MA.tif", b"MA")
+    return tmp_path / "idrid"
+
+
+def by_name(samples: list[Sample]) -> dict[str, Sample]:
+    return {sample.name: sample for sample in samples}
+
+
+def test_the_layout_gives_labels_splits_and_masks(folder: Path) -> None:
+    samples = by_name(read_dataset(str(folder), SPLIT))
+    assert list(samples) == ["IDRiD_01", "IDRiD_02", "IDRiD_03", "IDRiD_55"]
+    assert [sample.split for sample in samples.values()] == ["training", "validation", "training", "test"]
+    assert [sample.label for sample in samples.values()] == ["lesion", "lesion", "healthy", "lesion"]
+    first = samples["IDRiD_01"]
+    assert read_object(first.image) == b"IDRiD_01"
+    assert first.mask is not None and read_object(first.mask) == b"MA"
+    assert [read_object(mask) for mask in first.other_masks] == [b"HE"]
+    assert samples["IDRiD_03"].mask is None
+    assert [read_object(mask) for mask in samples["IDRiD_03"].other_masks] == [b"EX"]
+
+
+def test_a_folder_of_the_test_part_alone_is_enough(tmp_path: Path) -> None:
+    open_store(tmp_path).put(f"{IMAGES_FOLDER}{TEST_PART}/IDRiD_60.jpg", b"")
+    (sample,) = read_dataset(str(tmp_path), SPLIT)
+    assert (sample.name, sample.split) == ("IDRiD_60", "test")
+
+
+def test_healthy_photographs_join_by_their_own_split(folder: Path, tmp_path: Path) -> None:
+    for name in ("N_1.jpg", "nested/N_2.png", "licence.txt"):
+        open_store(tmp_path / "healthy").put(name, name.encode())
+    samples = by_name(read_dataset(str(folder), SPLIT, str(tmp_path / "healthy")))
+    assert (samples["N_1"].split, samples["N_2"].split) == ("training", "validation")
+    assert {samples[name].label for name in ("N_1", "N_2")} == {"healthy"}
+    assert read_object(samples["N_2"].image) == b"nested/N_2.png"
+    assert len(samples) == 6
+
+
+def test_a_folder_without_photographs_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no photographs under"):
+        read_dataset(str(tmp_path), SPLIT)
+
+
+ROWS = [
+    {"image": "images/a.png", "mask": "masks/a.png", "label": "lesion", "split": "training", "group": "p1"},
+    {"image": "/abs/b.png", "mask": "", "label": "healthy", "split": "validation", "group": "p2"},
+    {"image": "s3://bucket/c.png", "mask": "", "label": "healthy", "split": "test", "group": ""},
+]
+
+
+def write_csv(folder: Path, rows: list[dict[str, str]], start: str = "") -> str:
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    (folder / "manifest.csv").write_text(start + "\n".join(lines) + "\n", encoding="utf-8")
+    return str(folder / "manifest.csv")
+
+
+def write_parquet(folder: Path, rows: list[dict[str, str]]) -> str:
+    table = pa.Table.from_pylist([{key: value or None for key, value in row.items()} for row in rows])
+    pq.write_table(table, folder / "manifest.parquet")
+    return str(folder / "manifest.parquet")
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv from Excel", "parquet"])
+def test_a_manifest_gives_samples_with_paths_relative_to_itself(tmp_path: Path, kind: str) -> None:
+    byte_order_mark = "\ufeff" if kind == "csv from Excel" else ""
+    url = write_parquet(tmp_path, ROWS) if kind == "parquet" else write_csv(tmp_path, ROWS, byte_order_mark)
+    assert read_dataset(url, SPLIT) == [
+        Sample("a", f"{tmp_path}/images/a.png", f"{tmp_path}/masks/a.png", "lesion", "training"),
+        Sample("b", "/abs/b.png", None, "healthy", "validation"),
+        Sample("c", "s3://bucket/c.png", None, "healthy", "test"),
+    ]
+
+
+def test_a_manifest_in_the_working_folder_needs_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_csv(tmp_path, ROWS)
+    monkeypatch.chdir(tmp_path)
+    assert read_dataset("manifest.csv", SPLIT)[0].image == "images/a.png"
+
+
+@pytest.mark.parametrize("change", [{"image": ""}, {"label": "ill"}, {"label": ""}, {"split": "train"}])
+def test_a_wrong_row_is_numbered(tmp_path: Path, change: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="row 2 of the manifest needs image"):
+        read_dataset(write_csv(tmp_path, [ROWS[0], ROWS[1] | change]), SPLIT)
+
+
+def test_a_patient_in_two_splits_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"row 2 .* second split"):
+        read_dataset(write_csv(tmp_path, [ROWS[0], ROWS[1] | {"group": "p1"}]), SPLIT)
+
+
+def test_a_manifest_that_names_a_photograph_twice_may_not_split_it(tmp_path: Path) -> None:
+    twice = ROWS[0] | {"group": "", "split": "test"}
+    with pytest.raises(UsageError, match="second split"):
+        read_dataset(write_csv(tmp_path, [ROWS[0] | {"group": ""}, twice]), SPLIT)
+
+
+MASK = np.array([[0, 1, 1], [0, 0, 1]], bool)
+
+
+def _palette(top: int) -> Image.Image:
+    image = Image.fromarray(MASK.astype(np.uint8), mode=None).convert("P")
+    image.putpalette([0, 0, 0, top, 0, 0])
+    image.putdata(MASK.astype(np.uint8).ravel().tolist())
+    return image
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        _palette(76),
+        Image.fromarray(MASK),
+        Image.fromarray(MASK.astype(np.uint8)),
+        Image.fromarray(MASK.astype(np.uint8) * 255),
+        Image.fromarray((MASK[:, :, None] * np.uint8([255, 255, 255])).astype(np.uint8)),
+    ],
+    ids=["palette", "1-bit", "0 and 1", "0 and 255", "colour"],
+)
+def test_masks_of_every_mode_are_read(image: Image.Image, kind: str) -> None:
+    assert (decode_mask(encode(image, kind)) == MASK).all()
+
+
+def test_idrid_itself_is_read() -> None:
+    samples = read_dataset(str(idrid_folder()), SplitConfig())
+    training = [sample for sample in samples if sample.split == "training"]
+    assert (len(samples), len(training)) == (54, 44)
+    assert {sample.split for sample in samples} == {"training", "validation"}
+    assert all(sample.mask is not None for sample in samples)
+    first = samples[0]
+    assert first.name == "IDRiD_01" and first.mask is not None
+    mask = decode_mask(read_object(first.mask))
+    assert mask.shape == (2848, 4288)
+    assert 0 < mask.mean() < 0.01

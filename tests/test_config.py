@@ -1,0 +1,108 @@
+"""Configuration: recipes come back from JSON, wrong settings are named, digests do not move."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ma_cluster import config
+from ma_cluster.config import RECIPES, DetectorConfig, Recipe, digest, paper, recipe_from_dict, tiny, to_dict
+from ma_cluster.errors import UsageError
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_comes_back_from_json(name: str) -> None:
+    recipe = RECIPES[name]()
+    assert recipe.name == name
+    assert recipe_from_dict(json.loads(json.dumps(to_dict(recipe)))) == recipe
+
+
+def test_configurations_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        paper().hgn_1x.steps = 1  # type: ignore[misc]
+
+
+def test_the_paper_recipe_has_the_numbers_of_the_paper() -> None:
+    recipe = paper()
+    assert (recipe.hgn_1x.width, recipe.hgn_half.width, recipe.prn.width) == (1, 1, 1)
+    assert (recipe.hgn_1x.batch_patches, recipe.hgn_1x.patch_px, recipe.hgn_1x.weight_decay) == (10, 256, 0)
+    assert (recipe.prn.scale, recipe.detector.fusion, len(recipe.split.validation)) == ("1x", "geometric", 10)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "complaint"),
+    [
+        ("image", "fov_diameter_px", 255.0, "at least 256"),
+        ("image", "scale_tolerance", 0.2, "scale_tolerance"),
+        ("image", "sigma_ratio", 0.0, "sigma_ratio"),
+        ("image", "max_pixels", 100, "max_pixels"),
+        ("hgn_1x", "width", 0.0, "width"),
+        ("hgn_1x", "patch_px", 100, "multiple of 16"),
+        ("hgn_half", "lesion_share", 1.1, "lesion_share"),
+        ("hgn_half", "warmup_steps", 10**6, "warmup_steps"),
+        ("prn", "patch_px", 60, "multiple of 16"),
+        ("prn", "margin", 1.0, "margin"),
+        ("prn", "triplet_weight", -1.0, "triplet_weight"),
+        ("detector", "tile_px", 100, "multiples of 16"),
+        ("detector", "halo_px", 256, "more than twice"),
+        ("detector", "threshold", 1.0, "threshold"),
+        ("detector", "prn_stride_px", 0, "prn_stride_px"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(section: str, field: str, value: Any, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        replace(getattr(tiny(), section), **{field: value})
+    values = to_dict(tiny())
+    values[section][field] = value
+    with pytest.raises(UsageError, match=complaint):
+        recipe_from_dict(values)
+
+
+def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda values: {},
+        lambda values: _without(values, "prn"),
+        lambda values: values | {"image": None},
+        lambda values: values | {"split": None},
+        lambda values: values | {"split": {"validation": 3}},
+        lambda values: values | {"detector": values["detector"] | {"colour": "red"}},
+        lambda values: values | {"hgn_1x": values["hgn_1x"] | {"width": "wide"}},
+    ],
+)
+def test_what_is_no_recipe_is_a_usage_error(spoil: Callable[[dict[str, Any]], Any]) -> None:
+    with pytest.raises(UsageError, match="not a recipe"):
+        recipe_from_dict(spoil(to_dict(tiny())))
+
+
+def test_a_digest_ignores_the_order_of_keys_and_nothing_else() -> None:
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert digest({"a": 1, "b": [1, 2]}) != digest({"a": 1, "b": [2, 1]})
+    assert digest({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+
+
+def test_every_setting_changes_the_digest() -> None:
+    recipe = tiny()
+    changed = [recipe, replace(recipe, detector=DetectorConfig()), replace(recipe, prn=replace(recipe.prn, margin=0.3))]
+    assert len({digest(to_dict(each)) for each in changed}) == 3
+
+
+def test_every_setting_is_documented_below_its_field() -> None:
+    for node in ast.parse(inspect.getsource(config)).body:
+        if not isinstance(node, ast.ClassDef) or node.name == Recipe.__name__:
+            continue
+        for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign):
+                documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert documented, f"{node.name}.{ast.unparse(field.target)} has no docstring"
