@@ -1,4 +1,5 @@
-# make demo     from a clean clone to scored photographs; IMAGES=<folder or s3:// prefix> scores one's own
+# make demo     from a clean clone to scored photographs; IMAGES=<folder or s3:// prefix> scores one's own,
+#               MODEL=<folder> with another model
 # make check    what CI runs: format, lint, types, tests;   make test, make lint: parts of it
 # make clean    removes what these targets made, .venv included
 # Everything is installed into .venv on first use, and again when pyproject.toml changes.
@@ -13,6 +14,7 @@ BIN := .venv/bin
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 IMAGES ?=
+MODEL ?= lite
 
 demo: $(if $(IMAGES),demo-own,demo-sample)
 	@echo
@@ -23,13 +25,13 @@ demo: $(if $(IMAGES),demo-own,demo-sample)
 demo-sample: .venv/.installed
 	rm -rf demo/archive demo/results
 	$(BIN)/ma-cluster sample demo/archive
-	$(BIN)/ma-cluster score "demo/archive/A. Segmentation/1. Original Images" demo/results
+	$(BIN)/ma-cluster score "demo/archive/A. Segmentation/1. Original Images" demo/results --model "$(MODEL)"
 	$(BIN)/ma-cluster status demo/results --truth demo/archive
 
 # Exit status 3 says that some photographs were refused: of one's own folder that is an answer, not an error.
 demo-own: .venv/.installed
 	rm -rf demo/results
-	$(BIN)/ma-cluster score "$(IMAGES)" demo/results || [ $$? -eq 3 ]
+	$(BIN)/ma-cluster score "$(IMAGES)" demo/results --model "$(MODEL)" || [ $$? -eq 3 ]
 	$(BIN)/ma-cluster status demo/results
 
 test: .venv/.installed-test

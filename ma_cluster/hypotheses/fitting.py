@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from ma_cluster.config import HgnConfig, PrnConfig
 from ma_cluster.hypotheses.frrn import Frrn
-from ma_cluster.hypotheses.losses import lesion_probability, soft_dice, weighted_cross_entropy
+from ma_cluster.hypotheses.losses import Pool, alone, lesion_probability, soft_dice, weighted_cross_entropy
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,19 @@ class HgnBatch:
 
     patches: UInt8[Tensor, "n 3 h w"]
     lesion: Bool[Tensor, "n h w"]
+
+
+@dataclass(frozen=True, slots=True)
+class HgnLosses:
+    """The terms of a mini-batch's loss and their weighted sum, which carries the gradient."""
+
+    cross_entropy: Float[Tensor, ""]
+    dice: Float[Tensor, ""]
+    total: Float[Tensor, ""]
+
+    def values(self) -> dict[str, float]:
+        """The terms as numbers."""
+        return {"cross_entropy": self.cross_entropy.item(), "dice": self.dice.item(), "total": self.total.item()}
 
 
 def build_hgn(config: HgnConfig) -> Frrn:
@@ -51,26 +64,43 @@ def normalise(patches: UInt8[Tensor, "n 3 h w"]) -> Tensor:
 def hgn_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: HgnBatch, step: int, config: HgnConfig
 ) -> dict[str, float]:
-    """One optimiser step. Forward and backward in bfloat16 autocast; losses in float32.
+    """One optimiser step.
 
     Returns:
         The terms `cross_entropy` and `dice`, and their weighted sum `total`.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config)
+    losses = hgn_losses(model, batch, config)
+    descend(model, optimizer, losses.total, learning_rate(step, config))
+    return losses.values()
+
+
+def hgn_losses(model: nn.Module, batch: HgnBatch, config: HgnConfig, pool: Pool = alone) -> HgnLosses:
+    """The first half of a step: forward in bfloat16 autocast, losses in float32.
+
+    Args:
+        model: is put into training mode.
+        batch: the mini-batch, or this worker's part of it.
+        config: of the network.
+        pool: makes the sums of a part those of the whole mini-batch.
+    """
     model.train()
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16):
         logits = model(normalise(batch.patches.to(device)))
     logits, lesion = logits.float(), batch.lesion.to(device)
-    cross_entropy = weighted_cross_entropy(logits, lesion, config.lesion_weight)
-    dice = soft_dice(logits, lesion)
-    total = cross_entropy + config.dice_weight * dice
+    cross_entropy = weighted_cross_entropy(logits, lesion, config.lesion_weight, pool)
+    dice = soft_dice(logits, lesion, pool)
+    return HgnLosses(cross_entropy, dice, cross_entropy + config.dice_weight * dice)
+
+
+def descend(model: nn.Module, optimizer: torch.optim.Optimizer, total: Float[Tensor, ""], rate: float) -> None:
+    """The second half of any network's step: gradient, clipped to norm 1, and the optimiser at a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    return {"cross_entropy": cross_entropy.item(), "dice": dice.item(), "total": total.item()}
 
 
 @torch.inference_mode()

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+Pool = Callable[[Tensor], Tensor]
+"""Sums (k) of this part of a mini-batch -> sums of the whole mini-batch, where several workers share one."""
+
+
+def alone(sums: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
+    """The pool of a single worker: its part is the whole."""
+    return sums
+
+
+def pooled_mean(values: Float[Tensor, "..."], pool: Pool) -> Float[Tensor, ""]:
+    """Mean over the whole mini-batch, however it is shared out."""
+    total, count = pool(torch.stack([values.sum(), values.new_tensor(values.numel())]))
+    return total / count
+
 
 def weighted_cross_entropy(
-    logits: Float[Tensor, "n 2 h w"], lesion: Bool[Tensor, "n h w"], lesion_weight: float
+    logits: Float[Tensor, "n 2 h w"], lesion: Bool[Tensor, "n h w"], lesion_weight: float, pool: Pool = alone
 ) -> Float[Tensor, ""]:
     """Mean over all pixels of w_class * CE; a background pixel weighs 1. Not renormalised by the weights' sum."""
     weights = torch.tensor([1.0, lesion_weight], dtype=logits.dtype, device=logits.device)
     per_pixel = F.cross_entropy(logits, lesion.long(), weight=weights, reduction="none")
-    return per_pixel.mean()
+    return pooled_mean(per_pixel, pool)
 
 
-def soft_dice(logits: Float[Tensor, "n 2 h w"], lesion: Bool[Tensor, "n h w"]) -> Float[Tensor, ""]:
+def soft_dice(logits: Float[Tensor, "n 2 h w"], lesion: Bool[Tensor, "n h w"], pool: Pool = alone) -> Float[Tensor, ""]:
     """1 - 2 sum(p g) / (sum p^2 + sum g^2 + 1e-5), lesion channel, over the whole mini-batch (V-Net, 2016)."""
     p = lesion_probability(logits)
     g = lesion.to(p.dtype)
-    return 1 - 2 * (p * g).sum() / (p.square().sum() + g.square().sum() + 1e-5)
+    both, found, true = pool(torch.stack([(p * g).sum(), p.square().sum(), g.square().sum()]))
+    return 1 - 2 * both / (found + true + 1e-5)
 
 
 def lesion_probability(logits: Float[Tensor, "n 2 h w"]) -> Float[Tensor, "n h w"]:

@@ -6,25 +6,27 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Bool, UInt8
+from numpy import ndarray
 
 from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.fitting import HgnBatch
-from ma_cluster.images.annotated import Annotated, cut
+from ma_cluster.images.annotated import Annotated, Cuts, cut, draw_cuts
 from ma_cluster.images.pool import LesionPool, RegionPool
 
 _PLACES_PER_IMAGE = 10**6
 
 
-class HgnDraws:
-    """A share of each mini-batch near lesion pixels, the rest anywhere in the field of view."""
+class HgnCuts:
+    """A share of each mini-batch near lesion pixels, the rest anywhere in the field of view. Keeps no pixels."""
 
     def __init__(self, photographs: Sequence[Annotated], config: HgnConfig, seed: int) -> None:
-        self._photographs, self._config, self._seed = photographs, config, seed
+        self._config, self._seed = config, seed
         self._lesions = LesionPool([photograph.lesion for photograph in photographs])
         self._anywhere = RegionPool([photograph.fov for photograph in photographs], _PLACES_PER_IMAGE, seed)
 
-    def batch(self, step: int) -> HgnBatch:
-        """The mini-batch of a step, augmented."""
+    def of_step(self, step: int) -> Cuts:
+        """The patches of a mini-batch, those near lesions first."""
         config, rng = self._config, np.random.default_rng([self._seed, step])
         near = round(config.batch_patches * config.lesion_share)
         ids = self._lesions.draw(near, rng, per_lesion=config.per_lesion)
@@ -33,9 +35,21 @@ class HgnDraws:
         # the network must not learn that lesions lie in the middle: shift by up to a quarter of the patch
         reach = config.patch_px // 4
         centres[:, 1:] += rng.integers(-reach, reach + 1, size=(len(centres), 2), dtype=np.int32)
-        pairs = [
-            cut(self._photographs[image], (int(row), int(col)), config.patch_px, rng, config.colour_jitter)
-            for image, row, col in centres
-        ]
-        patches = torch.from_numpy(np.stack([patch for patch, _ in pairs])).permute(0, 3, 1, 2)
-        return HgnBatch(patches, torch.from_numpy(np.stack([lesion for _, lesion in pairs])))
+        return draw_cuts(centres, rng, config.colour_jitter)
+
+
+class HgnDraws:
+    """The mini-batches themselves, for a process that holds the photographs."""
+
+    def __init__(self, photographs: Sequence[Annotated], config: HgnConfig, seed: int) -> None:
+        self._photographs, self._patch_px = photographs, config.patch_px
+        self._cuts = HgnCuts(photographs, config, seed)
+
+    def batch(self, step: int) -> HgnBatch:
+        """The mini-batch of a step, augmented."""
+        return hgn_batch(*cut(self._photographs, self._cuts.of_step(step), self._patch_px))
+
+
+def hgn_batch(patches: UInt8[ndarray, "n s s 3"], lesion: Bool[ndarray, "n s s"]) -> HgnBatch:
+    """Patches as they are cut, in the layout that the network takes."""
+    return HgnBatch(torch.from_numpy(patches).permute(0, 3, 1, 2), torch.from_numpy(lesion))

@@ -84,7 +84,7 @@ def threshold_keeping(counts: PixelCounts, recall: float) -> float:
 
 
 def _operating(counts: PixelCounts, threshold: float) -> Operating:
-    first = int(np.ceil(threshold * (BINS - 1) - 1e-9))
+    first = int(threshold * (BINS - 1) + 1e-9)  # as `of` bins, so a score equal to the threshold is called
     true, background = counts.lesion[first:].sum(), counts.background[first:].sum()
     positives = counts.lesion.sum()
     precision = true / (true + background) if true + background else 1.0

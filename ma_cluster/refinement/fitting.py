@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from ma_cluster.config import PrnConfig
-from ma_cluster.hypotheses.fitting import learning_rate, normalise
+from ma_cluster.hypotheses.fitting import descend, learning_rate, normalise
+from ma_cluster.hypotheses.losses import Pool, alone
 from ma_cluster.refinement.resnet import Prn
 from ma_cluster.refinement.triplet import classification_loss, triplet_loss
 
@@ -21,6 +22,20 @@ class TripletBatch:
     anchor: UInt8[Tensor, "n 3 s s"]
     positive: UInt8[Tensor, "n 3 s s"]
     negative: UInt8[Tensor, "n 3 s s"]
+
+
+@dataclass(frozen=True, slots=True)
+class PrnTerms:
+    """The terms of a mini-batch's loss, their weighted sum, which carries the gradient, and each negative's own."""
+
+    cross_entropy: Float[Tensor, ""]
+    triplet: Float[Tensor, ""]
+    total: Float[Tensor, ""]
+    negatives: Float32[Tensor, "n"]
+
+    def values(self) -> dict[str, float]:
+        """The terms as numbers."""
+        return {"cross_entropy": self.cross_entropy.item(), "triplet": self.triplet.item(), "total": self.total.item()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +56,34 @@ def build_prn(config: PrnConfig) -> Prn:
 def prn_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: TripletBatch, step: int, config: PrnConfig
 ) -> PrnLosses:
-    """One optimiser step. The three branches share weights: one forward pass over all 3 n patches.
+    """One optimiser step."""
+    terms = prn_losses(model, batch, config)
+    descend(model, optimizer, terms.total, learning_rate(step, config))
+    return PrnLosses(**terms.values(), negatives=terms.negatives.cpu())
+
+
+def prn_losses(model: nn.Module, batch: TripletBatch, config: PrnConfig, pool: Pool = alone) -> PrnTerms:
+    """The first half of a step. The three branches share weights: one forward pass over all 3 n patches.
 
     Without the triplet term (`triplet_weight` 0, the `cls` ablation) the positives are not computed.
+
+    Args:
+        model: is put into training mode.
+        batch: the mini-batch, or this worker's part of it.
+        config: of the network.
+        pool: makes the sums of a part those of the whole mini-batch.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config)
     model.train()
     device = next(model.parameters()).device
     parts = [batch.anchor, batch.negative] + ([batch.positive] if config.triplet_weight else [])
     with torch.autocast(device.type, torch.bfloat16):
         embeddings, logits = model(normalise(torch.cat(parts).to(device)))
     embedding, logit = embeddings.float().chunk(len(parts)), logits.float().chunk(len(parts))
-    cross_entropy, negatives = classification_loss(logit[0], logit[1])
-    total, triplet = cross_entropy, 0.0
-    if config.triplet_weight:
-        term = triplet_loss(embedding[0], embedding[2], embedding[1], config.margin)
-        total, triplet = cross_entropy + config.triplet_weight * term, term.item()
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return PrnLosses(total.item(), triplet, cross_entropy.item(), negatives.cpu())
+    cross_entropy, negatives = classification_loss(logit[0], logit[1], pool)
+    if not config.triplet_weight:
+        return PrnTerms(cross_entropy, torch.zeros(()), cross_entropy, negatives)
+    triplet = triplet_loss(embedding[0], embedding[2], embedding[1], config.margin, pool)
+    return PrnTerms(cross_entropy, triplet, cross_entropy + config.triplet_weight * triplet, negatives)
 
 
 @torch.inference_mode()

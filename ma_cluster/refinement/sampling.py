@@ -6,26 +6,25 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
 
 from ma_cluster.config import PrnConfig
-from ma_cluster.images.annotated import Annotated, cut, lesion_free
-from ma_cluster.images.contrast import MID_GREY
-from ma_cluster.images.patches import crop
+from ma_cluster.images.annotated import Annotated, Cuts, cut, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
 from ma_cluster.refinement.fitting import TripletBatch
 from ma_cluster.refinement.selection import draw_by_loss
 
 _BATCH = 256
+_VALIDATION_LESIONS, _VALIDATION_HEALTHY = 200, 1000  # patches of a photograph
 
 
-class TripletDraws:
-    """Triplets as a pure function of (seed, step, losses of the healthy pool)."""
+class TripletCuts:
+    """Triplets as a pure function of (seed, step, ids of the negatives). Keeps no pixels."""
 
     def __init__(self, photographs: Sequence[Annotated], config: PrnConfig, seed: int) -> None:
-        self._photographs, self._config, self._seed = photographs, config, seed
+        self._config, self._seed = config, seed
         regions = [lesion_free(photograph, config.negative_margin_px) for photograph in photographs]
         self._lesions = LesionPool([photograph.lesion for photograph in photographs])
         self._healthy = RegionPool(regions, config.healthy_per_image, seed)
@@ -35,32 +34,76 @@ class TripletDraws:
         """Size of the healthy pool; its ids are 0 .. healthy - 1."""
         return len(self._healthy)
 
+    def of_step(
+        self, step: int, negatives: Int64[ndarray, "n"] | Float32[ndarray, "p"]
+    ) -> tuple[Cuts, Int64[ndarray, "n"]]:
+        """Anchors, then positives, then negatives of a step, and the pool ids of the negatives.
+
+        Args:
+            step: number of the step.
+            negatives: their ids, or the losses of the whole pool, to draw them by.
+        """
+        config, rng = self._config, np.random.default_rng([self._seed, step])
+        anchor, positive = (self._lesions.draw(config.triplets, rng, per_lesion=config.per_lesion) for _ in range(2))
+        by_loss = negatives.dtype == np.float32
+        ids = draw_by_loss(negatives, config.triplets, rng) if by_loss else negatives
+        lesions = (self._lesions.centres(anchor), self._lesions.centres(positive))
+        return draw_cuts(np.concatenate([*lesions, self._healthy.centres(ids)]), rng, config.colour_jitter), ids
+
+    def plain(self, ids: Int64[ndarray, "n"]) -> Cuts:
+        """Healthy patches of the pool without augmentation, for scoring them again."""
+        return Cuts(self._healthy.centres(ids), np.zeros(len(ids), np.int32), np.ones((len(ids), 3)))
+
+
+class TripletDraws:
+    """The triplets themselves, for a process that holds the photographs and the losses of the healthy pool."""
+
+    def __init__(self, photographs: Sequence[Annotated], config: PrnConfig, seed: int) -> None:
+        self._photographs, self._patch_px = photographs, config.patch_px
+        self._cuts = TripletCuts(photographs, config, seed)
+
+    @property
+    def healthy(self) -> int:
+        """Size of the healthy pool; its ids are 0 .. healthy - 1."""
+        return self._cuts.healthy
+
     def batch(self, step: int, losses: Float32[ndarray, "p"]) -> tuple[TripletBatch, Int64[ndarray, "n"]]:
         """The triplets of a step, augmented, and the pool ids of its negatives."""
-        rng = np.random.default_rng([self._seed, step])
-        count = self._config.triplets
-        anchor, positive = (self._lesions.draw(count, rng, per_lesion=self._config.per_lesion) for _ in range(2))
-        negative = draw_by_loss(losses, count, rng)
-        batch = TripletBatch(
-            self._patches(self._lesions.centres(anchor), rng),
-            self._patches(self._lesions.centres(positive), rng),
-            self._patches(self._healthy.centres(negative), rng),
-        )
-        return batch, negative
+        cuts, negatives = self._cuts.of_step(step, losses)
+        patches, _ = cut(self._photographs, cuts, self._patch_px)
+        return triplet_batch(*np.split(patches, 3)), negatives
 
     def plain(self, ids: Int64[ndarray, "n"]) -> Iterator[tuple[Int64[ndarray, "b"], UInt8[Tensor, "b 3 s s"]]]:
         """Healthy patches of the pool without augmentation, in batches, for scoring them again."""
-        size = self._config.patch_px
         for start in range(0, len(ids), _BATCH):
             part = ids[start : start + _BATCH]
-            centres = self._healthy.centres(part)
-            patches = [crop(self._photographs[i].enhanced, int(r), int(c), size, MID_GREY) for i, r, c in centres]
-            yield part, torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2)
+            patches, _ = cut(self._photographs, self._cuts.plain(part), self._patch_px)
+            yield part, channels_first(patches)
 
-    def _patches(self, centres: Int32[ndarray, "n 3"], rng: np.random.Generator) -> UInt8[Tensor, "n 3 s s"]:
-        config = self._config
-        patches = [
-            cut(self._photographs[image], (int(row), int(col)), config.patch_px, rng, config.colour_jitter)[0]
-            for image, row, col in centres
-        ]
-        return torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2)
+
+def validation_patches(
+    photograph: Annotated, config: PrnConfig, seed: int
+) -> tuple[UInt8[ndarray, "n s s 3"], Bool[ndarray, "n"]]:
+    """Patches that say how good a network is, the same each time: of lesions, evenly spread, and of healthy places.
+
+    Returns:
+        The patches, and whether the centre of each is a lesion.
+    """
+    lesions = LesionPool([photograph.lesion])
+    healthy = RegionPool([lesion_free(photograph, config.negative_margin_px)], _VALIDATION_HEALTHY, seed)
+    ids = np.linspace(0, len(lesions), min(len(lesions), _VALIDATION_LESIONS), endpoint=False).astype(np.int64)
+    centres = np.concatenate([lesions.centres(ids), healthy.centres(np.arange(_VALIDATION_HEALTHY))])
+    plain = Cuts(centres, np.zeros(len(centres), np.int32), np.ones((len(centres), 3)))
+    return cut([photograph], plain, config.patch_px)[0], np.arange(len(centres)) < len(ids)
+
+
+def triplet_batch(
+    anchor: UInt8[ndarray, "n s s 3"], positive: UInt8[ndarray, "n s s 3"], negative: UInt8[ndarray, "n s s 3"]
+) -> TripletBatch:
+    """Patches as they are cut, in the layout that the network takes."""
+    return TripletBatch(channels_first(anchor), channels_first(positive), channels_first(negative))
+
+
+def channels_first(patches: UInt8[ndarray, "n s s 3"]) -> UInt8[Tensor, "n 3 s s"]:
+    """Patches as they are cut, in the layout that the network takes."""
+    return torch.from_numpy(patches).permute(0, 3, 1, 2)

@@ -1,0 +1,56 @@
+"""Checkpoints of training -> a model bundle, each checked against the recipe's network on the way."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from ma_cluster.bundle import Bundle, load_checkpoint
+from ma_cluster.config import Recipe
+from ma_cluster.errors import ObjectMissingError, UsageError
+from ma_cluster.hypotheses.fitting import build_hgn
+from ma_cluster.images.datasets import Sample, read_object
+from ma_cluster.lesions.calibration import calibrate
+from ma_cluster.refinement.fitting import build_prn
+
+
+def pack(checkpoints: Mapping[str, str], recipe: Recipe, attribution: str, validation: Sequence[Sample] = ()) -> Bundle:
+    """A bundle of what `save_checkpoint` wrote, calibrated where there are validation photographs.
+
+    Args:
+        checkpoints: URL of each network's checkpoint, by the network's name (hgn_1x, hgn_half, prn, cls).
+        recipe: of the networks.
+        attribution: of the data they were trained on, as its licence asks for.
+        validation: photographs with masks on which regions of interest, fusion and threshold are chosen; without any
+            the recipe's stay.
+
+    Raises:
+        BundleError: a checkpoint is of another network, or a required one is missing.
+        UsageError: there is no such checkpoint.
+    """
+    weights = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, url in checkpoints.items():
+            network = _build(name, recipe)
+            file = Path(scratch) / f"{name}.safetensors"
+            file.write_bytes(_fetch(url))
+            load_checkpoint(file, network)
+            weights[name] = network.state_dict()
+    bundle = Bundle(recipe, weights, attribution)
+    return calibrate(bundle, validation) if validation else bundle
+
+
+def _build(name: str, recipe: Recipe) -> nn.Module:
+    if name in ("prn", "cls"):
+        return build_prn(recipe.prn)
+    return build_hgn(recipe.hgn_1x if name == "hgn_1x" else recipe.hgn_half)
+
+
+def _fetch(url: str) -> bytes:
+    try:
+        return read_object(url)
+    except ObjectMissingError as error:
+        raise UsageError(f"no checkpoint at {url}; training writes one every so many steps") from error

@@ -1,0 +1,91 @@
+"""What the commands write to a terminal: lines of text from the results. Loads neither torch nor Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ma_cluster.cluster.archive import committed, read_outcomes
+from ma_cluster.cluster.summary import Summary
+from ma_cluster.images.store import open_store
+from ma_cluster.report.doctor import Finding
+from ma_cluster.report.status import RunStatus
+from ma_cluster.report.truth import Agreement
+
+_SIZED_SHARDS = 64  # shards whose photographs' sizes are averaged: reading them all would cost a second pass
+
+
+def printable(text: str) -> str:
+    """The text with its control characters escaped: a key is someone else's, it must not steer the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def summary_lines(summary: Summary, images_per_second: float | None, megapixels: float | None) -> Iterator[str]:
+    """The end of an archive run.
+
+    Args:
+        summary: of the whole run.
+        images_per_second: of this command; None where there was nothing left to score.
+        megapixels: of a photograph, on average; None where none was scored.
+    """
+    yield f"run {summary.run}: {_photographs(summary.images)}, {summary.lesions} lesions"
+    yield from _counts(summary.statuses, summary.reasons)
+    if images_per_second is None:
+        yield "nothing was left to score"
+    elif megapixels is None:
+        yield f"{images_per_second:.2f} photographs/s"
+    else:
+        yield f"{images_per_second:.2f} photographs/s, {images_per_second * megapixels:.3g} megapixels/s"
+
+
+def status_lines(status: RunStatus) -> Iterator[str]:
+    """How a run stands."""
+    yield f"run {status.run.id} of {printable(status.run.source)}"
+    yield f"started {status.run.started}, {f'finished {status.run.finished}' if status.run.finished else 'unfinished'}"
+    yield f"{status.decided} of {_photographs(status.run.plan.images)} decided, {status.lesions} lesions"
+    yield from _counts(status.statuses, status.reasons)
+    if status.remaining and status.images_per_second is not None:
+        yield pace(status.images_per_second, status.eta_seconds)
+
+
+def agreement_lines(agreement: Agreement) -> Iterator[str]:
+    """A run against the reference."""
+    yield f"against the reference, {_photographs(agreement.photographs)} ({agreement.unscored} not scored):"
+    yield f"  pixels   precision {agreement.precision:.3f}, recall {agreement.recall:.3f}, F1 {agreement.f1:.3f}"
+    found = f"{agreement.found_lesions} of {agreement.reference_lesions} found ({agreement.sensitivity:.0%})"
+    per_photograph = agreement.false_lesions / max(agreement.photographs, 1)
+    yield f"  lesions  {found}, {agreement.false_lesions} false ({per_photograph:.1f} a photograph)"
+
+
+def finding_line(finding: Finding) -> str:
+    """One line of the doctor's."""
+    cure = f"; {finding.cure}" if finding.cure else ""
+    return f"{finding.level:<4}  {finding.name:<9}  {printable(finding.text)}{cure}"
+
+
+def mean_megapixels(dest_url: str) -> float | None:
+    """Mean size of the scored photographs of a run, megapixels, from some of its shards; None without any."""
+    dest = open_store(dest_url)
+    sizes: list[int] = []
+    for number in sorted(committed(dest))[-_SIZED_SHARDS:]:
+        table = read_outcomes(dest, number, ["height", "width"])
+        pairs = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)
+        sizes += [height * width for height, width in pairs if height is not None]
+    return sum(sizes) / len(sizes) / 1e6 if sizes else None
+
+
+def _counts(statuses: dict[str, int], reasons: dict[str, int]) -> Iterator[str]:
+    yield from (f"  {status:<8} {count}" for status, count in statuses.items())
+    yield from (f"    {reason:<14} {count}" for reason, count in reasons.items())
+
+
+def _photographs(count: int) -> str:
+    return f"{count} photograph{'' if count == 1 else 's'}"
+
+
+def pace(images_per_second: float | None, eta_seconds: float | None) -> str:
+    """Rate and time left; nothing where they are not known yet."""
+    if images_per_second is None or eta_seconds is None:
+        return ""
+    minutes, seconds = divmod(round(eta_seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{images_per_second:.2f}/s, {hours}:{minutes:02d}:{seconds:02d} left"

@@ -1,0 +1,98 @@
+"""Single photographs -> files beside each other: STEM.json, STEM_mask.png and STEM_overlay.jpg. No Ray anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ma_cluster.errors import ImageRefusedError, Status, UsageError
+from ma_cluster.images.store import Store
+from ma_cluster.lesions.detector import Detection, Detector
+from ma_cluster.lesions.overlay import encode_mask, encode_overlay
+
+
+@dataclass(frozen=True, slots=True)
+class FileOutcome:
+    """What became of one photograph, for a line on the terminal."""
+
+    name: str
+    lesions: int
+    seconds: float
+    """Wall time from reading the file to its last result written."""
+    refusal: str | None
+    """Reason and detail, None where the photograph was scored."""
+
+    def __str__(self) -> str:
+        if self.refusal is not None:
+            return f"{self.name}: refused: {self.refusal}"
+        return f"{self.name}: {self.lesions} {'lesion' if self.lesions == 1 else 'lesions'}, {self.seconds:.1f} s"
+
+
+def check_stems(images: Sequence[Path]) -> None:
+    """Results are named by the photograph's stem, so two of the same stem would overwrite each other.
+
+    Raises:
+        UsageError: naming both.
+    """
+    seen: dict[str, Path] = {}
+    for image in images:
+        other = seen.setdefault(image.stem.casefold(), image)  # some file systems do not tell a.jpg from A.jpg
+        if other is not image:
+            raise UsageError(
+                f"{other} and {image} would both write {image.stem}.json; rename one or give each its own --out"
+            )
+
+
+def detect_file(detector: Detector, image: Path, out: Store) -> FileOutcome:
+    """Score one photograph and write its results; a refused one has a JSON that says why, and no mask.
+
+    Raises:
+        StoreError: the results cannot be written.
+        OSError: the photograph cannot be read.
+    """
+    started = time.perf_counter()
+    data = image.read_bytes()
+    try:
+        prepared = detector.prepare(data)
+        detection = detector.segment(prepared)
+    except ImageRefusedError as error:
+        _put_json(out, image, _refused(detector, image, error))
+        return FileOutcome(image.name, 0, time.perf_counter() - started, str(error))
+    out.put(f"{image.stem}_mask.png", encode_mask(detection.mask))
+    out.put(f"{image.stem}_overlay.jpg", encode_overlay(prepared.pixels, detection.mask))
+    _put_json(out, image, _scored(detector, image, detection))
+    return FileOutcome(image.name, len(detection.lesions), time.perf_counter() - started, None)
+
+
+def _scored(detector: Detector, image: Path, detection: Detection) -> dict[str, Any]:
+    """Positions and lengths are pixels of the upright photograph, (row, col), pixel centres at integers."""
+    height, width = detection.shape
+    return {
+        "image": image.name,
+        "status": Status.SCORED,
+        "height": height,
+        "width": width,
+        "fov": dataclasses.asdict(detection.fov),
+        "model_digest": detector.digest,
+        "threshold": detector.recipe.detector.threshold,
+        "lesions": [dataclasses.asdict(lesion) for lesion in detection.lesions],
+    }
+
+
+def _refused(detector: Detector, image: Path, error: ImageRefusedError) -> dict[str, Any]:
+    return {
+        "image": image.name,
+        "status": Status.REFUSED,
+        "reason": error.reason,
+        "detail": error.detail,
+        "model_digest": detector.digest,
+    }
+
+
+def _put_json(out: Store, image: Path, values: dict[str, Any]) -> None:
+    out.put(f"{image.stem}.json", (json.dumps(values, indent=2) + "\n").encode())

@@ -1,0 +1,122 @@
+"""A shard from plan to commit, with a fleet that does as it is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import ray
+
+from ma_cluster.cluster.archive import begin_run, committed, read_outcomes, shards
+from ma_cluster.cluster.outcomes import Outcome
+from ma_cluster.cluster.reading import Facts, Quality
+from ma_cluster.cluster.scoring_app import Reading, Segmentation
+from ma_cluster.cluster.shard_scorer import ShardScorer
+from ma_cluster.errors import ImageError, ImageFailedError, ImageRefusedError, Reason, StoreError
+from ma_cluster.images.fundus import Fov
+from ma_cluster.images.store import Entry, LocalStore
+from ma_cluster.lesions.table import Lesion
+
+FACTS = Facts(
+    480, 640, Fov(240.0, 320.0, 470.0), Quality(0.4, 0.1, 0.02), {"fetch": 0.1, "decode": 0.2, "prepare": 0.3}
+)
+LESION = Lesion(1, 20.5, 30.0, (18, 28, 24, 33), 25, 5.64, 0.7, 0.9, 362.0)
+
+
+class FakeFleet:
+    """Raises, for each key, the errors that are listed for it, then answers."""
+
+    def __init__(self, reading: dict[str, list[ImageError]], segmenting: dict[str, list[ImageError]]) -> None:
+        self.reading, self.segmenting = reading, segmenting
+        self.last = ""
+
+    def read(self, entry: Entry) -> Reading:
+        self.last = entry.key
+        if self.reading.get(entry.key):
+            raise self.reading[entry.key].pop(0)
+        return Reading(FACTS, ray.ObjectRef.nil())
+
+    def segment(self, reading: Reading) -> Segmentation:
+        if self.segmenting.get(self.last):
+            raise self.segmenting[self.last].pop(0)
+        return Segmentation((LESION,), b"png", b"jpeg", {"hgn": 1.0, "lesions": 0.5})
+
+
+class Heard:
+    """Counts what a recorder is told."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def begun(self) -> None:
+        self.counts["begun"] += 1
+
+    def decided(self, outcome: Outcome) -> None:
+        self.counts[outcome.status.value] += 1
+
+
+class FullDisk(LocalStore):
+    """Holds a run, and takes no mask."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        if key.startswith("masks/"):
+            raise StoreError("the destination cannot be written: no space left")
+        return super().create(key, data)
+
+
+def scorer_of(tmp_path: Path, fleet: FakeFleet, dest: LocalStore | None = None) -> ShardScorer:
+    source = LocalStore(tmp_path / "source")
+    source.create("eye.jpg", b"...")
+    dest = dest or LocalStore(tmp_path / "dest")
+    return ShardScorer(fleet, dest, begin_run(source, dest, "model", "config"), 1, Heard())
+
+
+def died() -> ImageError:
+    return ImageFailedError(Reason.CRASHED_WORKER, "the replica died")
+
+
+def outcome_of(scorer: ShardScorer) -> dict[str, object]:
+    scorer.score(next(shards(1)))
+    row: dict[str, object] = read_outcomes(scorer.dest, 0).to_pylist()[0]
+    return row
+
+
+def test_a_scored_photograph_has_all_its_columns(tmp_path: Path) -> None:
+    row = outcome_of(scorer_of(tmp_path, FakeFleet({}, {})))
+    assert (row["status"], row["reason"], row["attempts"]) == ("scored", None, 1)
+    assert (row["height"], row["width"], row["fov_diameter_px"]) == (480, 640, 470.0)
+    assert (row["lesion_count"], row["lesion_area_px"]) == (1, 25)
+    assert row["lesions"][0]["bbox"] == [18, 28, 24, 33]  # type: ignore[index]
+    assert (row["seconds_fetch"], row["seconds_hgn"], row["seconds_prn"]) == (0.1, 1.0, None)
+    assert (tmp_path / "dest" / str(row["mask_key"])).read_bytes() == b"png"
+    assert (tmp_path / "dest" / str(row["overlay_key"])).read_bytes() == b"jpeg"
+
+
+def test_a_refused_photograph_is_not_tried_again(tmp_path: Path) -> None:
+    fleet = FakeFleet({"eye.jpg": [ImageRefusedError(Reason.TRUNCATED, "half of it")]}, {})
+    scorer = scorer_of(tmp_path, fleet)
+    row = outcome_of(scorer)
+    assert (row["status"], row["reason"], row["attempts"]) == ("refused", "truncated", 1)
+    assert row["lesions"] is None and row["mask_key"] is None and row["height"] is None
+    assert isinstance(scorer.recorder, Heard)
+    assert scorer.recorder.counts == {"begun": 1, "refused": 1}
+
+
+def test_a_photograph_whose_replica_died_is_tried_again(tmp_path: Path) -> None:
+    row = outcome_of(scorer_of(tmp_path, FakeFleet({}, {"eye.jpg": [died()]})))
+    assert (row["status"], row["attempts"]) == ("scored", 2)
+
+
+def test_a_photograph_whose_replicas_died_twice_has_failed(tmp_path: Path) -> None:
+    row = outcome_of(scorer_of(tmp_path, FakeFleet({"eye.jpg": [died()]}, {"eye.jpg": [died(), died()]})))
+    assert (row["status"], row["reason"], row["attempts"]) == ("failed", "crashed_worker", 2)
+    row_of_segmenter = outcome_of(scorer_of(tmp_path / "2", FakeFleet({}, {"eye.jpg": [died(), died()]})))
+    assert (row_of_segmenter["status"], row_of_segmenter["height"]) == ("failed", 480)
+
+
+def test_a_destination_that_takes_no_masks_leaves_the_shard_uncommitted(tmp_path: Path) -> None:
+    dest = FullDisk(tmp_path / "dest")
+    with pytest.raises(StoreError, match="no space"):
+        scorer_of(tmp_path, FakeFleet({}, {}), dest).score(next(shards(1)))
+    assert committed(dest) == set()

@@ -1,0 +1,84 @@
+"""What several tests share: shapes checked as the code runs, one Ray, one S3 server, one untrained model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jaxtyping
+import pytest
+from servers import Weed, free_ports, running_weed
+
+jaxtyping.install_import_hook("ma_cluster", "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors; those that Ray's own modules cause are not ours to mend."""
+    for category in ("DeprecationWarning", "FutureWarning", "ResourceWarning"):
+        config.addinivalue_line("filterwarnings", rf"ignore::{category}:ray\..*")
+
+
+@pytest.fixture(scope="session")
+def s3_environment() -> Iterator[int]:
+    """Set the AWS variables for an S3 server that may be started later: a Ray started before it must inherit them."""
+    port = free_ports(1)[0]
+    values = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    yield port
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def weed(s3_environment: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    """A real S3 server on the loopback interface; this process and the shared Ray have its address and keys."""
+    with running_weed(tmp_path_factory.mktemp("weed"), s3_environment) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3_environment: int) -> Iterator[None]:
+    """The Ray that all tests of a run share. Six logical CPUs: most of what runs on it waits."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(address="local", _node_ip_address="127.0.0.1", num_cpus=6, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that answers within a second: untrained networks, on photographs brought to 256 pixels."""
+    import torch
+
+    from ma_cluster.bundle import Bundle, save_bundle
+    from ma_cluster.config import ImageConfig, tiny
+    from ma_cluster.hypotheses.fitting import build_hgn
+
+    torch.manual_seed(1)
+    recipe = replace(tiny(), image=ImageConfig(fov_diameter_px=256.0))
+    weights = {"hgn_1x": build_hgn(recipe.hgn_1x).state_dict(), "hgn_half": build_hgn(recipe.hgn_half).state_dict()}
+    folder = tmp_path_factory.mktemp("bundle")
+    save_bundle(Bundle(recipe=recipe, weights=weights, attribution="untrained"), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def idrid() -> Path:
+    """IDRiD's folder; tests that need it are skipped where there is none."""
+    folder = Path(os.environ.get("MA_CLUSTER_IDRID", Path(__file__).parents[2] / "shared" / "idrid"))
+    if not folder.is_dir():
+        pytest.skip("no IDRiD data: set MA_CLUSTER_IDRID to its folder")
+    return folder

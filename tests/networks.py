@@ -1,0 +1,20 @@
+"""Networks for the tests: untrained, but with batch-norm statistics that keep their activations in range."""
+
+from __future__ import annotations
+
+import torch
+
+from ma_cluster.hypotheses.frrn import Frrn
+
+
+def calibrated_frrn(width: float = 1 / 16, seed: int = 0) -> Frrn:
+    """An untrained FRRN in eval mode whose batch norms have seen random patches."""
+    torch.manual_seed(seed)
+    network = Frrn(width).train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the plain average of what it sees
+    with torch.no_grad():
+        for _ in range(4):
+            network(torch.randn(4, 3, 32, 32).clamp(-1, 1))
+    return network.eval()

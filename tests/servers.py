@@ -1,0 +1,84 @@
+"""Servers that tests talk to, on the loopback interface and on free ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Weed:
+    """A running SeaweedFS with an S3 gateway; `bucket` reaches it by the AWS variables."""
+
+    endpoint: str
+
+    def bucket(self, name: str) -> str:
+        """Create a bucket and return its URL."""
+        import boto3
+
+        boto3.client("s3").create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+
+@contextmanager
+def running_weed(folder: Path, port: int) -> Iterator[Weed]:
+    """SeaweedFS with its data in `folder`; its S3 gateway takes the keys of the AWS variables."""
+    credentials = [{"accessKey": os.environ["AWS_ACCESS_KEY_ID"], "secretKey": os.environ["AWS_SECRET_ACCESS_KEY"]}]
+    identity = {"name": "t", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    master, volume, filer = free_ports(3, taken=(port,))
+    weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
+    command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
+    command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
+    command += ["-s3", f"-s3.port={port}", f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    with (folder / "log.txt").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        _wait_for_s3(f"http://127.0.0.1:{port}", server)
+        yield Weed(f"http://127.0.0.1:{port}")
+    finally:
+        server.kill()  # asked kindly, it takes longer than the tests
+        server.wait()
+
+
+def free_ports(count: int, taken: tuple[int, ...] = ()) -> list[int]:
+    """Ports that nobody listens on, nor on the port 10,000 above, which SeaweedFS takes for gRPC; below Ray's range."""
+    found: list[int] = []
+    for port in range(8500 + os.getpid() % 900, 10_000):
+        if len(found) == count:
+            break
+        if _is_free(port) and _is_free(port + 10_000) and port not in taken:
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _wait_for_s3(endpoint: str, server: subprocess.Popen[bytes]) -> None:
+    """Ready is when a bucket list is answered, be it with 403: the gateway then reaches its filer."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise RuntimeError(f"weed ended with {server.returncode}")
+        try:
+            urllib.request.urlopen(endpoint, timeout=2).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.3)
+    raise RuntimeError("weed did not answer within 60 s")

@@ -1,0 +1,295 @@
+"""The command line as a user meets it: files, lines, texts of errors, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import calibrated_frrn
+from PIL import Image
+from skimage.data import retina
+
+from ma_cluster.bundle import load_bundle, save_checkpoint
+from ma_cluster.cli import main
+from ma_cluster.cluster.archive import begin_run, commit, read_shard, shards
+from ma_cluster.cluster.outcomes import Outcome
+from ma_cluster.config import tiny
+from ma_cluster.errors import Reason
+from ma_cluster.hypotheses.fitting import build_optimizer
+from ma_cluster.images.sample_archive import write_sample
+from ma_cluster.images.store import open_store
+from ma_cluster.lesions.overlay import encode_mask
+
+IMAGES = "A. Segmentation/1. Original Images/b. Testing Set"
+
+
+@dataclass(frozen=True)
+class Done:
+    status: object
+    out: str
+    err: str
+
+
+class Command:
+    """Runs the command line in this process."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+
+    def __call__(self, *arguments: object) -> Done:
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        return Done(left.value.code, *self._capfd.readouterr())
+
+
+@pytest.fixture
+def ma_cluster(capfd: pytest.CaptureFixture[str]) -> Command:
+    return Command(capfd)
+
+
+@pytest.fixture
+def model(tiny_bundle: Path) -> Path:
+    return tiny_bundle
+
+
+@pytest.fixture
+def eye(tmp_path: Path) -> Path:
+    path = tmp_path / "left eye.jpg"
+    Image.fromarray(retina()).resize((300, 300)).save(path)
+    return path
+
+
+def process(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ma_cluster", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_version_and_help(ma_cluster: Command) -> None:
+    assert ma_cluster("--version").out.startswith("ma-cluster 0.")
+    done = ma_cluster("--help")
+    assert done.status == 0
+    assert all(name in done.out for name in ("detect", "score", "status", "sample", "bundle", "doctor"))
+
+
+def test_detect_writes_json_mask_and_overlay(ma_cluster: Command, eye: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = ma_cluster("detect", eye, "--out", out, "--model", model)
+    assert (done.status, done.err) == (0, "")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "left eye.json",
+        "left eye_mask.png",
+        "left eye_overlay.jpg",
+    ]
+    values = json.loads((out / "left eye.json").read_text())
+    assert (values["status"], values["height"], values["width"], values["threshold"]) == ("scored", 300, 300, 0.5)
+    assert values["model_digest"] == load_bundle(model).digest
+    assert values["fov"]["diameter_px"] == pytest.approx(298, abs=3)
+    with Image.open(out / "left eye_mask.png") as mask:
+        assert (mask.mode, mask.size) == ("1", (300, 300))
+        assert np.asarray(mask).sum() == sum(lesion["area_px"] for lesion in values["lesions"]) > 0
+    assert f"left eye.jpg: {len(values['lesions'])} lesion" in done.out
+
+
+def test_detect_goes_on_after_a_refusal_and_exits_3(
+    ma_cluster: Command, eye: Path, model: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "a_page.jpg"
+    page.write_text("<html>")
+    done = ma_cluster("detect", page, eye, "--out", tmp_path / "out", "--model", model)
+    assert done.status == 3
+    first, second = done.out.splitlines()
+    assert first.startswith("a_page.jpg: refused: not_an_image: ")
+    assert second.startswith("left eye.jpg: ")
+    assert json.loads((tmp_path / "out/a_page.json").read_text())["reason"] == "not_an_image"
+
+
+def test_detect_escapes_control_characters_of_a_name(ma_cluster: Command, model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "two\nlines\x1b[2J.jpg"
+    page.write_text("<html>")
+    assert "two\\nlines\\x1b[2J.jpg: refused" in ma_cluster("detect", page, "--out", tmp_path, "--model", model).out
+
+
+def test_detect_refuses_two_photographs_of_one_stem(
+    ma_cluster: Command, eye: Path, model: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "Left Eye.png"
+    other.write_bytes(eye.read_bytes())
+    done = ma_cluster("detect", eye, other, "--out", tmp_path / "out", "--model", model)
+    assert done.status == 2
+    assert done.err.endswith("would both write Left Eye.json; rename one or give each its own --out\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_detect_imports_no_ray(eye: Path, model: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom ma_cluster.cli import main\n"
+        "try:\n    main()\nfinally:\n    print('ray' in sys.modules, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "detect", eye, "--out", tmp_path / "out", "--model", model]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False True"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["detect", "none.jpg", "--out", "x"], 2, "file 'none.jpg' does not exist"),
+        (["detect", __file__, "--out", "x", "--model", "no-such"], 2, "no model 'no-such'"),
+        (["detect", __file__], 2, "Missing option '--out'"),
+        (["score", "a", "b", "--replicas", "0"], 2, "--replicas"),
+        (["score", "a", "b", "--model", "no-such"], 2, "no model 'no-such'"),
+        (["status", "/nonexistent"], 2, "there is no run at this destination: it has no run.json; check the URL"),
+        (["sample", "gs://x"], 2, "gs:// is not a store"),
+        (["sample", "x", "--images", "0"], 2, "--images"),
+        (["bundle", "--hgn-1x", "a", "--hgn-half", "b", "--out", "c"], 2, "no checkpoint at a"),
+        (["bundle", "--hgn-1x", "a", "--hgn-half", "b", "--out", "c", "--recipe", "d"], 2, "no recipe 'd'; there are"),
+        (["nonsense"], 2, "No such command 'nonsense'"),
+    ],
+)
+def test_mistakes_end_in_one_clear_text(ma_cluster: Command, arguments: list[str], status: int, text: str) -> None:
+    done = ma_cluster(*arguments)
+    assert done.status == status
+    assert text in done.err
+    assert "Traceback" not in done.err
+
+
+def test_score_takes_only_stores_it_knows(ma_cluster: Command, model: Path) -> None:
+    done = ma_cluster("score", "ftp://a", "b", "--model", model)
+    assert done.status == 2
+    assert done.err == (
+        "ma-cluster: ftp:// is not a store this version knows; use a local path, file:// or s3://bucket/prefix\n"
+    )
+
+
+def test_a_destination_that_cannot_be_written_fails_with_its_cure(
+    ma_cluster: Command, eye: Path, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    done = ma_cluster("detect", eye, "--out", tmp_path / "file" / "out", "--model", model)
+    assert done.status == 1
+    assert "the destination cannot be written" in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_detect_with_its_status(
+    eye: Path, model: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    copies = [tmp_path / f"{copy}.jpg" for copy in range(50)]
+    for copy in copies:
+        os.link(eye, copy)
+    with process("detect", *copies, "--out", tmp_path / "out", "--model", model) as running:
+        assert running.stdout is not None and running.stderr is not None
+        assert running.stdout.readline().startswith("0.jpg: ")
+        running.send_signal(number)
+        assert "Traceback" not in running.stderr.read()
+    assert running.returncode == status
+
+
+def test_bundle_packs_checkpoints_and_overwrites_nothing(ma_cluster: Command, tmp_path: Path) -> None:
+    for name, seed in (("hgn_1x", 0), ("hgn_half", 1)):
+        network = calibrated_frrn(seed=seed)
+        optimizer = build_optimizer(network, tiny().hgn_1x)
+        save_checkpoint(tmp_path / f"{name}.safetensors", network, optimizer, {"step": 4})
+    arguments = ["bundle", "--hgn-1x", tmp_path / "hgn_1x.safetensors", "--hgn-half", tmp_path / "hgn_half.safetensors"]
+    done = ma_cluster(*arguments, "--recipe", "tiny", "--attribution", "ours", "--out", tmp_path / "model")
+    packed = load_bundle(tmp_path / "model")
+    assert (done.status, packed.recipe, packed.attribution) == (0, tiny(), "ours")
+    assert done.out == f"{tmp_path / 'model'}  digest {packed.digest}\n"
+    again = ma_cluster(*arguments, "--recipe", "tiny", "--out", tmp_path / "model")
+    assert again.status == 2
+    assert "holds a bundle already, and nothing is overwritten" in again.err
+    other = ma_cluster(*arguments, "--recipe", "lite", "--out", tmp_path / "other")
+    assert other.status == 2
+    assert "do not fit the recipe's network" in other.err
+    assert len(other.err) < 400
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.fixture
+def half_done(tmp_path: Path) -> Path:
+    """A run over three sample photographs: the first scored perfectly, the second refused, the third undecided."""
+    write_sample(str(tmp_path / "archive"), 3)
+    source, dest = open_store(tmp_path / "archive" / IMAGES), open_store(tmp_path / "run")
+    run = begin_run(source, dest, "model", "config")
+    first, second, _ = shards(3)
+    entry = read_shard(dest, first)[0]
+    truth = next((tmp_path / "archive").rglob("sample_001_MA.tif"))
+    with Image.open(truth) as image:
+        dest.put("masks/1.png", encode_mask(np.asarray(image) > 0))
+    scored = Outcome(key=entry.key, etag=entry.etag, reason=None, attempts=1, lesions=(), mask_key="masks/1.png")
+    commit(dest, run, first, [scored])
+    entry = read_shard(dest, second)[0]
+    commit(dest, run, second, [Outcome(key=entry.key, etag=entry.etag, reason=Reason.TRUNCATED, attempts=1)])
+    return tmp_path / "run"
+
+
+def test_status_counts_by_status_and_reason(ma_cluster: Command, half_done: Path) -> None:
+    lines = ma_cluster("status", half_done).out.splitlines()
+    assert lines[1].endswith(", unfinished")
+    assert lines[2] == "2 of 3 photographs decided, 0 lesions"
+    assert [line.split() for line in lines[3:6]] == [["refused", "1"], ["scored", "1"], ["truncated", "1"]]
+
+
+def test_status_lists_what_is_missing(ma_cluster: Command, half_done: Path) -> None:
+    assert ma_cluster("status", half_done, "--missing").out == "sample_003.jpg\n"
+    values = json.loads(ma_cluster("status", half_done, "--missing", "--json").out)
+    assert (values["missing"], values["remaining"], values["reasons"]) == (["sample_003.jpg"], 1, {"truncated": 1})
+
+
+def test_status_compares_with_the_truth(ma_cluster: Command, half_done: Path) -> None:
+    archive = half_done.parent / "archive"
+    values = json.loads(ma_cluster("status", half_done, "--json", "--truth", archive).out)["truth"]
+    assert (values["photographs"], values["unscored"], values["false_lesions"]) == (3, 2, 0)
+    assert 0 < values["found_lesions"] < values["reference_lesions"]
+    assert values["both_px"] == values["called_px"] < values["reference_px"]
+    lines = ma_cluster("status", half_done, "--truth", archive).out.splitlines()
+    assert lines[-3] == "against the reference, 3 photographs (2 not scored):"
+    assert "precision 1.000" in lines[-2]
+
+
+def test_a_run_against_a_data_set_of_other_photographs_is_refused(ma_cluster: Command, half_done: Path) -> None:
+    done = ma_cluster("status", half_done, "--truth", half_done)
+    assert done.status == 2
+    assert "no photographs under" in done.err
+
+
+def test_doctor_names_each_fault_with_a_cure(ma_cluster: Command, tmp_path: Path) -> None:
+    done = ma_cluster("doctor", "--model", "no-such", "--store", tmp_path / "store")
+    levels = {line.split()[1]: line.split()[0] for line in done.out.splitlines()}
+    assert done.status == 1
+    assert (levels["python"], levels["torch"], levels["store"], levels["ray"]) == ("ok", "ok", "ok", "ok")
+    assert levels["model"] == "fail"
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_an_archive_is_scored_resumed_and_compared(ma_cluster: Command, model: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    assert ma_cluster("sample", archive, "--images", "2", "--seed", "3").status == 0
+    images = archive / IMAGES
+    (images / "notes.jpg").write_text("no photograph")
+    with process("score", images, tmp_path / "run", "--model", model) as running:
+        out, err = running.communicate()
+    assert running.returncode == 3, err
+    assert "3 photographs, " in out
+    assert "photographs/s, " in out and "megapixels/s" in out
+    assert [line.split() for line in out.splitlines()[1:4]] == [
+        ["refused", "1"],
+        ["scored", "2"],
+        ["not_an_image", "1"],
+    ]
+    again = ma_cluster("score", images, tmp_path / "run", "--model", model)
+    assert again.status == 3
+    assert "nothing was left to score" in again.out
+    conflict = ma_cluster("score", archive, tmp_path / "run", "--model", model)
+    assert conflict.status == 2
+    assert "holds run" in conflict.err
+    values = json.loads(ma_cluster("status", tmp_path / "run", "--json", "--truth", archive).out)
+    assert (values["truth"]["photographs"], values["truth"]["unscored"]) == (3, 1)  # notes.jpg is the third
