@@ -120,6 +120,9 @@ def load_checkpoint(
     """
     from safetensors import safe_open
 
+    if not path.is_file():
+        raise BundleError(f"there is no checkpoint {path.name}")
+
     data = path.read_bytes()
     tensors = _load_safetensors(data, path.name)
     weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}

@@ -112,7 +112,7 @@ def score(
 
     from ma_cluster.cluster.driver import Progress, score_archive
     from ma_cluster.cluster.scoring_app import Fleet
-    from ma_cluster.report.console import mean_megapixels, summary_lines
+    from ma_cluster.report.console import summary_lines
     from ma_cluster.report.progress import progress_display
 
     last: list[Progress] = []
@@ -125,7 +125,7 @@ def score(
         fleet = Fleet(segmenters=replicas, address=address)
         summary = score_archive(source, dest, fleet, model=model, on_progress=follow)
     rate = last[0].images_per_second if last else None
-    for line in summary_lines(summary, rate, mean_megapixels(dest)):
+    for line in summary_lines(summary, rate):
         typer.echo(line)
     if not summary.complete:
         raise typer.Exit(_INCOMPLETE)

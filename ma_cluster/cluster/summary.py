@@ -16,7 +16,7 @@ from ma_cluster.errors import MaClusterError
 from ma_cluster.images.store import Store
 
 _READS = 8  # parts read at a time: they wait for the store, not for a core
-_COLUMNS = ["status", "reason", "lesion_count"]
+_COLUMNS = ["status", "reason", "lesion_count", "height", "width"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ class PartCounts:
     statuses: Counter[str]
     reasons: Counter[str]
     lesions: int
+    megapixels: float
+    """Of the photographs that could be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class Summary:
     statuses: dict[str, int]
     reasons: dict[str, int]
     lesions: int
+    megapixels: float
     started: str
     finished: str
 
@@ -57,7 +60,7 @@ def count_parts(dest: Store) -> Iterator[PartCounts]:
 
 def total(parts: Iterable[PartCounts]) -> PartCounts:
     """The sum; `committed_at` is the latest."""
-    out = PartCounts(0.0, 0, Counter(), Counter(), 0)
+    out = PartCounts(0.0, 0, Counter(), Counter(), 0, 0.0)
     for part in parts:
         out = PartCounts(
             max(out.committed_at, part.committed_at),
@@ -65,6 +68,7 @@ def total(parts: Iterable[PartCounts]) -> PartCounts:
             out.statuses + part.statuses,
             out.reasons + part.reasons,
             out.lesions + part.lesions,
+            out.megapixels + part.megapixels,
         )
     return out
 
@@ -88,6 +92,7 @@ def finish_run(dest: Store, run: Run) -> Summary:
         statuses=dict(sorted(counts.statuses.items())),
         reasons=dict(sorted(counts.reasons.items())),
         lesions=counts.lesions,
+        megapixels=round(counts.megapixels, 3),
         started=run.started,
         finished=run.finished,
     )
@@ -99,4 +104,6 @@ def _count(outcomes: pa.Table) -> PartCounts:
     statuses, reasons = Counter(outcomes["status"].to_pylist()), Counter(outcomes["reason"].to_pylist())
     reasons.pop(None, None)
     lesions = sum(count or 0 for count in outcomes["lesion_count"].to_pylist())
-    return PartCounts(committed_at(outcomes), outcomes.num_rows, statuses, reasons, lesions)
+    sizes = zip(outcomes["height"].to_pylist(), outcomes["width"].to_pylist(), strict=True)
+    megapixels = sum(height * width for height, width in sizes if height is not None) / 1e6
+    return PartCounts(committed_at(outcomes), outcomes.num_rows, statuses, reasons, lesions, megapixels)

@@ -29,4 +29,5 @@ def draw_gains(rng: np.random.Generator, largest: float) -> Float64[ndarray, "3"
 
 def scale_contrast(patch: UInt8[ndarray, "s s 3"], gains: Float64[ndarray, "3"]) -> UInt8[ndarray, "s s 3"]:
     """Each channel's distance from mid-grey times its gain, clipped to 0..255."""
-    return np.clip((patch.astype(np.float32) - MID_GREY) * gains + MID_GREY, 0, 255).astype(np.uint8)
+    scaled = (patch.astype(np.float32) - MID_GREY) * gains.astype(np.float32) + MID_GREY
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

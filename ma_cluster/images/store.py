@@ -90,8 +90,11 @@ class LocalStore:
     def list(self, prefix: str = "") -> Iterator[Entry]:
         if not self.root.is_dir():
             raise StoreError("the source folder does not exist or is not a folder; check the path")
-        for path in _walk(self.root):
-            key = path.relative_to(self.root).as_posix()
+        folder = self._path(prefix.rpartition("/")[0])
+        for path in _walk(folder) if folder.is_dir() else ():
+            # A name that is not UTF-8 cannot be a key: it is listed escaped, and so ends as a photograph that is gone.
+            name = path.relative_to(self.root).as_posix()
+            key = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             if not key.startswith(prefix) or path.name.startswith(_PARTIAL):
                 continue
             try:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ma_cluster.cluster.archive import committed, read_outcomes
 from ma_cluster.cluster.summary import Summary
-from ma_cluster.images.store import open_store
 from ma_cluster.report.doctor import Finding
 from ma_cluster.report.status import RunStatus
 from ma_cluster.report.truth import Agreement
-
-_SIZED_SHARDS = 64  # shards whose photographs' sizes are averaged: reading them all would cost a second pass
 
 
 def printable(text: str) -> str:
@@ -19,22 +15,20 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def summary_lines(summary: Summary, images_per_second: float | None, megapixels: float | None) -> Iterator[str]:
+def summary_lines(summary: Summary, images_per_second: float | None) -> Iterator[str]:
     """The end of an archive run.
 
     Args:
         summary: of the whole run.
         images_per_second: of this command; None where there was nothing left to score.
-        megapixels: of a photograph, on average; None where none was scored.
     """
     yield f"run {summary.run}: {_photographs(summary.images)}, {summary.lesions} lesions"
     yield from _counts(summary.statuses, summary.reasons)
     if images_per_second is None:
         yield "nothing was left to score"
-    elif megapixels is None:
-        yield f"{images_per_second:.2f} photographs/s"
     else:
-        yield f"{images_per_second:.2f} photographs/s, {images_per_second * megapixels:.3g} megapixels/s"
+        megapixels_per_second = images_per_second * summary.megapixels / max(summary.images, 1)
+        yield f"{images_per_second:.2f} photographs/s, {megapixels_per_second:.3g} megapixels/s"
 
 
 def status_lines(status: RunStatus) -> Iterator[str]:
@@ -60,17 +54,6 @@ def finding_line(finding: Finding) -> str:
     """One line of the doctor's."""
     cure = f"; {finding.cure}" if finding.cure else ""
     return f"{finding.level:<4}  {finding.name:<9}  {printable(finding.text)}{cure}"
-
-
-def mean_megapixels(dest_url: str) -> float | None:
-    """Mean size of the scored photographs of a run, megapixels, from some of its shards; None without any."""
-    dest = open_store(dest_url)
-    sizes: list[int] = []
-    for number in sorted(committed(dest))[-_SIZED_SHARDS:]:
-        table = read_outcomes(dest, number, ["height", "width"])
-        pairs = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)
-        sizes += [height * width for height, width in pairs if height is not None]
-    return sum(sizes) / len(sizes) / 1e6 if sizes else None
 
 
 def _counts(statuses: dict[str, int], reasons: dict[str, int]) -> Iterator[str]:
