@@ -104,7 +104,9 @@ def score(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or s3:// prefix of the photographs.")],
     dest: Dest,
     model: Model = "lite",
-    replicas: Annotated[int, typer.Option(min=1, help="How many photographs are segmented at a time.")] = 1,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Photographs segmented at a time; by default one for each core.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
 ) -> None:
     """Score an archive; a run cut short goes on where it was."""

@@ -139,6 +139,8 @@ class DetectorConfig:
     """HGN probability at 1x above which the PRN looks at a pixel; the bundle's is from validation [U]."""
     roi_threshold_half: float = 0.1
     """The same for the 0.5x map, after upsampling [U]."""
+    roi_recall: float = 0.95
+    """Share of the validation's lesion pixels that each region of interest keeps: it sets the two thresholds [U]."""
     prn_stride_px: int = 1
     """Step of the PRN over the region of interest, pixels of its grid; between steps it is interpolated."""
     fusion: Fusion = "geometric"
@@ -153,6 +155,7 @@ class DetectorConfig:
         _require(self.tile_px > 2 * self.halo_px, "detector.tile_px must be more than twice halo_px")
         _require(0 < self.threshold < 1, "detector.threshold must lie in (0, 1)")
         _require(self.fusion in ("geometric", "arithmetic"), "detector.fusion is geometric or arithmetic")
+        _require(0 < self.roi_recall <= 1, "detector.roi_recall must lie in (0, 1]")
         _require(self.prn_stride_px >= 1, "detector.prn_stride_px must be at least 1")
 
 
@@ -211,7 +214,9 @@ def lite() -> Recipe:
         healthy_per_image=2_000,
         colour_jitter=0.1,
     )
-    return Recipe(name="lite", hgn_1x=hgn, hgn_half=hgn, prn=prn, detector=DetectorConfig(tile_px=768, prn_stride_px=2))
+    # each pixel of a region costs a ResNet-50 on its patch: regions are kept tight, and every fourth pixel is looked at
+    detector = DetectorConfig(tile_px=768, roi_recall=0.8, prn_stride_px=4)
+    return Recipe(name="lite", hgn_1x=hgn, hgn_half=hgn, prn=prn, detector=detector)
 
 
 def tiny() -> Recipe:

@@ -12,6 +12,8 @@ import pytest
 from servers import Weed, free_ports, running_weed
 
 jaxtyping.install_import_hook("ma_cluster", "beartype.beartype")
+# Networks as small as the tests' lose by a second thread, and lose much where cores are busy. Children inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -64,7 +64,7 @@ def score_archive(
     Args:
         source: URL of the photographs.
         dest: URL of the run.
-        fleet: what to score on; one Segmenter on a local Ray by default.
+        fleet: what to score on; a local Ray with a Segmenter for each core by default.
         model: name of a shipped model, or a bundle's folder, which each node must see under the same path.
         on_progress: called at the start and after each shard.
 
@@ -81,8 +81,10 @@ def score_archive(
     pending = [shard for shard in shards(run.plan.images) if shard.number not in done]
     if pending:
         spec = Model(_location(model), bundle.digest, bundle.recipe.image)
-        with _sigterm_exits(), _fleet_up(run, spec, fleet) as app:
-            _score_shards(pending, _WorkerSpec(app.name, dest_store.url, run), fleet, on_progress)
+        with _sigterm_exits(), _connected(fleet):
+            fleet = fleet.sized(sum(shard.images for shard in pending))
+            with _fleet_up(run, spec, fleet) as app:
+                _score_shards(pending, _WorkerSpec(app.name, dest_store.url, run), fleet, on_progress)
     return finish_run(dest_store, run)
 
 
@@ -145,6 +147,7 @@ def _score_shards(
 
 def _workers(pending: Sequence[Shard], fleet: Fleet) -> tuple[int, int]:
     """Worker processes, and photographs in flight in each: no replica waits, and memory holds them all."""
+    assert fleet.segmenters is not None
     wanted = 2 * fleet.segmenters + fleet.readers
     each = min(_WORKER_IN_FLIGHT, max(shard.images for shard in pending))
     workers = min(len(pending), -(-wanted // each))
@@ -152,25 +155,29 @@ def _workers(pending: Sequence[Shard], fleet: Fleet) -> tuple[int, int]:
 
 
 @contextmanager
-def _fleet_up(run: Run, model: Model, fleet: Fleet) -> Iterator[ScoringApp]:
-    """The fleet of a run, on the Ray that is up in this process, on the cluster at an address, or on a local Ray.
-
-    What was started here is stopped: a local Ray as a whole, elsewhere the fleet alone. Its name is the run's, so that
-    a driver that was killed leaves one behind only until the run is resumed.
-    """
-    local, connected = fleet.address is None, ray.is_initialized()
-    if not connected:
-        _connect(fleet)
-    _quieten()
-    app = None
+def _connected(fleet: Fleet) -> Iterator[None]:
+    """The Ray that is up in this process, else the cluster at the fleet's address, else a local Ray, stopped after."""
+    if ray.is_initialized():
+        yield
+        return
+    _connect(fleet)
     try:
-        app = ScoringApp.deploy(f"ma-cluster-{run.id}", run.source, model, fleet)
+        yield
+    finally:
+        ray.shutdown()  # takes a local Ray's processes with it, Serve's among them
+
+
+@contextmanager
+def _fleet_up(run: Run, model: Model, fleet: Fleet) -> Iterator[ScoringApp]:
+    """The fleet of a run, stopped at the end. Its name is the run's, so that a driver that was killed leaves one behind
+    only until the run is resumed.
+    """
+    _quieten()
+    app = ScoringApp.deploy(f"ma-cluster-{run.id}", run.source, model, fleet)
+    try:
         yield app
     finally:
-        if app is not None and (connected or not local):
-            app.delete()
-        if not connected:
-            ray.shutdown()  # takes a local Ray's processes with it, Serve's among them
+        app.delete()
 
 
 def _quieten() -> None:

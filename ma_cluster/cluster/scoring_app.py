@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -38,28 +38,39 @@ from ma_cluster.lesions.table import Lesion
 log = logging.getLogger(__name__)
 _LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError, ObjectLostError, NodeDiedError)
 _READER, _SEGMENTER = "_Reader", "_Segmenter"
+_DRIVER_CPUS = 1  # left for the workers that ask the fleet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fleet:
     """How many replicas, and what each may use. Decides the speed, never the result."""
 
-    segmenters: int = 1
-    """Replicas of the Segmenter."""
+    segmenters: int | None = None
+    """Replicas of the Segmenter; None takes as many as the cluster's free cores feed, one at least."""
     readers: int = 1
     """Replicas of the Reader. On a CPU one feeds many Segmenters, a GPU wants some twenty."""
     gpus_per_segmenter: float = 0.0
     """GPUs of a Segmenter, a share of one allowed; 0 runs the networks on the CPU."""
-    threads_per_segmenter: int | None = None
-    """CPU threads of a Segmenter's networks; None shares the machine's cores out."""
+    threads_per_segmenter: int = 1
+    """CPU threads of a Segmenter's networks. With one, the order of sums, and so the last digit of a score, does not
+    depend on the machine, and replicas do not wait for each other."""
     address: str | None = None
     """A running Ray cluster; None starts a local one and stops it at the end."""
 
     def __post_init__(self) -> None:
-        if self.segmenters < 1 or self.readers < 1:
-            raise ValueError("fleet.segmenters and fleet.readers must be at least 1")
-        if self.gpus_per_segmenter < 0 or (self.threads_per_segmenter is not None and self.threads_per_segmenter < 1):
-            raise ValueError("fleet.gpus_per_segmenter must not be negative, threads_per_segmenter at least 1")
+        if min(1 if self.segmenters is None else self.segmenters, self.readers, self.threads_per_segmenter) < 1:
+            raise ValueError("fleet.segmenters, readers and threads_per_segmenter must be at least 1")
+        if self.gpus_per_segmenter < 0:
+            raise ValueError("fleet.gpus_per_segmenter must not be negative")
+
+    def sized(self, images: int) -> Fleet:
+        """The fleet with its number of Segmenters, for so many photographs on the Ray this process is connected to."""
+        if self.segmenters is not None:
+            return self
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        cores = sum(node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"])
+        free = int((cores - self.readers - _DRIVER_CPUS) / self.threads_per_segmenter)
+        return replace(self, segmenters=max(1, min(free, images)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,7 @@ class ScoringApp:
     @classmethod
     def deploy(cls, name: str, source: str, model: Model, fleet: Fleet) -> ScoringApp:
         """Start the replicas and wait until they have loaded the model."""
-        threads = fleet.threads_per_segmenter or _threads(fleet)
+        threads = fleet.threads_per_segmenter
         device = "cuda" if fleet.gpus_per_segmenter else "cpu"
         options: dict[str, Any] = {
             "max_ongoing_requests": 1,
@@ -190,11 +201,3 @@ def _result(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]
         raise ImageFailedError(Reason.CRASHED_WORKER, detail) from error
     except _LOST as error:
         raise ImageFailedError(Reason.CRASHED_WORKER, f"the replica died ({type(error).__name__})") from error
-
-
-def _threads(fleet: Fleet) -> int:
-    """Cores of the cluster, less one for each Reader and one for the driver, over the Segmenters of each node."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    cores = [node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"]]
-    free = sum(cores) - fleet.readers - 1
-    return max(1, int(min(max(cores) - 1, free / fleet.segmenters)))

@@ -125,21 +125,26 @@ class Detector:
         """The probability maps of every stage; wall times are added to `seconds`."""
         seconds = {} if seconds is None else seconds
         with _timed(seconds, "hgn"):
-            one = self._hypotheses("hgn_1x", prepared.enhanced_1x, prepared.fov_1x)
-            half = self._hypotheses("hgn_half", prepared.enhanced_half, prepared.fov_half)
-            half = upsample_half(half, one.shape) * prepared.fov_1x
+            hypotheses = self.hypotheses(prepared)
         if "prn" not in self._networks:
-            return Maps(one, half, None, None)
+            return hypotheses
         with _timed(seconds, "prn"):
-            return self._refinements(prepared, one, half)
+            return self.refinements(prepared, hypotheses)
 
-    def _hypotheses(self, name: str, enhanced: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]) -> Map:
+    def hypotheses(self, prepared: Prepared) -> Maps:
+        """The maps of the two hypothesis networks alone."""
+        one = self._hypothesis("hgn_1x", prepared.enhanced_1x, prepared.fov_1x)
+        half = self._hypothesis("hgn_half", prepared.enhanced_half, prepared.fov_half)
+        return Maps(one, upsample_half(half, one.shape) * prepared.fov_1x, None, None)
+
+    def _hypothesis(self, name: str, enhanced: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]) -> Map:
         config = self.recipe.detector
         tiling = Tiling(fov.shape[0], fov.shape[1], config.tile_px, config.halo_px)
         return probability_map(self._networks[name], enhanced, fov, tiling)
 
-    def _refinements(self, prepared: Prepared, one: Map, half: Map) -> Maps:
-        """The PRN once over the union of both regions of interest; its two maps are that answer within each."""
+    def refinements(self, prepared: Prepared, hypotheses: Maps) -> Maps:
+        """All maps: the PRN runs once over the union of both regions of interest, its two maps are that within each."""
+        one, half = hypotheses.hgn_1x, hypotheses.hgn_half
         config, prn = self.recipe.detector, self.recipe.prn
         rois = one > config.roi_threshold_1x, half > config.roi_threshold_half
         union = rois[0] | rois[1]

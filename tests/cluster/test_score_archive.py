@@ -33,7 +33,7 @@ from ma_cluster.images.store import LocalStore, Store, open_store
 from ma_cluster.report.status import missing_keys, read_status, to_json
 
 JOB = Path(__file__).parents[2] / "jobs" / "score_archive.py"
-FLEET = Fleet(threads_per_segmenter=1)
+FLEET = Fleet(segmenters=1)
 GOOD = 8
 POISON = {
     "cut.jpg": "truncated",

@@ -1,0 +1,128 @@
+"""Training of a hypothesis network on a cluster: epochs of streamed patches, validation on whole photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import ray
+import torch
+from ray.util.queue import Queue
+from torch import nn
+
+from ma_cluster.cluster.patch_stream import (
+    HgnSource,
+    Photographs,
+    Work,
+    open_streams,
+    prepare_photographs,
+    read_stream,
+    share,
+)
+from ma_cluster.cluster.train_folder import TrainFolder
+from ma_cluster.cluster.train_progress import Meter, Progress, Reporter, listening
+from ma_cluster.cluster.train_team import Team
+from ma_cluster.cluster.training import (
+    TrainRequest,
+    TrainResult,
+    begin,
+    finished,
+    ray_for,
+    read_split,
+    result,
+    run_workers,
+)
+from ma_cluster.config import DetectorConfig, HgnConfig
+from ma_cluster.errors import UsageError
+from ma_cluster.hypotheses.fitting import build_hgn, build_optimizer, descend, hgn_losses, learning_rate
+from ma_cluster.hypotheses.sampling import HgnCuts, hgn_batch
+from ma_cluster.hypotheses.segment import probability_map
+from ma_cluster.images.annotated import Annotated
+from ma_cluster.images.patches import Tiling
+from ma_cluster.lesions.scoring import PixelCounts, average_precision
+
+
+def train_hgn(request: TrainRequest, on_progress: Callable[[Progress], None] | None = None) -> TrainResult:
+    """Train `hgn_1x` or `hgn_half`; a run that was cut short goes on where it was, if `request.resume`.
+
+    Raises:
+        UsageError: the request or the data are of no use, or a run is there that is not to be resumed.
+        RunConflictError: the run to be resumed trains something else.
+        StoreError: a store does not answer.
+    """
+    config = request.config
+    if not isinstance(config, HgnConfig):
+        raise UsageError(f"{request.network} is no hypothesis network; train_prn trains it")
+    training, validation = read_split(request, "training"), read_split(request, "validation")
+    folder = begin(request, [*training, *validation])
+    if finished(request, folder):
+        return result(folder)
+    with ray_for(request), listening(on_progress) as queue:
+        photographs = prepare_photographs(training, request.scale, request.recipe.image)
+        cuts = ray.remote(_cuts).options(num_cpus=1).remote(list(photographs.refs), config, request.seed)
+        unseen = prepare_photographs(validation, request.scale, request.recipe.image)
+        job = _Job(request, config, folder, HgnSource(photographs, cuts, config.patch_px), unseen, queue)
+        run_workers(_loop, job, request)
+    return result(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """All that a worker needs."""
+
+    request: TrainRequest
+    config: HgnConfig
+    folder: TrainFolder
+    source: HgnSource
+    validation: Photographs
+    queue: Queue | None
+
+
+def _loop(given: dict[str, _Job]) -> None:
+    """What each worker runs: build, restore, loop over epochs, report."""
+    job = given["job"]
+    request, config = job.request, job.config
+    team = Team.join(request.threads)
+    torch.manual_seed(request.seed)
+    model = team.place(build_hgn(config), request.batch_norm)
+    optimizer = build_optimizer(model, config)
+    done = job.folder.restore(model, optimizer) or 0
+    parallel = team.parallel(model)
+    reporter = Reporter(request.network, job.queue if team.first else None)
+    while done < config.steps:
+        steps = range(done, min(done + request.epoch, config.steps))
+        meter = Meter(steps, config.steps, config.batch_patches)
+        rows = share(config.batch_patches, team.rank, team.workers)
+        work = [Work(step) for step in steps]
+        stream = team.streams(partial(open_streams, job.source, work, config.batch_patches))
+        for step, columns in zip(steps, read_stream(stream, rows), strict=True):
+            batch = hgn_batch(columns["patch"], columns["lesion"])
+            losses = hgn_losses(parallel, batch, config, team.pool)
+            descend(model, optimizer, losses.total, learning_rate(step, config))
+            meter.add(losses.values())
+            reporter.step(meter, len(rows))
+        progress, done = meter.progress(), steps.stop
+        team.agree(model)
+        counts = team.merge(_validate(model, job.validation, team, request.recipe.detector))
+        if team.first:
+            epoch = meter.epoch(progress, average_precision(counts), team.workers)
+            job.folder.save(model, optimizer, done, epoch)
+            reporter.epoch(replace(progress, epoch=epoch))
+
+
+def _validate(model: nn.Module, photographs: Photographs, team: Team, config: DetectorConfig) -> list[PixelCounts]:
+    """Pixel counts of this worker's share of the validation photographs."""
+    model.eval()
+    counts = []
+    for number in range(team.rank, len(photographs), team.workers):
+        photograph = photographs.fetch([number])[number]
+        height, width = photograph.fov.shape
+        tiling = Tiling(height, width, config.tile_px, config.halo_px)
+        probability = probability_map(model, photograph.enhanced, photograph.fov, tiling)
+        counts.append(PixelCounts.of(probability, photograph.lesion))
+    return counts
+
+
+def _cuts(refs: Sequence[ray.ObjectRef[Annotated]], config: HgnConfig, seed: int) -> HgnCuts:
+    return HgnCuts(ray.get(list(refs)), config, seed)
