@@ -12,6 +12,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -182,6 +183,62 @@ def sample(
     typer.echo(f"{len(archive.photographs)} photographs with {drawn} microaneurysms")
     typer.echo(f"photographs  {archive.url}/{IMAGES_FOLDER.rstrip('/')}")
     typer.echo(f"data set     {archive.url}")
+
+
+class Stage(StrEnum):
+    """What `train` trains."""
+
+    HGN = "hgn"
+    PRN = "prn"
+
+
+@app.command()
+def train(
+    stage: Annotated[Stage, typer.Argument(help="hgn: a hypothesis network; prn: the refinement network.")],
+    data: Annotated[str, typer.Option(metavar="URL", help="Data set: IDRiD's layout, or a manifest.")],
+    out: Annotated[str, typer.Option(metavar="URL", help="Where checkpoints and log go.")],
+    recipe: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = "lite",
+    scale: Annotated[str, typer.Option(help="Of a hypothesis network: 1x or 0.5x.")] = "1x",
+    healthy: Annotated[str | None, typer.Option(metavar="URL", help="Photographs without retinopathy.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Train workers.")] = 1,
+    min_workers: Annotated[int | None, typer.Option(min=1, help="Go on with as few where nodes are lost.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="For each worker.")] = 0.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's.")] = None,
+    epoch_steps: Annotated[int | None, typer.Option(min=1, help="Steps between two checkpoints.")] = None,
+    triplet: Annotated[bool, typer.Option(help="Without it: the ablation `cls`.")] = True,
+    uniform: Annotated[bool, typer.Option("--uniform", help="Draw negatives uniformly, not by their loss.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of first weights and draws.")] = 1,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
+) -> None:
+    """Train a network on Ray; ends with a checkpoint that `bundle` packs."""
+    from ma_cluster.cluster.train_hgn import train_hgn
+    from ma_cluster.cluster.train_prn import train_prn
+    from ma_cluster.cluster.training import Network, TrainRequest
+
+    if recipe not in RECIPES or scale not in ("1x", "0.5x"):
+        raise UsageError(f"recipes are {', '.join(RECIPES)}, scales 1x and 0.5x")
+    hypothesis: Network = "hgn_1x" if scale == "1x" else "hgn_half"
+    refinement: Network = "prn" if triplet else "cls"
+    request = TrainRequest(
+        network=hypothesis if stage is Stage.HGN else refinement,
+        data=data,
+        out=out,
+        recipe=RECIPES[recipe](),
+        healthy=healthy,
+        workers=workers if min_workers is None else (min_workers, workers),
+        gpus_per_worker=gpus,
+        steps=steps,
+        epoch_steps=epoch_steps,
+        selective=not uniform,
+        resume=resume,
+        seed=seed,
+        address=address,
+    )
+    fit = train_hgn if stage is Stage.HGN else train_prn
+    done = fit(request, on_progress=lambda progress: typer.echo(str(progress)))
+    typer.echo(f"best  {done.best}")
+    typer.echo(f"last  {done.last}")
 
 
 @app.command()

@@ -149,6 +149,8 @@ def test_detect_imports_no_ray(eye: Path, model: Path, tmp_path: Path) -> None:
         (["sample", "gs://x"], 2, "gs:// is not a store"),
         (["sample", "x", "--images", "0"], 2, "--images"),
         (["bundle", "--hgn-1x", "a", "--hgn-half", "b", "--out", "c"], 2, "no checkpoint at a"),
+        (["train", "hgn", "--data", "a", "--out", "b", "--recipe", "d"], 2, "recipes are paper, lite, tiny"),
+        (["train", "prn", "--data", "a", "--out", "b", "--recipe", "tiny"], 1, "the source folder does not exist"),
         (["bundle", "--hgn-1x", "a", "--hgn-half", "b", "--out", "c", "--recipe", "d"], 2, "no recipe 'd'; there are"),
         (["nonsense"], 2, "No such command 'nonsense'"),
     ],

@@ -192,8 +192,9 @@ def _connect(fleet: Fleet) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)  # ray.init installs its own, which exits with 15
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if fleet.address is not None:
-        ray.init(address=fleet.address, **quiet)
+    address = fleet.address or os.environ.get("RAY_ADDRESS")  # which a submitted job finds set
+    if address:
+        ray.init(address=address, **quiet)
     else:
         # Logical CPUs for the Readers and the driver's workers on top of the cores: they mostly wait.
         cpus = (os.cpu_count() or 1) + fleet.readers + 1

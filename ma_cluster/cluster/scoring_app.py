@@ -55,7 +55,7 @@ class Fleet:
     """CPU threads of a Segmenter's networks. With one, the order of sums, and so the last digit of a score, does not
     depend on the machine, and replicas do not wait for each other."""
     address: str | None = None
-    """A running Ray cluster; None starts a local one and stops it at the end."""
+    """A running Ray cluster; None takes RAY_ADDRESS's, else starts a local one and stops it at the end."""
 
     def __post_init__(self) -> None:
         if min(1 if self.segmenters is None else self.segmenters, self.readers, self.threads_per_segmenter) < 1:
