@@ -41,6 +41,8 @@ def running_weed(folder: Path, port: int) -> Iterator[Weed]:
     weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
     command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
+    # each bucket takes seven volumes, and eight is all that a server has by default
+    command += ["-volume.max=200", "-master.volumeSizeLimitMB=64"]
     command += ["-s3", f"-s3.port={port}", f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     with (folder / "log.txt").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
