@@ -16,7 +16,8 @@ from numpy import ndarray
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageFailedError, ObjectChangedError, ObjectMissingError, Reason, StoreError
 from ma_cluster.images.contrast import Prepared, prepare
-from ma_cluster.images.fundus import Fov, decode, half_scale, half_scale_mask, locate
+from ma_cluster.images.decode import decode
+from ma_cluster.images.fundus import Fov, half_scale, half_scale_mask, locate
 from ma_cluster.images.store import Entry, Store
 
 

@@ -6,24 +6,17 @@ diameter is the scale. Every answer goes back to the photograph's own pixels thr
 
 from __future__ import annotations
 
-import io
-import struct
-import warnings
-import zlib
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageRefusedError, Reason
+from ma_cluster.images.decode import check_size, decode
 
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "JPEG2000", "PPM")
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError, KeyError)
 _SEARCH_PX = 512  # longest side of the reduced photograph on which the FOV is searched
 _NOT_AN_EYE = "no field of view found: not a fundus photograph, or one without the dark surround of the lens's disc"
 
@@ -118,27 +111,6 @@ def read_fundus(data: bytes, config: ImageConfig) -> Fundus:
     return locate(decode(data, config), config)
 
 
-def decode(data: bytes, config: ImageConfig) -> UInt8[ndarray, "h w 3"]:
-    """Encoded bytes -> upright 8-bit RGB. Pillow decodes, since OpenCV returns a truncated JPEG half grey as if whole.
-
-    Raises:
-        ImageRefusedError: not_an_image, unsupported, too_large, too_small, truncated or corrupt.
-    """
-    if len(data) > config.max_bytes:
-        raise ImageRefusedError(Reason.TOO_LARGE, f"{len(data)} bytes, the limit is {config.max_bytes}")
-    with warnings.catch_warnings():
-        # Pillow's own limits and hints: ours are below, and damaged EXIF is no reason to refuse pixels.
-        warnings.simplefilter("ignore")
-        image = _open(data)
-        _check_size(*image.size, config)
-        try:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
-        except _DECODE_ERRORS as error:
-            raise _decode_refusal(error) from error
-
-
 def locate(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> Fundus:
     """Find the FOV of an upright photograph and resample its box to the canonical scale.
 
@@ -146,7 +118,7 @@ def locate(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> Fundus:
         ImageRefusedError: too_small or no_fov.
     """
     height, width = pixels.shape[:2]
-    _check_size(width, height, config)
+    check_size(width, height, config)
     fov, mask = find_fov(pixels)
     grid = _grid(fov, (height, width), config)
     canonical = grid.crop(pixels)
@@ -200,53 +172,6 @@ def half_scale(canonical: UInt8[ndarray, "h w c"]) -> UInt8[ndarray, "hh hw c"]:
 def half_scale_mask(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "hh hw"]:
     """A mask on the 0.5x grid: set where two or more of the four pixels are."""
     return _resample(mask.astype(np.uint8) * 255, mask.shape[0] // 2, mask.shape[1] // 2) >= 127
-
-
-def _open(data: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError as error:
-        if data.startswith(_SIGNATURES):  # a TIFF's directory may lie at its end
-            raise ImageRefusedError(Reason.CORRUPT, "the header is damaged or cut off; fetch it again") from error
-        raise ImageRefusedError(Reason.NOT_AN_IMAGE, f"no known image format in {len(data)} bytes") from error
-    except Image.DecompressionBombError as error:
-        raise ImageRefusedError(Reason.TOO_LARGE, "the header declares more pixels than any camera gives") from error
-    except _DECODE_ERRORS as error:
-        raise ImageRefusedError(Reason.CORRUPT, f"the header cannot be read ({type(error).__name__})") from error
-    if image.format not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise ImageRefusedError(Reason.UNSUPPORTED, f"format {image.format}; convert it to one of {known}")
-    return image
-
-
-def _check_size(width: int, height: int, config: ImageConfig) -> None:
-    if width * height > config.max_pixels:
-        raise ImageRefusedError(Reason.TOO_LARGE, f"{width} x {height} pixels, the limit is {config.max_pixels}")
-    if min(width, height) < config.min_side_px:
-        raise ImageRefusedError(Reason.TOO_SMALL, f"{width} x {height} pixels, a side under {config.min_side_px}")
-
-
-def _decode_refusal(error: Exception) -> ImageRefusedError:
-    """Pillow has no type for "the data ends early"; its message says so."""
-    text = str(error).lower()
-    if isinstance(error, EOFError) or any(
-        word in text for word in ("truncated", "end of file", "unexpected end", "eof")
-    ):
-        return ImageRefusedError(Reason.TRUNCATED, "the data ends before the image does; fetch it again")
-    return ImageRefusedError(Reason.CORRUPT, f"the image cannot be decoded ({type(error).__name__})")
-
-
-def _to_rgb(image: Image.Image) -> UInt8[ndarray, "h w 3"]:
-    """8-bit RGB from any mode: transparency over black, 16-bit and float ranges scaled, CMYK and palettes converted."""
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if grey.max(initial=0) > 255 else 255.0
-        grey8 = np.clip(np.rint(grey * (255.0 / top)), 0, 255).astype(np.uint8)
-        return np.repeat(grey8[:, :, None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
 def _bright_component(small: UInt8[ndarray, "h w 3"]) -> Bool[ndarray, "h w"]:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageRefusedError, Reason, Status
-from ma_cluster.images.fundus import decode
+from ma_cluster.images.decode import decode
 
 CONFIG = ImageConfig(min_side_px=16)
 PIXELS = noise_photograph((48, 64))
@@ -199,7 +199,15 @@ def _bmp_header(width: int, height: int) -> bytes:
     return ENCODED["bmp"][:18] + struct.pack("<ii", width, height) + ENCODED["bmp"][26:]
 
 
-@pytest.mark.parametrize("header", [_png_header, _jpeg_header, _bmp_header])
+def _png_header_alone(width: int, height: int) -> bytes:
+    return _png_header(width, height)[:33]
+
+
+def _jpeg_header_alone(width: int, height: int) -> bytes:
+    return _jpeg_header(width, height)[: ENCODED["jpeg"].index(b"\xff\xc0") + 19]
+
+
+@pytest.mark.parametrize("header", [_png_header, _png_header_alone, _jpeg_header, _jpeg_header_alone, _bmp_header])
 @pytest.mark.parametrize("side", [8_945, 20_000, 60_000])
 def test_a_huge_header_is_refused_without_allocating_its_pixels(header: Callable[[int, int], bytes], side: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -17,7 +17,8 @@ from photographs import fundus_photograph, idrid_folder
 from ma_cluster.config import ImageConfig, SplitConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.datasets import decode_mask, read_dataset, read_object
-from ma_cluster.images.fundus import Fov, decode, find_fov
+from ma_cluster.images.decode import decode
+from ma_cluster.images.fundus import Fov, find_fov
 from ma_cluster.images.phantom import Phantom, PhantomConfig, draw_phantom
 from ma_cluster.images.sample_archive import README_KEY, SampleArchive, write_sample
 
