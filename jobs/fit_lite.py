@@ -88,8 +88,8 @@ def fit_prn(recipe: Recipe, config: PrnConfig, arguments: argparse.Namespace) ->
             refresh(number)
         batch, ids = draws.batch(number, losses)
         done = prn_step(model, optimizer, batch, number, config)
-        losses[ids] = 1 - np.exp(-done.negatives.numpy())
-        return {"total": done.total, "triplet": done.triplet, "cross_entropy": done.cross_entropy}
+        losses[ids] = 1 - np.exp(-done.negatives.cpu().numpy())
+        return done.values()
 
     loop(model, optimizer, step, lambda: {"pool_loss": float(losses.mean())}, arguments)
 

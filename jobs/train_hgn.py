@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper")
     parser.add_argument("--healthy", help="URL of photographs without retinopathy")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--fewest-workers", type=int, help="go on with as few; by default with --workers only")
+    parser.add_argument("--min-workers", type=int, help="go on with as few where nodes are lost")
     parser.add_argument("--gpus", type=float, default=0.0, help="for each worker")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--epoch-steps", type=int, help="between two checkpoints with validation")
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--address", help="a Ray cluster; by default the job's own, else a local one")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    fewest = arguments.fewest_workers
+    fewest = arguments.min_workers
     request = TrainRequest(
         network="hgn_1x" if arguments.scale == "1x" else "hgn_half",
         data=arguments.data,

@@ -73,8 +73,6 @@ class HgnConfig:
     """Weight of the soft Dice term beside the cross entropy, 1:1 [I]."""
     colour_jitter: float = 0.0
     """Largest relative change of each channel's gain in augmentation [U]; flips and quarter turns are always on."""
-    ema_decay: float = 0.0
-    """Decay of the running average of weights that is kept as the result; 0 keeps the last weights [U]."""
 
     def __post_init__(self) -> None:
         _require(0 < self.width <= 4, "hgn.width must lie in (0, 4]")

@@ -17,11 +17,6 @@ def turn(patch: Shaped[ndarray, "s s ..."], symmetry: int) -> Shaped[ndarray, "s
     return turned[:, ::-1] if symmetry >= 4 else turned
 
 
-def jitter(patch: UInt8[ndarray, "s s 3"], rng: np.random.Generator, largest: float) -> UInt8[ndarray, "s s 3"]:
-    """Scale each channel's contrast about mid-grey by a factor within 1 +- `largest`."""
-    return scale_contrast(patch, draw_gains(rng, largest))
-
-
 def draw_gains(rng: np.random.Generator, largest: float) -> Float64[ndarray, "3"]:
     """A factor within 1 +- `largest` for each channel."""
     return 1 + largest * rng.uniform(-1, 1, size=3)

@@ -25,7 +25,7 @@ class TripletBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class PrnTerms:
+class PrnLosses:
     """The terms of a mini-batch's loss, their weighted sum, which carries the gradient, and each negative's own."""
 
     cross_entropy: Float[Tensor, ""]
@@ -38,16 +38,6 @@ class PrnTerms:
         return {"cross_entropy": self.cross_entropy.item(), "triplet": self.triplet.item(), "total": self.total.item()}
 
 
-@dataclass(frozen=True, slots=True)
-class PrnLosses:
-    """The terms of one step, and the cross entropy of each negative, for the ledger."""
-
-    total: float
-    triplet: float
-    cross_entropy: float
-    negatives: Float32[Tensor, "n"]
-
-
 def build_prn(config: PrnConfig) -> Prn:
     """The network of a recipe, freshly initialised."""
     return Prn(config.width)
@@ -57,12 +47,12 @@ def prn_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: TripletBatch, step: int, config: PrnConfig
 ) -> PrnLosses:
     """One optimiser step."""
-    terms = prn_losses(model, batch, config)
-    descend(model, optimizer, terms.total, learning_rate(step, config))
-    return PrnLosses(**terms.values(), negatives=terms.negatives.cpu())
+    losses = prn_losses(model, batch, config)
+    descend(model, optimizer, losses.total, learning_rate(step, config))
+    return losses
 
 
-def prn_losses(model: nn.Module, batch: TripletBatch, config: PrnConfig, pool: Pool = alone) -> PrnTerms:
+def prn_losses(model: nn.Module, batch: TripletBatch, config: PrnConfig, pool: Pool = alone) -> PrnLosses:
     """The first half of a step. The three branches share weights: one forward pass over all 3 n patches.
 
     Without the triplet term (`triplet_weight` 0, the `cls` ablation) the positives are not computed.
@@ -81,9 +71,9 @@ def prn_losses(model: nn.Module, batch: TripletBatch, config: PrnConfig, pool: P
     embedding, logit = embeddings.float().chunk(len(parts)), logits.float().chunk(len(parts))
     cross_entropy, negatives = classification_loss(logit[0], logit[1], pool)
     if not config.triplet_weight:
-        return PrnTerms(cross_entropy, torch.zeros(()), cross_entropy, negatives)
+        return PrnLosses(cross_entropy, torch.zeros(()), cross_entropy, negatives)
     triplet = triplet_loss(embedding[0], embedding[2], embedding[1], config.margin, pool)
-    return PrnTerms(cross_entropy, triplet, cross_entropy + config.triplet_weight * triplet, negatives)
+    return PrnLosses(cross_entropy, triplet, cross_entropy + config.triplet_weight * triplet, negatives)
 
 
 @torch.inference_mode()

@@ -44,7 +44,7 @@ def read_status(dest_url: str) -> RunStatus:
     Raises:
         UsageError: there is no run.
     """
-    dest, run = _open(dest_url)
+    dest, run = open_run(dest_url)
     parts = list(count_parts(dest))
     counts = total(parts)
     statuses, reasons = dict(sorted(counts.statuses.items())), dict(sorted(counts.reasons.items()))
@@ -57,7 +57,7 @@ def missing_keys(dest_url: str) -> Iterator[str]:
     Raises:
         UsageError: there is no run.
     """
-    dest, run = _open(dest_url)
+    dest, run = open_run(dest_url)
     return (entry.key for entry in undecided(dest, run))
 
 
@@ -87,7 +87,12 @@ def to_json(status: RunStatus) -> dict[str, Any]:
     }
 
 
-def _open(dest_url: str) -> tuple[Store, Run]:
+def open_run(dest_url: str) -> tuple[Store, Run]:
+    """The store of a destination, and the run that is there.
+
+    Raises:
+        UsageError: there is no run.
+    """
     dest = open_store(dest_url)
     run = read_run(dest)
     if run is None:

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
-from ma_cluster.cluster.archive import committed, read_outcomes, read_run
+from ma_cluster.cluster.archive import committed, read_outcomes
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
-from ma_cluster.images.store import Store, open_store
+from ma_cluster.images.store import Store
+from ma_cluster.report.status import open_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,7 @@ def compare_run(dest_url: str, data_url: str) -> Agreement:
     samples = [sample for sample in read_dataset(data_url, SplitConfig()) if sample.split == "test"]
     if not samples:
         raise UsageError(f"{data_url} has no photographs in its test split to compare with")
-    dest = open_store(dest_url)
-    if read_run(dest) is None:
-        raise UsageError("there is no run at this destination: it has no run.json; check the URL")
+    dest, _ = open_run(dest_url)
     masks = _masks_by_stem(dest)
     return sum((_compare_sample(sample, masks.get(sample.name), dest) for sample in samples), Agreement())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ma_cluster.images.augment import SYMMETRIES, jitter, turn
+from ma_cluster.images.augment import SYMMETRIES, draw_gains, scale_contrast, turn
 from ma_cluster.images.contrast import MID_GREY
 
 SQUARE = np.arange(9).reshape(3, 3)
@@ -39,13 +39,13 @@ def test_the_centre_of_an_odd_patch_stays(symmetry: int) -> None:
 
 def test_no_jitter_changes_nothing() -> None:
     patch = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    assert (jitter(patch, np.random.default_rng(1), 0.0) == patch).all()
+    assert (scale_contrast(patch, draw_gains(np.random.default_rng(1), 0.0)) == patch).all()
 
 
 def test_jitter_keeps_mid_grey_and_stays_within_its_bound() -> None:
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)[:, :, None].repeat(3, axis=2)
     for seed in range(50):
-        changed = jitter(ramp, np.random.default_rng(seed), 0.2).astype(float)
+        changed = scale_contrast(ramp, draw_gains(np.random.default_rng(seed), 0.2)).astype(float)
         assert (changed[ramp == MID_GREY] == MID_GREY).all()
         bound = 0.2 * np.abs(ramp.astype(float) - MID_GREY) + 1
         assert (np.abs(changed - ramp) <= bound).all()
@@ -53,6 +53,6 @@ def test_jitter_keeps_mid_grey_and_stays_within_its_bound() -> None:
 
 def test_jitter_scales_each_channel_by_its_own_gain() -> None:
     patch = np.full((4, 4, 3), 228, np.uint8)
-    changed = jitter(patch, np.random.default_rng(0), 0.2)
+    changed = scale_contrast(patch, draw_gains(np.random.default_rng(0), 0.2))
     assert len(set(changed[0, 0].tolist())) == 3
     assert (changed == changed[0, 0]).all()
