@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ma_cluster"
 ORDER = ["base", "images", "hypotheses", "refinement", "lesions", "cluster", "report", "cli"]
 """Each imports only itself and what stands to its left; `base` is config, errors, bundle and the package itself."""
-TOP_LEVEL = {"config": "base", "errors": "base", "bundle": "base", "__init__": "base", "cli": "cli", "__main__": "cli"}
+TOP_LEVEL = {"config": "base", "errors": "base", "bundle": "base", "__init__": "base", "__main__": "cli"}
 STORAGE = {"boto3", "botocore", "obstore", "s3fs", "fsspec", "smart_open", "minio"}
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
 COMES_WITH = {"fastapi", "starlette", "pydantic", "uvicorn", "botocore"}

@@ -1,0 +1,66 @@
+"""The application that the commands register with, how it ends, and the options that several commands share."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from ma_cluster import __version__
+from ma_cluster.errors import BundleError, MaClusterError, RunConflictError, UsageError
+
+app = typer.Typer(
+    help="Finds microaneurysms in colour fundus photographs, one at a time or by the archive.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Model = Annotated[str, typer.Option(help="Name of a model that ships with the package, or a bundle's folder.")]
+Dest = Annotated[str, typer.Argument(metavar="DEST", help="Folder or s3:// prefix of the run.")]
+
+INCOMPLETE = 3
+"""Exit status of a run that finished though some photographs were refused or failed."""
+_LONGEST_MESSAGE = 300  # characters: torch lists every tensor that does not fit
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script: runs a command and exits with its status. The arguments are the process's own by default."""
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        app(arguments)
+    except MaClusterError as error:
+        usage = isinstance(error, UsageError | RunConflictError | BundleError)
+        sys.exit(_complain(error, 2 if usage else 1))
+    except OSError as error:
+        sys.exit(_complain(error, 1))
+    sys.exit(0)
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _complain(error: Exception, status: int) -> int:
+    message = textwrap.shorten(str(error), _LONGEST_MESSAGE, placeholder=" ...")
+    typer.echo(f"ma-cluster: {message}", err=True)
+    return status
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"ma-cluster {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...

@@ -1,0 +1,123 @@
+"""Commands on photographs: single ones, archives, samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ma_cluster.cli.app import INCOMPLETE, Dest, Model, app
+
+
+@app.command()
+def detect(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", exists=True, dir_okay=False, readable=True)],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where the results go.")],
+    model: Model = "lite",
+) -> None:
+    """Score single photographs, without a cluster.
+
+    Writes DIR/STEM.json (lesions), STEM_mask.png and STEM_overlay.jpg for each, and one line.
+    """
+    from ma_cluster.images.store import open_store
+    from ma_cluster.lesions.detector import Detector
+    from ma_cluster.report.console import printable
+    from ma_cluster.report.detections import check_stems, detect_file
+
+    check_stems(images)
+    detector, store = Detector.load(model), open_store(out)
+    refused = 0
+    for image in images:
+        outcome = detect_file(detector, image, store)
+        refused += outcome.refusal is not None
+        typer.echo(printable(str(outcome)))
+    if refused:
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+def score(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or s3:// prefix of the photographs.")],
+    dest: Dest,
+    model: Model = "lite",
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Photographs segmented at a time; by default one for each core.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
+) -> None:
+    """Score an archive; a run cut short goes on where it was."""
+    from rich.console import Console
+
+    from ma_cluster.cluster.driver import Progress, score_archive
+    from ma_cluster.cluster.scoring_app import Fleet
+    from ma_cluster.report.console import summary_lines
+    from ma_cluster.report.progress import progress_display
+
+    last: list[Progress] = []
+    with progress_display(Console(stderr=True)) as move:
+
+        def follow(progress: Progress) -> None:
+            last[:] = [progress]
+            move(progress)
+
+        fleet = Fleet(segmenters=replicas, address=address)
+        summary = score_archive(source, dest, fleet, model=model, on_progress=follow)
+    rate = last[0].images_per_second if last else None
+    for line in summary_lines(summary, rate):
+        typer.echo(line)
+    if not summary.complete:
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+def status(
+    dest: Dest,
+    missing: Annotated[bool, typer.Option("--missing", help="List the keys that are not yet decided.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    truth: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Compare with the masks of this data set's test split.")
+    ] = None,
+) -> None:
+    """Show how an archive run stands."""
+    from ma_cluster.report import console
+    from ma_cluster.report.status import missing_keys, read_status, to_json
+    from ma_cluster.report.truth import compare_run
+
+    if as_json:
+        values = to_json(read_status(dest))
+        values |= {"missing": list(missing_keys(dest))} if missing else {}
+        values |= {"truth": dataclasses.asdict(compare_run(dest, truth))} if truth else {}
+        typer.echo(json.dumps(values, indent=2))
+        return
+    if missing:
+        for key in missing_keys(dest):
+            typer.echo(console.printable(key))
+    else:
+        for line in console.status_lines(read_status(dest)):
+            typer.echo(line)
+    if truth is not None:
+        for line in console.agreement_lines(compare_run(dest, truth)):
+            typer.echo(line)
+
+
+@app.command()
+def sample(
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="Folder or s3:// prefix of the archive.")],
+    images: Annotated[int, typer.Option(min=1, help="Photographs.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other lesions.")] = 0,
+) -> None:
+    """Write a small archive with known truth.
+
+    The lesions are drawn into variations of a public-domain photograph; the layout is IDRiD's.
+    """
+    from ma_cluster.images.datasets import IMAGES_FOLDER
+    from ma_cluster.images.sample_archive import write_sample
+
+    archive = write_sample(dest, images, seed)
+    drawn = sum(photograph.microaneurysms for photograph in archive.photographs)
+    typer.echo(f"{len(archive.photographs)} photographs with {drawn} microaneurysms")
+    typer.echo(f"photographs  {archive.url}/{IMAGES_FOLDER.rstrip('/')}")
+    typer.echo(f"data set     {archive.url}")

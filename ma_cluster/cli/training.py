@@ -1,0 +1,106 @@
+"""Commands that make a model."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ma_cluster.cli.app import app
+from ma_cluster.config import RECIPES
+from ma_cluster.errors import UsageError
+
+
+class Stage(StrEnum):
+    """What `train` trains."""
+
+    HGN = "hgn"
+    PRN = "prn"
+
+
+@app.command()
+def train(
+    stage: Annotated[Stage, typer.Argument(help="hgn: a hypothesis network; prn: the refinement network.")],
+    data: Annotated[str, typer.Option(metavar="URL", help="Data set: IDRiD's layout, or a manifest.")],
+    out: Annotated[str, typer.Option(metavar="URL", help="Where checkpoints and log go.")],
+    recipe: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = "lite",
+    scale: Annotated[str, typer.Option(help="Of a hypothesis network: 1x or 0.5x.")] = "1x",
+    healthy: Annotated[str | None, typer.Option(metavar="URL", help="Photographs without retinopathy.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Train workers.")] = 1,
+    min_workers: Annotated[int | None, typer.Option(min=1, help="Go on with as few where nodes are lost.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="For each worker.")] = 0.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's.")] = None,
+    epoch_steps: Annotated[int | None, typer.Option(min=1, help="Steps between two checkpoints.")] = None,
+    triplet: Annotated[bool, typer.Option(help="Without it: the ablation `cls`.")] = True,
+    uniform: Annotated[bool, typer.Option("--uniform", help="Draw negatives uniformly, not by their loss.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of first weights and draws.")] = 1,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
+) -> None:
+    """Train a network on Ray; ends with a checkpoint that `bundle` packs."""
+    from ma_cluster.cluster.train_hgn import train_hgn
+    from ma_cluster.cluster.train_prn import train_prn
+    from ma_cluster.cluster.training import Network, TrainRequest
+
+    if recipe not in RECIPES or scale not in ("1x", "0.5x"):
+        raise UsageError(f"recipes are {', '.join(RECIPES)}, scales 1x and 0.5x")
+    hypothesis: Network = "hgn_1x" if scale == "1x" else "hgn_half"
+    refinement: Network = "prn" if triplet else "cls"
+    request = TrainRequest(
+        network=hypothesis if stage is Stage.HGN else refinement,
+        data=data,
+        out=out,
+        recipe=RECIPES[recipe](),
+        healthy=healthy,
+        workers=workers if min_workers is None else (min_workers, workers),
+        gpus_per_worker=gpus,
+        steps=steps,
+        epoch_steps=epoch_steps,
+        selective=not uniform,
+        resume=resume,
+        seed=seed,
+        address=address,
+    )
+    fit = train_hgn if stage is Stage.HGN else train_prn
+    done = fit(request, on_progress=lambda progress: typer.echo(str(progress)))
+    typer.echo(f"best  {done.best}")
+    typer.echo(f"last  {done.last}")
+
+
+@app.command()
+def bundle(
+    hgn_1x: Annotated[str, typer.Option("--hgn-1x", metavar="URL", help="Checkpoint of the 1x hypothesis network.")],
+    hgn_half: Annotated[str, typer.Option("--hgn-half", metavar="URL", help="Of the 0.5x hypothesis network.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the bundle; it must not hold one yet.")],
+    prn: Annotated[str | None, typer.Option(metavar="URL", help="Of the refinement network.")] = None,
+    cls: Annotated[str | None, typer.Option(metavar="URL", help="Of the refinement without triplet loss.")] = None,
+    recipe: Annotated[str, typer.Option(help=f"Recipe of the networks: {', '.join(RECIPES)}.")] = "lite",
+    attribution: Annotated[str, typer.Option(help="Of the data they were trained on, as its licence asks.")] = "",
+    data: Annotated[str | None, typer.Option(metavar="URL", help="Data set whose validation split calibrates.")] = None,
+) -> None:
+    """Pack the checkpoints of training into a model.
+
+    With --data, regions of interest, fusion and threshold are chosen on its validation photographs, and the figures are
+    written into bundle.json.
+    """
+    from ma_cluster.bundle import save_bundle
+    from ma_cluster.images.datasets import read_dataset
+    from ma_cluster.lesions.packing import pack
+
+    if recipe not in RECIPES:
+        raise UsageError(f"no recipe '{recipe}'; there are {', '.join(RECIPES)}")
+    if (out / "bundle.json").exists():
+        raise UsageError(f"{out} holds a bundle already, and nothing is overwritten; name another folder")
+    chosen = RECIPES[recipe]()
+    samples = read_dataset(data, chosen.split) if data else []
+    validation = [sample for sample in samples if sample.split == "validation" and sample.mask]
+    if data and not validation:
+        raise UsageError(f"no annotated validation photographs in {data}")
+    named = {"hgn_1x": hgn_1x, "hgn_half": hgn_half, "prn": prn, "cls": cls}
+    checkpoints = {name: url for name, url in named.items() if url is not None}
+    packed = pack(checkpoints, chosen, attribution, validation)
+    typer.echo(f"{out}  digest {save_bundle(packed, out)}")
+    for name, figures in packed.validation.get("rows", {}).items():
+        typer.echo(f"{name:<15} average precision {figures['average_precision']:.4f}  best F1 {figures['f1']:.4f}")
