@@ -30,7 +30,7 @@ from ma_cluster.images.datasets import read_dataset
 from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.scoring import PixelCounts, average_precision, best_f1
 from ma_cluster.refinement.fitting import build_prn, prn_probability, prn_step
-from ma_cluster.refinement.sampling import TripletDraws
+from ma_cluster.refinement.sampling import TripletDraws, channels_first, validation_patches
 
 log = logging.getLogger("fit_lite")
 CHECKPOINT_STEPS = 100
@@ -84,14 +84,28 @@ def fit_prn(recipe: Recipe, config: PrnConfig, arguments: argparse.Namespace) ->
             losses[ids] = prn_probability(model, patches).numpy()
 
     def step(number: int) -> Losses:
-        if number and number % config.refresh_steps == 0:
+        if number and number % config.refresh_steps == 0 and not arguments.uniform:
             refresh(number)
         batch, ids = draws.batch(number, losses)
         done = prn_step(model, optimizer, batch, number, config)
-        losses[ids] = 1 - np.exp(-done.negatives.cpu().numpy())
+        if not arguments.uniform:
+            losses[ids] = 1 - np.exp(-done.negatives.cpu().numpy())
         return done.values()
 
-    loop(model, optimizer, step, lambda: {"pool_loss": float(losses.mean())}, arguments)
+    def validate() -> Losses:
+        return validate_prn(model, patches) | {"pool_loss": float(losses.mean())}
+
+    loop(model, optimizer, step, validate, arguments)
+
+
+def validate_prn(model: nn.Module, patches: Sequence[tuple[np.ndarray, np.ndarray]]) -> Losses:
+    """Average precision over patches of lesions and of healthy places, as training on a cluster has it."""
+    model.eval()
+    counts = []
+    for pixels, truth in patches:
+        parts = [prn_probability(model, channels_first(pixels[n : n + 256])).numpy() for n in range(0, len(pixels), 256)]
+        counts.append(PixelCounts.of(np.concatenate(parts), truth))
+    return {"average_precision": average_precision(sum(counts[1:], counts[0]))}
 
 
 def loop(
@@ -105,7 +119,12 @@ def loop(
     arguments.out.mkdir(parents=True, exist_ok=True)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint = arguments.out / "last.safetensors"
-    first = load_checkpoint(checkpoint, model, optimizer)["step"] if checkpoint.exists() else 0
+    if checkpoint.exists():
+        first = load_checkpoint(checkpoint, model, optimizer)["step"]
+    else:
+        first = 0
+        if arguments.init is not None:
+            load_checkpoint(arguments.init, model)
     started, recent = time.monotonic(), []
     for number in range(first, arguments.steps):
         recent.append(step(number))
@@ -129,6 +148,9 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder or prefix in IDRiD's layout, or a manifest")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="lite")
+    parser.add_argument("--init", type=Path, help="begin with the weights of this checkpoint (a warm restart)")
+    parser.add_argument("--learning-rate", type=float, help="peak, instead of the recipe's")
+    parser.add_argument("--uniform", action="store_true", help="draw negatives uniformly, not by their loss")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--validate-every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
@@ -138,7 +160,8 @@ def main() -> None:
     recipe = RECIPES[arguments.recipe]()
     config = getattr(recipe, "prn" if arguments.network == "cls" else arguments.network)
     arguments.steps = arguments.steps or config.steps
-    config = dataclasses.replace(config, steps=arguments.steps)
+    rate = arguments.learning_rate or config.learning_rate
+    config = dataclasses.replace(config, steps=arguments.steps, learning_rate=rate)
     if arguments.network.startswith("hgn"):
         fit_hgn(recipe, config, "1x" if arguments.network == "hgn_1x" else "0.5x", arguments)
     else:
