@@ -30,7 +30,7 @@ from ma_cluster.images.datasets import read_dataset
 from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.scoring import PixelCounts, average_precision, best_f1
 from ma_cluster.refinement.fitting import build_prn, prn_probability, prn_step
-from ma_cluster.refinement.sampling import TripletDraws, channels_first, validation_patches
+from ma_cluster.refinement.sampling import TripletDraws, channels_first
 
 log = logging.getLogger("fit_lite")
 CHECKPOINT_STEPS = 100
@@ -103,7 +103,9 @@ def validate_prn(model: nn.Module, patches: Sequence[tuple[np.ndarray, np.ndarra
     model.eval()
     counts = []
     for pixels, truth in patches:
-        parts = [prn_probability(model, channels_first(pixels[n : n + 256])).numpy() for n in range(0, len(pixels), 256)]
+        parts = [
+            prn_probability(model, channels_first(pixels[n : n + 256])).numpy() for n in range(0, len(pixels), 256)
+        ]
         counts.append(PixelCounts.of(np.concatenate(parts), truth))
     return {"average_precision": average_precision(sum(counts[1:], counts[0]))}
 

@@ -198,7 +198,7 @@ def lite() -> Recipe:
         lesion_weight=5.0,
         colour_jitter=0.1,
     )
-    # at 1x a patch of 128 shows a quarter of what it shows at 0.5x: too little to tell a vessel's crossing from a lesion
+    # at 1x a patch of 128 shows a quarter of what it shows at 0.5x: too little to tell a vessel from a lesion
     hgn_1x = dataclasses.replace(hgn, patch_px=192, batch_patches=8)
     prn = PrnConfig(
         width=1 / 4,

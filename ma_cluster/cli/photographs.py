@@ -46,6 +46,9 @@ def score(
     replicas: Annotated[
         int | None, typer.Option(min=1, help="Photographs segmented at a time; by default one for each core.")
     ] = None,
+    readers: Annotated[int, typer.Option(min=1, help="Replicas that fetch, decode and enhance.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="For each replica of the networks; a share is allowed.")] = 0.0,
+    threads: Annotated[int, typer.Option(min=1, help="Of each replica of the networks.")] = 1,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
 ) -> None:
     """Score an archive; a run cut short goes on where it was."""
@@ -63,7 +66,13 @@ def score(
             last[:] = [progress]
             move(progress)
 
-        fleet = Fleet(segmenters=replicas, address=address)
+        fleet = Fleet(
+            segmenters=replicas,
+            readers=readers,
+            gpus_per_segmenter=gpus,
+            threads_per_segmenter=threads,
+            address=address,
+        )
         summary = score_archive(source, dest, fleet, model=model, on_progress=follow)
     rate = last[0].images_per_second if last else None
     for line in summary_lines(summary, rate):

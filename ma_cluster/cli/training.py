@@ -37,12 +37,16 @@ def train(
     uniform: Annotated[bool, typer.Option("--uniform", help="Draw negatives uniformly, not by their loss.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of first weights and draws.")] = 1,
+    ledger_shards: Annotated[int, typer.Option(min=1, help="Actors that keep the healthy pool's losses.")] = 1,
+    store_mib: Annotated[
+        int | None, typer.Option(min=80, help="A local Ray's memory for photographs, MiB; the rest is spilled to disk.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
 ) -> None:
     """Train a network on Ray; ends with a checkpoint that `bundle` packs."""
     from ma_cluster.cluster.train_hgn import train_hgn
     from ma_cluster.cluster.train_prn import train_prn
-    from ma_cluster.cluster.training import Network, TrainRequest
+    from ma_cluster.cluster.train_request import Network, TrainRequest
 
     if recipe not in RECIPES or scale not in ("1x", "0.5x"):
         raise UsageError(f"recipes are {', '.join(RECIPES)}, scales 1x and 0.5x")
@@ -61,6 +65,8 @@ def train(
         selective=not uniform,
         resume=resume,
         seed=seed,
+        ledger_shards=ledger_shards,
+        object_store_bytes=None if store_mib is None else store_mib * 2**20,
         address=address,
     )
     fit = train_hgn if stage is Stage.HGN else train_prn

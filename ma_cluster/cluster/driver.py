@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import signal
 import threading
 import time
@@ -17,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -25,6 +23,7 @@ import ray
 from ma_cluster.bundle import load_bundle
 from ma_cluster.cluster import metrics
 from ma_cluster.cluster.archive import Run, Shard, begin_run, committed, shards
+from ma_cluster.cluster.connection import connected
 from ma_cluster.cluster.outcomes import config_digest
 from ma_cluster.cluster.scoring_app import Fleet, Model, ScoringApp
 from ma_cluster.cluster.shard_scorer import ShardScorer
@@ -81,7 +80,7 @@ def score_archive(
     pending = [shard for shard in shards(run.plan.images) if shard.number not in done]
     if pending:
         spec = Model(_location(model), bundle.digest, bundle.recipe.image)
-        with _sigterm_exits(), _connected(fleet):
+        with _sigterm_exits(), connected(fleet.address, waiting_cpus=fleet.readers + 1):
             fleet = fleet.sized(sum(shard.images for shard in pending))
             with _fleet_up(run, spec, fleet) as app:
                 _score_shards(pending, _WorkerSpec(app.name, dest_store.url, run), fleet, on_progress)
@@ -155,19 +154,6 @@ def _workers(pending: Sequence[Shard], fleet: Fleet) -> tuple[int, int]:
 
 
 @contextmanager
-def _connected(fleet: Fleet) -> Iterator[None]:
-    """The Ray that is up in this process, else the cluster at the fleet's address, else a local Ray, stopped after."""
-    if ray.is_initialized():
-        yield
-        return
-    _connect(fleet)
-    try:
-        yield
-    finally:
-        ray.shutdown()  # takes a local Ray's processes with it, Serve's among them
-
-
-@contextmanager
 def _fleet_up(run: Run, model: Model, fleet: Fleet) -> Iterator[ScoringApp]:
     """The fleet of a run, stopped at the end. Its name is the run's, so that a driver that was killed leaves one behind
     only until the run is resumed.
@@ -186,21 +172,6 @@ def _quieten() -> None:
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.ERROR)
-
-
-def _connect(fleet: Fleet) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    on_sigterm = signal.getsignal(signal.SIGTERM)  # ray.init installs its own, which exits with 15
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = fleet.address or os.environ.get("RAY_ADDRESS")  # which a submitted job finds set
-    if address:
-        ray.init(address=address, **quiet)
-    else:
-        # Logical CPUs for the Readers and the driver's workers on top of the cores: they mostly wait.
-        cpus = (os.cpu_count() or 1) + fleet.readers + 1
-        ray.init(address="local", _node_ip_address="127.0.0.1", num_cpus=cpus, include_dashboard=False, **quiet)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @contextmanager

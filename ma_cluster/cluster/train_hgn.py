@@ -8,7 +8,6 @@ from functools import partial
 
 import ray
 import torch
-from ray.util.queue import Queue
 from torch import nn
 
 from ma_cluster.cluster.patch_stream import (
@@ -16,23 +15,13 @@ from ma_cluster.cluster.patch_stream import (
     Photographs,
     Work,
     open_streams,
-    prepare_photographs,
     read_stream,
     share,
 )
-from ma_cluster.cluster.train_folder import TrainFolder
-from ma_cluster.cluster.train_progress import Meter, Progress, Reporter, listening
+from ma_cluster.cluster.train_progress import Meter, Progress, Reporter
+from ma_cluster.cluster.train_request import TrainRequest
 from ma_cluster.cluster.train_team import Team
-from ma_cluster.cluster.training import (
-    TrainRequest,
-    TrainResult,
-    begin,
-    finished,
-    ray_for,
-    read_split,
-    result,
-    run_workers,
-)
+from ma_cluster.cluster.training import Ground, TrainResult, run
 from ma_cluster.config import DetectorConfig, HgnConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.hypotheses.fitting import build_hgn, build_optimizer, descend, hgn_losses, learning_rate
@@ -51,45 +40,38 @@ def train_hgn(request: TrainRequest, on_progress: Callable[[Progress], None] | N
         RunConflictError: the run to be resumed trains something else.
         StoreError: a store does not answer.
     """
-    config = request.config
-    if not isinstance(config, HgnConfig):
+    if not isinstance(request.config, HgnConfig):
         raise UsageError(f"{request.network} is no hypothesis network; train_prn trains it")
-    training, validation = read_split(request, "training"), read_split(request, "validation")
-    folder = begin(request, [*training, *validation])
-    if finished(request, folder):
-        return result(folder)
-    with ray_for(request), listening(on_progress) as queue:
-        photographs = prepare_photographs(training, request.scale, request.recipe.image)
-        cuts = ray.remote(_cuts).options(num_cpus=1).remote(list(photographs.refs), config, request.seed)
-        unseen = prepare_photographs(validation, request.scale, request.recipe.image)
-        job = _Job(request, config, folder, HgnSource(photographs, cuts, config.patch_px), unseen, queue)
-        run_workers(_loop, job, request)
-    return result(folder)
+    return run(request, _job, _loop, on_progress)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     """All that a worker needs."""
 
-    request: TrainRequest
+    ground: Ground
     config: HgnConfig
-    folder: TrainFolder
     source: HgnSource
-    validation: Photographs
-    queue: Queue | None
+
+
+def _job(ground: Ground) -> _Job:
+    config = ground.request.config
+    assert isinstance(config, HgnConfig)
+    cuts = ray.remote(_cuts).options(num_cpus=1).remote(list(ground.training.refs), config, ground.request.seed)
+    return _Job(ground, config, HgnSource(ground.training, cuts, config.patch_px))
 
 
 def _loop(given: dict[str, _Job]) -> None:
     """What each worker runs: build, restore, loop over epochs, report."""
     job = given["job"]
-    request, config = job.request, job.config
+    ground, config, request = job.ground, job.config, job.ground.request
     team = Team.join(request.threads)
     torch.manual_seed(request.seed)
     model = team.place(build_hgn(config), request.batch_norm)
     optimizer = build_optimizer(model, config)
-    done = job.folder.restore(model, optimizer) or 0
+    done = ground.folder.restore(model, optimizer) or 0
     parallel = team.parallel(model)
-    reporter = Reporter(request.network, job.queue if team.first else None)
+    reporter = Reporter(request.network, ground.queue if team.first else None)
     while done < config.steps:
         steps = range(done, min(done + request.epoch, config.steps))
         meter = Meter(steps, config.steps, config.batch_patches)
@@ -104,10 +86,10 @@ def _loop(given: dict[str, _Job]) -> None:
             reporter.step(meter, len(rows))
         progress, done = meter.progress(), steps.stop
         team.agree(model)
-        counts = team.merge(_validate(model, job.validation, team, request.recipe.detector))
+        counts = team.merge(_validate(model, ground.validation, team, request.recipe.detector))
         if team.first:
             epoch = meter.epoch(progress, average_precision(counts), team.workers)
-            job.folder.save(model, optimizer, done, epoch)
+            ground.folder.save(model, optimizer, done, epoch)
             reporter.epoch(replace(progress, epoch=epoch))
 
 

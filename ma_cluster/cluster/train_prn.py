@@ -20,33 +20,21 @@ import ray
 import torch
 from jaxtyping import Float32, Int64
 from numpy import ndarray
-from ray.util.queue import Queue
 from torch import nn
 
 from ma_cluster.cluster.ledger import LossLedger
 from ma_cluster.cluster.patch_stream import (
     HealthySource,
-    Photographs,
     TripletSource,
     Work,
     open_streams,
-    prepare_photographs,
     read_stream,
     share,
 )
-from ma_cluster.cluster.train_folder import TrainFolder
-from ma_cluster.cluster.train_progress import Meter, Progress, Reporter, listening
+from ma_cluster.cluster.train_progress import Meter, Progress, Reporter
+from ma_cluster.cluster.train_request import TrainRequest
 from ma_cluster.cluster.train_team import Team
-from ma_cluster.cluster.training import (
-    TrainRequest,
-    TrainResult,
-    begin,
-    finished,
-    ray_for,
-    read_split,
-    result,
-    run_workers,
-)
+from ma_cluster.cluster.training import Ground, TrainResult, run
 from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.hypotheses.fitting import build_optimizer, descend, learning_rate
@@ -75,24 +63,9 @@ def train_prn(request: TrainRequest, on_progress: Callable[[Progress], None] | N
         RunConflictError: the run to be resumed trains something else.
         StoreError: a store does not answer.
     """
-    config = request.config
-    if not isinstance(config, PrnConfig):
+    if not isinstance(request.config, PrnConfig):
         raise UsageError(f"{request.network} is no refinement network; train_hgn trains it")
-    training, validation = read_split(request, "training"), read_split(request, "validation")
-    folder = begin(request, [*training, *validation])
-    if finished(request, folder):
-        return result(folder)
-    with ray_for(request), listening(on_progress) as queue:
-        photographs = prepare_photographs(training, request.scale, request.recipe.image)
-        cuts = ray.remote(_cuts).options(num_cpus=1).remote(list(photographs.refs), config, request.seed)
-        source = TripletSource(photographs, cuts, config.patch_px)
-        pool = Pool(
-            HealthySource(photographs, cuts, config.patch_px),
-            ray.get(ray.remote(_pool_size).options(num_cpus=0).remote(cuts)),
-        )
-        unseen = prepare_photographs(validation, request.scale, request.recipe.image)
-        run_workers(_loop, _Job(request, config, folder, source, pool, unseen, queue), request)
-    return result(folder)
+    return run(request, _job, _loop, on_progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,27 +80,33 @@ class Pool:
 class _Job:
     """All that a worker needs."""
 
-    request: TrainRequest
+    ground: Ground
     config: PrnConfig
-    folder: TrainFolder
     source: TripletSource
     pool: Pool
-    validation: Photographs
-    queue: Queue | None
+
+
+def _job(ground: Ground) -> _Job:
+    config, photographs = ground.request.config, ground.training
+    assert isinstance(config, PrnConfig)
+    cuts = ray.remote(_cuts).options(num_cpus=1).remote(list(photographs.refs), config, ground.request.seed)
+    size = ray.get(ray.remote(_pool_size).options(num_cpus=0).remote(cuts))
+    pool = Pool(HealthySource(photographs, cuts, config.patch_px), size)
+    return _Job(ground, config, TripletSource(photographs, cuts, config.patch_px), pool)
 
 
 def _loop(given: dict[str, _Job]) -> None:
     """What each worker runs: build, restore, loop over epochs, report. The first worker owns the ledger."""
     job = given["job"]
-    request, config = job.request, job.config
+    ground, config, request = job.ground, job.config, job.ground.request
     team = Team.join(request.threads)
     torch.manual_seed(request.seed)
     model = team.place(build_prn(config), request.batch_norm)
     optimizer = build_optimizer(model, config)
-    done = job.folder.restore(model, optimizer) or 0
+    done = ground.folder.restore(model, optimizer) or 0
     ledger = _ledger(job, done) if team.first else None
     parallel = team.parallel(model)
-    reporter = Reporter(request.network, job.queue if team.first else None)
+    reporter = Reporter(request.network, ground.queue if team.first else None)
     while done < config.steps:
         steps = range(done, min(done + request.epoch, config.steps))
         meter = Meter(steps, config.steps, 3 * config.triplets)
@@ -149,25 +128,25 @@ def _loop(given: dict[str, _Job]) -> None:
             assert ledger is not None
             for ids, values in fresh:
                 ledger.update(ids, values)
-            ledger.snapshot(job.folder.ledger(done, request.epoch))
+            ledger.snapshot(ground.folder.ledger(done, request.epoch))
             epoch = meter.epoch(progress, average_precision(counts), team.workers, ledger.loss_mean())
-            job.folder.save(model, optimizer, done, epoch)
+            ground.folder.save(model, optimizer, done, epoch)
             reporter.epoch(replace(progress, epoch=epoch))
 
 
 def _ledger(job: _Job, done: int) -> LossLedger:
     """The losses of the pool as of a step. The ledger ends with this worker: whoever starts again makes another."""
-    ledger = LossLedger.create(job.pool.size, shards=job.request.ledger_shards)
+    ledger = LossLedger.create(job.pool.size, shards=job.ground.request.ledger_shards)
     if done:
-        ledger.restore(job.folder.ledger(done, job.request.epoch))
+        ledger.restore(job.ground.folder.ledger(done, job.ground.request.epoch))
     return ledger
 
 
 def _open_triplets(job: _Job, ledger: LossLedger | None, steps: range, workers: int) -> Sequence[ray.data.DataIterator]:
     """The streams of an epoch, its negatives drawn by their losses, or uniformly."""
     assert ledger is not None
-    count, epoch, seed = len(steps) * job.config.triplets, steps.start, job.request.seed
-    if job.request.selective:
+    count, epoch, seed = len(steps) * job.config.triplets, steps.start, job.ground.request.seed
+    if job.ground.request.selective:
         negatives = ledger.draw(count, epoch, seed)
     else:
         negatives = np.random.default_rng([seed, epoch, 2]).integers(job.pool.size, size=count)
@@ -180,8 +159,8 @@ def _score(job: _Job, model: nn.Module, team: Team, done: int) -> Losses:
     """Losses of a share of the pool with the newest weights; of nothing after the last step."""
     if done == job.config.steps:
         return np.empty(0, np.int64), np.empty(0, np.float32)
-    whole = done <= job.request.epoch and job.pool.size <= AFFORDABLE
-    ids = refreshed(job.pool.size, 1.0 if whole else job.config.refresh_share, done // job.request.epoch)
+    whole = done <= job.ground.request.epoch and job.pool.size <= AFFORDABLE
+    ids = refreshed(job.pool.size, 1.0 if whole else job.config.refresh_share, done // job.ground.request.epoch)
     # the last batch is filled up with patches of the first
     batches = np.resize(ids, (-(-len(ids) // SCORE_ROWS), SCORE_ROWS))
     work = [Work(number, batch) for number, batch in enumerate(batches)]
@@ -213,9 +192,9 @@ def _validate(model: nn.Module, job: _Job, team: Team) -> list[PixelCounts]:
     """Counts of patches of this worker's share of the validation photographs."""
     model.eval()
     counts = []
-    for number in range(team.rank, len(job.validation), team.workers):
-        photograph = job.validation.fetch([number])[number]
-        patches, truth = validation_patches(photograph, job.config, job.request.seed)
+    for number in range(team.rank, len(job.ground.validation), team.workers):
+        photograph = job.ground.validation.fetch([number])[number]
+        patches, truth = validation_patches(photograph, job.config, job.ground.request.seed)
         edges = [*range(0, len(patches), SCORE_ROWS), len(patches)]
         parts = [prn_probability(model, channels_first(patches[a:b])).numpy() for a, b in pairwise(edges)]
         counts.append(PixelCounts.of(np.concatenate(parts), truth))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -24,11 +24,9 @@ from ray.train.torch import get_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ma_cluster.cluster.train_request import BatchNorm
 from ma_cluster.lesions.scoring import PixelCounts
 
-BatchNorm = Literal["batch", "frozen"]
-"""`batch`: statistics of the mini-batch: of the whole on GPUs (SyncBatchNorm), of each worker's part on CPUs, where
-torch has no other; the running ones are then those of the first worker. `frozen`: the running ones, not updated."""
 T = TypeVar("T")
 
 

@@ -1,113 +1,27 @@
-"""What both kinds of training share on the side of whoever starts them: the request, its checks, Ray Train, the result.
+"""What both kinds of training share on the side of whoever starts them: data, Ray, the Train workers, the result.
 
 samples -> photographs, pools (object store) -> Train workers: a loop of train_hgn or train_prn -> checkpoints
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Queue
 
+from ma_cluster.cluster.connection import connected
+from ma_cluster.cluster.patch_stream import Photographs, prepare_photographs
 from ma_cluster.cluster.train_folder import BEST, LAST, Epoch, TrainFolder
-from ma_cluster.cluster.train_team import BatchNorm
-from ma_cluster.config import HgnConfig, PrnConfig, Recipe, Scale, digest, to_dict
+from ma_cluster.cluster.train_progress import Progress, listening
+from ma_cluster.cluster.train_request import TrainRequest
+from ma_cluster.config import digest, to_dict
 from ma_cluster.errors import MaClusterError, UsageError
 from ma_cluster.images.datasets import Sample, Split, read_dataset
-
-Network = Literal["hgn_1x", "hgn_half", "prn", "cls"]
-HGN_EPOCH_STEPS = 1000
-"""The paper's epoch, mini-batches [T]."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainRequest:
-    """A training run: of which network, on what, with how much."""
-
-    network: Network
-    """`cls` is the refinement network without its triplet term."""
-    data: str
-    """URL of the data set: IDRiD's layout, or a manifest."""
-    out: str
-    """URL of the run: checkpoints and log."""
-    recipe: Recipe
-    """Of the whole model; the network's own part says how it trains."""
-    healthy: str | None = None
-    """URL of a folder of photographs without retinopathy, used beside the data set's lesion-free regions."""
-    workers: int | tuple[int, int] = 1
-    """Train workers; (fewest, most) for as many as the cluster has room for, also after it has shrunk or grown."""
-    gpus_per_worker: float = 0.0
-    """0 trains on the CPU."""
-    cpus_per_worker: float = 0.5
-    """What Ray reserves for a worker. Whole ones could leave none for the tasks that cut its patches."""
-    threads: int | None = None
-    """Of torch in each worker; by default the node's cores, shared by its workers."""
-    resume: bool = False
-    """Take up the run at `out`, where there is one."""
-    address: str | None = None
-    """Of a Ray cluster; None for the one that is up in this process, else RAY_ADDRESS's, else a local one."""
-    seed: int = 1
-    """Of the first weights, the draws and the ledger."""
-    steps: int | None = None
-    """Optimiser steps in all, instead of the recipe's."""
-    epoch_steps: int | None = None
-    """Steps between two checkpoints with validation; for the refinement also between two refreshes and draws, by
-    default the recipe's `refresh_steps`."""
-    selective: bool = True
-    """Negatives by their loss; False draws them uniformly (the ablation). The HGNs have none."""
-    batch_norm: BatchNorm = "batch"
-    """Whose statistics batch norm uses."""
-    ledger_shards: int = 1
-    """Actors that hold the losses of the healthy pool; one holds 10^8 patches in 430 MB."""
-    max_failures: int = 3
-    """Workers that may die before the run is given up."""
-
-    def __post_init__(self) -> None:
-        fewest, most = self.fewest_and_most
-        rows = self.config.triplets if isinstance(self.config, PrnConfig) else self.config.batch_patches
-        if not 1 <= fewest <= most <= rows:
-            unit = "triplets" if isinstance(self.config, PrnConfig) else "patches"
-            raise UsageError(f"a mini-batch of {rows} {unit} can be shared by 1 to {rows} workers, not {self.workers}")
-        if self.epoch < 1 or self.config.steps < 1:
-            raise UsageError("steps and epoch_steps must be at least 1")
-
-    @property
-    def fewest_and_most(self) -> tuple[int, int]:
-        """Workers."""
-        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
-
-    @property
-    def config(self) -> HgnConfig | PrnConfig:
-        """The network's part of the recipe, with this run's steps and, for `cls`, no triplet term."""
-        recipe = self.recipe
-        own: dict[str, HgnConfig | PrnConfig] = {"hgn_1x": recipe.hgn_1x, "hgn_half": recipe.hgn_half}
-        config = own.get(self.network, recipe.prn)
-        if isinstance(config, PrnConfig) and self.network == "cls":
-            config = replace(config, triplet_weight=0.0)
-        return config if self.steps is None else replace(config, steps=self.steps)
-
-    @property
-    def epoch(self) -> int:
-        """Steps of an epoch."""
-        refresh = self.config.refresh_steps if isinstance(self.config, PrnConfig) else HGN_EPOCH_STEPS
-        return refresh if self.epoch_steps is None else self.epoch_steps
-
-    @property
-    def scale(self) -> Scale:
-        """Of the grid that patches are cut from."""
-        if isinstance(self.config, PrnConfig):
-            return self.config.scale
-        return "1x" if self.network == "hgn_1x" else "0.5x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +33,52 @@ class TrainResult:
     epochs: tuple[Epoch, ...]
 
 
-def read_split(request: TrainRequest, split: Split) -> list[Sample]:
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every worker of a run stands on."""
+
+    request: TrainRequest
+    folder: TrainFolder
+    training: Photographs
+    validation: Photographs
+    queue: Queue | None
+
+
+def run(
+    request: TrainRequest,
+    job_of: Callable[[Ground], object],
+    loop: Callable[[dict[str, Any]], None],
+    on_progress: Callable[[Progress], None] | None,
+) -> TrainResult:
+    """Train a network from its first step, or the one after its last checkpoint, to its last.
+
+    Args:
+        request: what is to be trained.
+        job_of: all that a worker needs, made once Ray is up and the photographs are prepared; it may hold references
+            to objects of this process in the object store.
+        loop: what each worker runs; gets {"job": the job}.
+        on_progress: told how far the run is.
+
+    Raises:
+        UsageError: the request or the data are of no use, or a run is there that is not to be resumed.
+        RunConflictError: the run to be resumed trains something else.
+        StoreError: a store does not answer.
+        MaClusterError: what the loop raised on purpose; or workers died too often.
+    """
+    training, validation = _read_split(request, "training"), _read_split(request, "validation")
+    folder = _begin(request, [*training, *validation])
+    if not _finished(request, folder):
+        image = request.recipe.image
+        waiting = -(-request.fewest_and_most[1] * request.cpus_per_worker // 1)  # so that patches are cut beside them
+        ray_up = connected(request.address, waiting_cpus=int(waiting), object_store_bytes=request.object_store_bytes)
+        with ray_up, listening(on_progress) as queue:
+            photographs = prepare_photographs(training, request.scale, image)
+            unseen = prepare_photographs(validation, request.scale, image)
+            _run_workers(loop, job_of(Ground(request, folder, photographs, unseen, queue)), request)
+    return TrainResult(f"{folder.url}/{LAST}", f"{folder.url}/{BEST}", folder.epochs)
+
+
+def _read_split(request: TrainRequest, split: Split) -> list[Sample]:
     """Photographs of a split whose microaneurysms are all known: they have a mask, or none is to be seen.
 
     Raises:
@@ -132,7 +91,7 @@ def read_split(request: TrainRequest, split: Split) -> list[Sample]:
     return known
 
 
-def begin(request: TrainRequest, samples: Sequence[Sample]) -> TrainFolder:
+def _begin(request: TrainRequest, samples: Sequence[Sample]) -> TrainFolder:
     """The place of a run; see `TrainFolder.begin` for what is raised."""
     what = {
         "network": request.network,
@@ -147,28 +106,14 @@ def begin(request: TrainRequest, samples: Sequence[Sample]) -> TrainFolder:
     return TrainFolder.begin(request.out, what, resume=request.resume)
 
 
-def result(folder: TrainFolder) -> TrainResult:
-    """Of a run that has ended."""
-    return TrainResult(f"{folder.url}/{LAST}", f"{folder.url}/{BEST}", folder.epochs)
-
-
-def finished(request: TrainRequest, folder: TrainFolder) -> bool:
+def _finished(request: TrainRequest, folder: TrainFolder) -> bool:
     """Whether nothing is left to do."""
     epochs = folder.epochs
     return bool(epochs) and epochs[-1].step >= request.config.steps
 
 
-def run_workers(loop: Callable[[dict[str, Any]], None], job: object, request: TrainRequest) -> None:
-    """Run a loop in the Train workers to its end; when a worker dies, all start again from the last checkpoint.
-
-    Args:
-        loop: gets {"job": job} in each worker.
-        job: all it needs; may hold references to objects that this process keeps in the object store.
-        request: how many workers, with what.
-
-    Raises:
-        MaClusterError: what the loop raised on purpose; or it failed too often.
-    """
+def _run_workers(loop: Callable[[dict[str, Any]], None], job: object, request: TrainRequest) -> None:
+    """Run a loop in the Train workers to its end; when a worker dies, all start again from the last checkpoint."""
     resources = {"CPU": request.cpus_per_worker} | ({"GPU": request.gpus_per_worker} if request.gpus_per_worker else {})
     workers: Any = request.workers  # Ray's types know a number only
     scaling = ScalingConfig(num_workers=workers, use_gpu=request.gpus_per_worker > 0, resources_per_worker=resources)
@@ -184,31 +129,6 @@ def run_workers(loop: Callable[[dict[str, Any]], None], job: object, request: Tr
             trainer.fit()
         except TrainingFailedError as error:
             raise _cause(error) from error
-
-
-@contextmanager
-def ray_for(request: TrainRequest) -> Iterator[None]:
-    """Ray as the request wants it: the one that is up in this process, the cluster at an address (of the request, or
-    of RAY_ADDRESS, which a submitted job finds set), or a local one."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    on_sigterm = signal.getsignal(signal.SIGTERM)  # ray.init installs its own, which exits with 15
-    address = request.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, **quiet)
-    else:
-        # logical CPUs for the workers on top of the cores, so that patches are cut beside them
-        cpus = (os.cpu_count() or 1) + -(-request.fewest_and_most[1] * request.cpus_per_worker // 1)
-        ray.init(address="local", _node_ip_address="127.0.0.1", num_cpus=int(cpus), include_dashboard=False, **quiet)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _cause(error: TrainingFailedError) -> MaClusterError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,8 +27,9 @@ from ma_cluster.cluster.train_folder import Epoch, TrainFolder
 from ma_cluster.cluster.train_hgn import train_hgn
 from ma_cluster.cluster.train_prn import in_order, refreshed, train_prn
 from ma_cluster.cluster.train_progress import Progress
+from ma_cluster.cluster.train_request import TrainRequest
 from ma_cluster.cluster.train_team import Team
-from ma_cluster.cluster.training import TrainRequest, TrainResult
+from ma_cluster.cluster.training import TrainResult
 from ma_cluster.config import tiny
 from ma_cluster.errors import MaClusterError, RunConflictError, UsageError
 from ma_cluster.hypotheses.fitting import HgnBatch, build_hgn, build_optimizer, hgn_losses
@@ -66,6 +69,13 @@ def assert_same(ours: TrainResult, theirs: TrainResult, tolerance: float) -> Non
     for mine, other in zip(ours.epochs, theirs.epochs, strict=True):
         assert mine.losses == pytest.approx(other.losses, rel=tolerance)
         assert (mine.pool_loss or 0) == pytest.approx(other.pool_loss or 0, rel=tolerance)
+
+
+def test_the_losses_of_tiny_are_golden(runs: dict[str, TrainResult]) -> None:
+    golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
+    for network, result in runs.items():
+        for epoch, losses in zip(result.epochs, golden[network], strict=True):
+            assert epoch.losses == pytest.approx(losses, rel=0.02)  # bfloat16 differs among CPUs
 
 
 def test_one_worker_learns_what_two_learn(
@@ -216,6 +226,21 @@ def test_the_best_checkpoint_is_of_the_best_epoch(tmp_path: Path) -> None:
     assert [record.step for record in folder.epochs] == [2, 4, 6]
     shutil.copy(tmp_path / "run" / "best.safetensors", tmp_path / "run" / "last.safetensors")
     assert folder.restore(model, optimizer) == 4
+    events = sorted((tmp_path / "run" / "tensorboard").iterdir())
+    assert [scalars(file)["validation/average_precision"] for file in events] == [(2, 0.1), (4, 0.3), (6, 0.2)]
+
+
+def scalars(file: Path) -> dict[str, tuple[int, float]]:
+    """Step and value by name, of an event file: records of length (8 bytes), checksum (4), event, checksum (4)."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, found = file.read_bytes(), {}
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        found |= {value.tag: (event.step, round(value.simple_value, 6)) for value in event.summary.value}
+        data = data[16 + length :]
+    return found
 
 
 def test_epochs_that_a_lost_checkpoint_had_seen_are_forgotten(tmp_path: Path) -> None:
