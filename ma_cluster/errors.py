@@ -5,12 +5,15 @@
     |-- RunConflictError      DEST holds a run of another model, config or source  exit code 2
     |-- BundleError           a model is damaged, foreign or not what it says      exit code 2
     |-- LedgerLostError       losses of the healthy pool are gone and cannot be brought back
+    |-- SandboxError          the processes that decode do not start
+    |-- FleetBrokenError      the fleet fails whatever it is given
     |-- StoreError            the object store did not do what was asked
     |   |-- ObjectMissingError    no such key
     |   `-- ObjectChangedError    the object is not the one that was planned (ETag)
     `-- ImageError            one photograph has no result; carries a Reason
         |-- ImageRefusedError     its content is the cause
         `-- ImageFailedError      we or the store are the cause
+            `-- WorkerLostError       what held it died or was stuck: of it, or of something else
 
 Messages name the thing, the cause and the cure. They never hold a key, a file name or metadata of a patient:
 whoever raises does not know them, whoever reports may add them.
@@ -73,6 +76,14 @@ class LedgerLostError(MaClusterError):
     """Losses of the healthy pool are gone, or their snapshot is not what it should be."""
 
 
+class SandboxError(MaClusterError):
+    """The processes that decode photographs do not start, or find no decoder."""
+
+
+class FleetBrokenError(MaClusterError):
+    """The scoring fleet does not start, or fails on one photograph after the other: they are not to blame."""
+
+
 class StoreError(MaClusterError):
     """The object store did not do what was asked, after retries."""
 
@@ -103,3 +114,7 @@ class ImageRefusedError(ImageError):
 
 class ImageFailedError(ImageError):
     """We or the store are the cause; scoring it again later may succeed."""
+
+
+class WorkerLostError(ImageFailedError):
+    """What held the photograph died, broke or was stuck, be it of this photograph or of something else."""
