@@ -133,6 +133,10 @@ class DetectorConfig:
     """Side of the tiles the HGNs run on, pixels."""
     halo_px: int = 64
     """Context discarded on each inner side of a tile, pixels."""
+    flips_1x: int = 1
+    """Flips (none, left-right, both, up-down) under which the 1x network looks at a tile, its logits averaged [U]."""
+    flips_half: int = 1
+    """The same for the 0.5x network: each costs a quarter of one at 1x [U]."""
     roi_threshold_1x: float = 0.1
     """HGN probability at 1x above which the PRN looks at a pixel; the bundle's is from validation [U]."""
     roi_threshold_half: float = 0.1
@@ -151,6 +155,7 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         _require(self.tile_px % 16 == 0 and self.halo_px % 16 == 0, "tile_px and halo_px must be multiples of 16")
         _require(self.tile_px > 2 * self.halo_px, "detector.tile_px must be more than twice halo_px")
+        _require({self.flips_1x, self.flips_half} <= {1, 2, 3, 4}, "detector.flips_1x and flips_half lie in 1 to 4")
         _require(0 < self.threshold < 1, "detector.threshold must lie in (0, 1)")
         _require(self.fusion in ("geometric", "arithmetic"), "detector.fusion is geometric or arithmetic")
         _require(0 < self.roi_recall <= 1, "detector.roi_recall must lie in (0, 1]")

@@ -18,6 +18,7 @@ from ma_cluster.config import Recipe
 from ma_cluster.hypotheses.fitting import build_hgn
 from ma_cluster.hypotheses.fusion import fuse, upsample_half
 from ma_cluster.hypotheses.segment import probability_map
+from ma_cluster.hypotheses.symmetric import Symmetric
 from ma_cluster.images.contrast import Prepared, prepare
 from ma_cluster.images.fundus import Fov, locate, read_fundus
 from ma_cluster.images.patches import Tiling
@@ -71,6 +72,8 @@ class Detector:
         for name, network in networks.items():
             load_weights(network, bundle.weights[name], name)
             network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        networks["hgn_1x"] = Symmetric(networks["hgn_1x"], recipe.detector.flips_1x)
+        networks["hgn_half"] = Symmetric(networks["hgn_half"], recipe.detector.flips_half)
         self._networks = networks
 
     @classmethod
