@@ -54,12 +54,12 @@ class Team:
         return self.rank == 0
 
     def place(self, model: nn.Module, batch_norm: BatchNorm) -> nn.Module:
-        """The model on this worker's device, with the batch norm wanted; its state keeps its names."""
+        """The model on this worker's device, channels last, with the batch norm wanted; its state keeps its names."""
         if batch_norm == "frozen":
             model = _frozen(model)
         elif self.device.type == "cuda" and self.workers > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return model.to(self.device)
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model whose gradients are those of all workers; it shares its weights with the one given."""
