@@ -59,7 +59,7 @@ class Team:
             model = _frozen(model)
         elif self.device.type == "cuda" and self.workers > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model whose gradients are those of all workers; it shares its weights with the one given."""
