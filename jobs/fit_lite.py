@@ -37,8 +37,9 @@ CHECKPOINT_STEPS = 100
 Losses = dict[str, float]
 
 
-def load_split(recipe: Recipe, scale: Scale, data: str, split: str) -> list[Annotated]:
-    samples = [sample for sample in read_dataset(data, recipe.split) if sample.mask and sample.split == split]
+def load_split(recipe: Recipe, scale: Scale, arguments: argparse.Namespace, split: str) -> list[Annotated]:
+    known = read_dataset(arguments.data, recipe.split, arguments.healthy)
+    samples = [sample for sample in known if sample.split == split and (sample.mask or sample.label == "healthy")]
     return [load_annotated(sample, scale, recipe.image) for sample in samples]
 
 
@@ -58,8 +59,8 @@ def validate_hgn(model: nn.Module, photographs: Sequence[Annotated], recipe: Rec
 
 
 def fit_hgn(recipe: Recipe, config: HgnConfig, scale: Scale, arguments: argparse.Namespace) -> None:
-    draws = HgnDraws(load_split(recipe, scale, arguments.data, "training"), config, arguments.seed)
-    validation = load_split(recipe, scale, arguments.data, "validation")
+    draws = HgnDraws(load_split(recipe, scale, arguments, "training"), config, arguments.seed)
+    validation = load_split(recipe, scale, arguments, "validation")
     model = build_hgn(config)
     optimizer = build_optimizer(model, config)
 
@@ -71,7 +72,9 @@ def fit_hgn(recipe: Recipe, config: HgnConfig, scale: Scale, arguments: argparse
 
 def fit_prn(recipe: Recipe, config: PrnConfig, arguments: argparse.Namespace) -> None:
     """Selective sampling on a pool whose losses live in this process: 1 - p(healthy), uniform at first."""
-    draws = TripletDraws(load_split(recipe, config.scale, arguments.data, "training"), config, arguments.seed)
+    draws = TripletDraws(load_split(recipe, config.scale, arguments, "training"), config, arguments.seed)
+    unseen = load_split(recipe, config.scale, arguments, "validation")
+    validation = [validation_patches(photograph, config, arguments.seed) for photograph in unseen]
     model = build_prn(config)
     optimizer = build_optimizer(model, config)
     losses = np.ones(draws.healthy, dtype=np.float32)
@@ -93,16 +96,16 @@ def fit_prn(recipe: Recipe, config: PrnConfig, arguments: argparse.Namespace) ->
         return done.values()
 
     def validate() -> Losses:
-        return validate_prn(model, patches) | {"pool_loss": float(losses.mean())}
+        return validate_prn(model, validation) | {"pool_loss": float(losses.mean())}
 
     loop(model, optimizer, step, validate, arguments)
 
 
-def validate_prn(model: nn.Module, patches: Sequence[tuple[np.ndarray, np.ndarray]]) -> Losses:
+def validate_prn(model: nn.Module, validation: Sequence[tuple[np.ndarray, np.ndarray]]) -> Losses:
     """Average precision over patches of lesions and of healthy places, as training on a cluster has it."""
     model.eval()
     counts = []
-    for pixels, truth in patches:
+    for pixels, truth in validation:
         parts = [
             prn_probability(model, channels_first(pixels[n : n + 256])).numpy() for n in range(0, len(pixels), 256)
         ]
@@ -148,6 +151,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=("hgn_1x", "hgn_half", "prn", "cls"))
     parser.add_argument("--data", required=True, help="folder or prefix in IDRiD's layout, or a manifest")
+    parser.add_argument("--healthy", help="folder or prefix of photographs without retinopathy")
+    parser.add_argument("--negatives", choices=("regions", "photographs", "both"), default="both")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="lite")
     parser.add_argument("--init", type=Path, help="begin with the weights of this checkpoint (a warm restart)")
@@ -168,7 +173,7 @@ def main() -> None:
         fit_hgn(recipe, config, "1x" if arguments.network == "hgn_1x" else "0.5x", arguments)
     else:
         weight = 0.0 if arguments.network == "cls" else config.triplet_weight
-        fit_prn(recipe, dataclasses.replace(config, triplet_weight=weight), arguments)
+        fit_prn(recipe, dataclasses.replace(config, triplet_weight=weight, negatives=arguments.negatives), arguments)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ma_cluster.errors import UsageError
 
 Fusion = Literal["geometric", "arithmetic"]
 Scale = Literal["1x", "0.5x"]
+Negatives = Literal["regions", "photographs", "both"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +114,9 @@ class PrnConfig:
     """Share of the healthy pool that a refresh scores again [U]."""
     per_lesion: bool = False
     """As for the HGN: draw anchors and positives per lesion, not per pixel [U]."""
+    negatives: Negatives = "both"
+    """Where healthy patches come from: lesion-free `regions` of photographs with lesions, `photographs` without any
+    (the paper's [T]), or `both`, as far as the data has them."""
     negative_margin_px: int = 16
     """Healthy centres keep this distance from every annotated microaneurysm, pixels of the PRN's grid [U]."""
     healthy_per_image: int = 75_000
@@ -122,6 +126,7 @@ class PrnConfig:
         _require(0 < self.width <= 4, "prn.width must lie in (0, 4]")
         _require(self.patch_px % 16 == 0, "prn.patch_px must be a multiple of 16, the network's overall stride")
         _require(0 < self.margin < 1, "prn.margin must lie in (0, 1)")
+        _require(self.negatives in ("regions", "photographs", "both"), "prn.negatives is regions, photographs or both")
         _require(self.triplet_weight >= 0, "prn.triplet_weight must not be negative")
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
 from ma_cluster.cli.app import app
-from ma_cluster.config import RECIPES
+from ma_cluster.config import RECIPES, Negatives
 from ma_cluster.errors import UsageError
 
 
@@ -35,6 +36,7 @@ def train(
     epoch_steps: Annotated[int | None, typer.Option(min=1, help="Steps between two checkpoints.")] = None,
     triplet: Annotated[bool, typer.Option(help="Without it: the ablation `cls`.")] = True,
     uniform: Annotated[bool, typer.Option("--uniform", help="Draw negatives uniformly, not by their loss.")] = False,
+    negatives: Annotated[str, typer.Option(help="Of the refinement: regions, photographs or both.")] = "both",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of first weights and draws.")] = 1,
     ledger_shards: Annotated[int, typer.Option(min=1, help="Actors that keep the healthy pool's losses.")] = 1,
@@ -50,13 +52,17 @@ def train(
 
     if recipe not in RECIPES or scale not in ("1x", "0.5x"):
         raise UsageError(f"recipes are {', '.join(RECIPES)}, scales 1x and 0.5x")
+    if negatives not in get_args(Negatives):
+        raise UsageError(f"negatives are {', '.join(get_args(Negatives))}, not '{negatives}'")
+    chosen = RECIPES[recipe]()
+    chosen = dataclasses.replace(chosen, prn=dataclasses.replace(chosen.prn, negatives=cast(Negatives, negatives)))
     hypothesis: Network = "hgn_1x" if scale == "1x" else "hgn_half"
     refinement: Network = "prn" if triplet else "cls"
     request = TrainRequest(
         network=hypothesis if stage is Stage.HGN else refinement,
         data=data,
         out=out,
-        recipe=RECIPES[recipe](),
+        recipe=chosen,
         healthy=healthy,
         workers=workers if min_workers is None else (min_workers, workers),
         gpus_per_worker=gpus,

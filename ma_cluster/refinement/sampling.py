@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
 
 from ma_cluster.config import PrnConfig
+from ma_cluster.errors import UsageError
 from ma_cluster.images.annotated import Annotated, Cuts, cut, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
 from ma_cluster.refinement.fitting import TripletBatch
@@ -25,8 +26,12 @@ class TripletCuts:
 
     def __init__(self, photographs: Sequence[Annotated], config: PrnConfig, seed: int) -> None:
         self._config, self._seed = config, seed
-        regions = [lesion_free(photograph, config.negative_margin_px) for photograph in photographs]
         self._lesions = LesionPool([photograph.lesion for photograph in photographs])
+        wanted = {"regions": (True,), "photographs": (False,), "both": (True, False)}[config.negatives]
+        self._sources = np.flatnonzero([photograph.lesion.any() in wanted for photograph in photographs])
+        if len(self._sources) == 0:
+            raise UsageError(f"no training photograph to draw negatives from '{config.negatives}' of; check --healthy")
+        regions = [lesion_free(photographs[number], config.negative_margin_px) for number in self._sources]
         self._healthy = RegionPool(regions, config.healthy_per_image, seed)
 
     @property
@@ -48,11 +53,16 @@ class TripletCuts:
         by_loss = negatives.dtype == np.float32
         ids = draw_by_loss(negatives, config.triplets, rng) if by_loss else negatives
         lesions = (self._lesions.centres(anchor), self._lesions.centres(positive))
-        return draw_cuts(np.concatenate([*lesions, self._healthy.centres(ids)]), rng, config.colour_jitter), ids
+        return draw_cuts(np.concatenate([*lesions, self._negatives(ids)]), rng, config.colour_jitter), ids
 
     def plain(self, ids: Int64[ndarray, "n"]) -> Cuts:
         """Healthy patches of the pool without augmentation, for scoring them again."""
-        return Cuts(self._healthy.centres(ids), np.zeros(len(ids), np.int32), np.ones((len(ids), 3)))
+        return Cuts(self._negatives(ids), np.zeros(len(ids), np.int32), np.ones((len(ids), 3)))
+
+    def _negatives(self, ids: Int64[ndarray, "n"]) -> Int32[ndarray, "n 3"]:
+        centres = self._healthy.centres(ids)
+        centres[:, 0] = self._sources[centres[:, 0]]
+        return centres
 
 
 class TripletDraws:

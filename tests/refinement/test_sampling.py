@@ -1,0 +1,56 @@
+"""Where triplets come from: anchors and positives on lesions, negatives where the config says, far from any lesion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ma_cluster.config import Negatives, PrnConfig, tiny
+from ma_cluster.errors import UsageError
+from ma_cluster.images.annotated import Annotated
+from ma_cluster.refinement.sampling import TripletCuts
+
+CONFIG = replace(tiny().prn, negative_margin_px=5)
+
+
+def photograph(lesion: bool) -> Annotated:
+    mask = np.zeros((64, 64), bool)
+    mask[30:34, 20:24] = lesion
+    return Annotated(np.full((64, 64, 3), 128, np.uint8), np.ones((64, 64), bool), mask)
+
+
+WITH, WITHOUT = photograph(lesion=True), photograph(lesion=False)
+MIXED = [WITHOUT, WITH, WITHOUT, WITH]
+
+
+def negatives(config: PrnConfig) -> np.ndarray:
+    cuts = TripletCuts(MIXED, config, seed=1)
+    return cuts.plain(np.arange(cuts.healthy)).centres
+
+
+@pytest.mark.parametrize(("source", "images"), [("both", [0, 1, 2, 3]), ("regions", [1, 3]), ("photographs", [0, 2])])
+def test_negatives_come_from_the_photographs_asked_for(source: Negatives, images: list[int]) -> None:
+    centres = negatives(replace(CONFIG, negatives=source))
+    assert len(centres) == len(images) * CONFIG.healthy_per_image
+    assert np.unique(centres[:, 0]).tolist() == images
+
+
+def test_negatives_keep_their_distance_from_lesions() -> None:
+    centres = negatives(replace(CONFIG, negatives="regions", healthy_per_image=500))
+    off_rows = np.maximum(30 - centres[:, 1], centres[:, 1] - 33)
+    off_cols = np.maximum(20 - centres[:, 2], centres[:, 2] - 23)
+    assert np.hypot(np.maximum(off_rows, 0), np.maximum(off_cols, 0)).min() > 5
+
+
+def test_anchors_and_positives_lie_on_lesions() -> None:
+    cuts, ids = TripletCuts(MIXED, CONFIG, seed=1).of_step(0, np.arange(CONFIG.triplets))
+    image, row, col = cuts.centres[: 2 * CONFIG.triplets].T
+    assert ids.tolist() == list(range(CONFIG.triplets))
+    assert all(MIXED[i].lesion[r, c] for i, r, c in zip(image, row, col, strict=True))
+
+
+def test_a_source_that_the_data_does_not_have_is_refused() -> None:
+    with pytest.raises(UsageError, match="photographs"):
+        TripletCuts([WITH, WITH], replace(CONFIG, negatives="photographs"), seed=1)
