@@ -30,7 +30,7 @@ from ma_cluster.images.datasets import read_dataset
 from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.scoring import PixelCounts, average_precision, best_f1
 from ma_cluster.refinement.fitting import build_prn, prn_probability, prn_step
-from ma_cluster.refinement.sampling import TripletDraws, channels_first
+from ma_cluster.refinement.sampling import TripletDraws, channels_first, validation_patches
 
 log = logging.getLogger("fit_lite")
 CHECKPOINT_STEPS = 100
