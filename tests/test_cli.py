@@ -18,8 +18,9 @@ from skimage.data import retina
 
 from ma_cluster.bundle import load_bundle, save_checkpoint
 from ma_cluster.cli import main
-from ma_cluster.cluster.archive import begin_run, commit, read_shard, shards
+from ma_cluster.cluster.archive import begin_run, commit
 from ma_cluster.cluster.outcomes import Outcome
+from ma_cluster.cluster.plan import read_shard, shards
 from ma_cluster.config import tiny
 from ma_cluster.errors import Reason
 from ma_cluster.hypotheses.fitting import build_optimizer
@@ -221,7 +222,7 @@ def half_done(tmp_path: Path) -> Path:
     write_sample(str(tmp_path / "archive"), 3)
     source, dest = open_store(tmp_path / "archive" / IMAGES), open_store(tmp_path / "run")
     run = begin_run(source, dest, "model", "config")
-    first, second, _ = shards(3)
+    first, second, _ = shards(dest, run.plan)
     entry = read_shard(dest, first)[0]
     truth = next((tmp_path / "archive").rglob("sample_001_MA.tif"))
     with Image.open(truth) as image:

@@ -40,7 +40,12 @@ def detect(
 
 @app.command()
 def score(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or s3:// prefix of the photographs.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Folder or s3:// prefix of the photographs, or a .csv or .parquet that names them."
+        ),
+    ],
     dest: Dest,
     model: Model = "lite",
     replicas: Annotated[
@@ -50,11 +55,17 @@ def score(
     gpus: Annotated[float, typer.Option(min=0, help="For each replica of the networks; a share is allowed.")] = 0.0,
     threads: Annotated[int, typer.Option(min=1, help="Of each replica of the networks.")] = 1,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Go once more over the photographs that failed.")
+    ] = False,
 ) -> None:
-    """Score an archive; a run cut short goes on where it was."""
+    """Score an archive; a run cut short goes on where it was.
+
+    A manifest has a column `key`: URLs, or keys relative to its folder.
+    """
     from rich.console import Console
 
-    from ma_cluster.cluster.driver import Progress, score_archive
+    from ma_cluster.cluster.driver import Progress, retry_archive, score_archive
     from ma_cluster.cluster.scoring_app import Fleet
     from ma_cluster.report.console import summary_lines
     from ma_cluster.report.progress import progress_display
@@ -73,7 +84,8 @@ def score(
             threads_per_segmenter=threads,
             address=address,
         )
-        summary = score_archive(source, dest, fleet, model=model, on_progress=follow)
+        run = retry_archive if retry_failed else score_archive
+        summary = run(source, dest, fleet, model=model, on_progress=follow)
     rate = last[0].images_per_second if last else None
     for line in summary_lines(summary, rate):
         typer.echo(line)

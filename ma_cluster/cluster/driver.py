@@ -1,6 +1,6 @@
 """An archive run from plan to summary: Ray Data streams shards of keys through workers that ask the scoring fleet.
 
-    plan -> pending shards -> [ShardScorer -> Reader -> Segmenter -> mask, overlay -> commit] -> summary
+    plan -> pending shards -> [ShardScorer -> Reader -> Segmenter -> mask, overlay -> commit] -> summary -> retry
 
 Image bytes never enter Ray Data: it retries a row that kills its worker for ever, a Serve request fails alone.
 """
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,20 +23,27 @@ import ray
 
 from ma_cluster.bundle import load_bundle
 from ma_cluster.cluster import metrics
-from ma_cluster.cluster.archive import Run, Shard, begin_run, committed, shards
+from ma_cluster.cluster.archive import Run, begin_run, pending
+from ma_cluster.cluster.breaker import Breaker
 from ma_cluster.cluster.connection import connected
 from ma_cluster.cluster.outcomes import config_digest
-from ma_cluster.cluster.scoring_app import Fleet, Model, ScoringApp
-from ma_cluster.cluster.shard_scorer import ShardScorer
+from ma_cluster.cluster.plan import Shard
+from ma_cluster.cluster.replicas import Model
+from ma_cluster.cluster.retry import begin_retry
+from ma_cluster.cluster.scoring_app import Fleet, ScoringApp
+from ma_cluster.cluster.shard_scorer import Scorer, ShardScorer
 from ma_cluster.cluster.summary import Summary, finish_run
-from ma_cluster.errors import StoreError
-from ma_cluster.images.store import open_store
+from ma_cluster.errors import FleetBrokenError, StoreError
+from ma_cluster.images.manifest import Source, open_source
+from ma_cluster.images.store import Store, open_store
 
 log = logging.getLogger(__name__)
 _WORKER_IN_FLIGHT = 8
 """Photographs that one worker process may have under way."""
 _WORKER_CPUS = 0.1
 """A worker waits for the fleet and the store, it computes nothing."""
+_FAULTS = {"store": StoreError, "fleet": FleetBrokenError}
+_ANSWER = pa.schema({"images": pa.int64(), "fault": pa.string(), "error": pa.string()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,109 +56,154 @@ class Progress:
     eta_seconds: float | None
 
 
+OnProgress = Callable[[Progress], None]
+
+
 def score_archive(
-    source: str,
-    dest: str,
-    fleet: Fleet | None = None,
-    *,
-    model: str = "lite",
-    on_progress: Callable[[Progress], None] | None = None,
+    source: str, dest: str, fleet: Fleet | None = None, *, model: str = "lite", on_progress: OnProgress | None = None
 ) -> Summary:
-    """Score every photograph under `source` into `dest`; a run that was cut short goes on where it was.
+    """Score every photograph of `source` into `dest`; a run that was cut short goes on where it was.
 
     SIGTERM ends it cleanly by SystemExit(143): what is committed stays, what was begun is stopped.
 
     Args:
-        source: URL of the photographs.
+        source: URL of the photographs, or of a manifest that names them.
         dest: URL of the run.
         fleet: what to score on; a local Ray with a Segmenter for each core by default.
         model: name of a shipped model, or a bundle's folder, which each node must see under the same path.
-        on_progress: called at the start and after each shard.
+        on_progress: called after each shard.
 
     Raises:
         BundleError: the model is damaged or not there.
         RunConflictError: `dest` holds another run.
         StoreError: a store does not answer, or refuses writes.
+        FleetBrokenError: the fleet does not start, or fails whatever it is given.
     """
-    fleet = fleet or Fleet()
+    driver, run = _begin(open_source(source), open_store(dest), fleet or Fleet(), model)
+    driver.complete(driver.root, run, on_progress)
+    return finish_run(driver.root, run)
+
+
+def retry_archive(
+    source: str, dest: str, fleet: Fleet | None = None, *, model: str = "lite", on_progress: OnProgress | None = None
+) -> Summary:
+    """Score as `score_archive` does, then go once more over the photographs that failed (not those refused).
+
+    A retry that was cut short goes on where it was. Arguments and errors are those of `score_archive`.
+
+    Returns:
+        the summary of the whole run, each photograph counted where it was last.
+    """
+    score_archive(source, dest, fleet, model=model, on_progress=on_progress)
+    archive = open_source(source)
+    driver, run = _begin(archive, open_store(dest), fleet or Fleet(), model)
+    retry = begin_retry(archive, driver.root, run)
+    if retry is not None:
+        driver.complete(*retry, on_progress)
+        finish_run(*retry)
+    return finish_run(driver.root, run)
+
+
+def _begin(archive: Source, root: Store, fleet: Fleet, model: str) -> tuple[_Driver, Run]:
     bundle = load_bundle(model)
-    dest_store = open_store(dest)
-    run = begin_run(open_store(source), dest_store, bundle.digest, config_digest(bundle.recipe))
-    done = committed(dest_store)
-    pending = [shard for shard in shards(run.plan.images) if shard.number not in done]
-    if pending:
-        spec = Model(_location(model), bundle.digest, bundle.recipe.image)
-        with _sigterm_exits(), connected(fleet.address, waiting_cpus=fleet.readers + 1):
-            fleet = fleet.sized(sum(shard.images for shard in pending))
-            with _fleet_up(run, spec, fleet) as app:
-                _score_shards(pending, _WorkerSpec(app.name, dest_store.url, run), fleet, on_progress)
-    return finish_run(dest_store, run)
+    run = begin_run(archive, root, bundle.digest, config_digest(bundle.recipe, fleet.sandbox.decoder))
+    return _Driver(root, Model(_location(model), bundle.digest, bundle.recipe.image), fleet), run
 
 
 @dataclass(frozen=True, slots=True)
-class _WorkerSpec:
+class _Driver:
+    """Brings up a fleet for a run, or for a retry of it, and streams its shards through."""
+
+    root: Store
+    """Of the run; masks and overlays of its retries go there, too."""
+    model: Model
+    fleet: Fleet
+
+    def complete(self, parts: Store, run: Run, on_progress: OnProgress | None) -> None:
+        """Score and commit what is pending; `parts` holds the plan and takes the outcomes."""
+        todo = list(pending(parts, run))
+        if not todo:
+            return
+        waiting_cpus = self.fleet.readers + 1  # Readers and workers mostly wait
+        with _sigterm_exits(), connected(self.fleet.address, waiting_cpus=waiting_cpus):
+            fleet = self.fleet.sized(sum(shard.images for shard in todo))
+            with _fleet_up(run, self.model, fleet) as app:
+                workers, in_flight = _workers(todo, fleet)
+                scorer = partial(_breaking_scorer, app.name, fleet)
+                score_shards(todo, WorkerSpec(scorer, parts.url, self.root.url, run, in_flight), workers, on_progress)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
     """All that a worker process needs to know; it opens its own stores and handles."""
 
-    app: str
+    scorer: Callable[[], Scorer]
     dest: str
+    artefacts: str
     run: Run
+    in_flight: int
 
 
 class _Worker:
     """The Ray Data actor around a `ShardScorer`: a block of one shard in, the number of its photographs out.
 
-    A store that fails comes out as a row too: Ray Data would wrap the exception until nobody can tell what it was.
+    What ends the run comes out as a row too: Ray Data would wrap the exception until nobody can tell what it was.
     """
 
-    def __init__(self, spec: _WorkerSpec, in_flight: int) -> None:
-        scorer = ScoringApp(spec.app)
-        self._shards = ShardScorer(scorer, open_store(spec.dest), spec.run, in_flight, metrics.Recorder())
+    def __init__(self, spec: WorkerSpec) -> None:
+        dest, artefacts = open_store(spec.dest), open_store(spec.artefacts)
+        self._shards = ShardScorer(spec.scorer(), dest, artefacts, spec.run, spec.in_flight, metrics.Recorder())
 
     def __call__(self, block: pa.Table) -> pa.Table:
         (row,) = block.to_pylist()
         try:
-            images, error = self._shards.score(Shard(**row)), None
+            images, fault, error = self._shards.score(Shard(**row)), None, None
         except StoreError as failure:
-            images, error = 0, str(failure)
-        return pa.table({"images": [images], "error": pa.array([error], pa.string())})
+            images, fault, error = 0, "store", str(failure)
+        except FleetBrokenError as failure:
+            images, fault, error = 0, "fleet", str(failure)
+        return pa.table([[images], [fault], [error]], schema=_ANSWER)
 
 
-def _score_shards(
-    pending: Sequence[Shard], spec: _WorkerSpec, fleet: Fleet, on_progress: Callable[[Progress], None] | None
-) -> None:
-    """Stream the shards through the workers; each shard is a block of its own, built by hand."""
+def _breaking_scorer(app: str, fleet: Fleet) -> Scorer:
+    return Breaker(ScoringApp(app, fleet), fleet.crashes_in_a_row)
+
+
+def score_shards(todo: Sequence[Shard], spec: WorkerSpec, workers: int, on_progress: OnProgress | None) -> None:
+    """Stream shards through worker processes of the Ray that is up; each shard is a block of its own, built by hand.
+
+    Raises:
+        StoreError, FleetBrokenError: as a worker met it.
+    """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     _quieten()
     context.issue_detectors_config.detectors = []  # a worker holds the encoded masks of its photographs, no more
-    workers, in_flight = _workers(pending, fleet)
-    blocks = [pa.Table.from_pylist([dataclasses.asdict(shard)]) for shard in pending]
+    blocks = [pa.Table.from_pylist([dataclasses.asdict(shard)]) for shard in todo]
     scored = ray.data.from_blocks(blocks).map_batches(
         _Worker,
         batch_size=None,
         batch_format="pyarrow",
-        fn_constructor_args=(spec, in_flight),
+        fn_constructor_args=(spec,),
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
         num_cpus=_WORKER_CPUS,
     )
-    total, done = spec.run.plan.images, spec.run.plan.images - sum(shard.images for shard in pending)
+    total, done = spec.run.plan.images, spec.run.plan.images - sum(shard.images for shard in todo)
     started, before = time.monotonic(), done
     for row in scored.iter_rows():
-        if row["error"] is not None:
-            raise StoreError(row["error"])
+        if row["fault"] is not None:
+            raise _FAULTS[row["fault"]](row["error"])
         done += row["images"]
         if on_progress is not None:
             rate = (done - before) / (time.monotonic() - started)
             on_progress(Progress(done, total, rate, (total - done) / rate))
 
 
-def _workers(pending: Sequence[Shard], fleet: Fleet) -> tuple[int, int]:
+def _workers(todo: Sequence[Shard], fleet: Fleet) -> tuple[int, int]:
     """Worker processes, and photographs in flight in each: no replica waits, and memory holds them all."""
-    assert fleet.segmenters is not None
-    wanted = 2 * fleet.segmenters + fleet.readers
-    each = min(_WORKER_IN_FLIGHT, max(shard.images for shard in pending))
-    workers = min(len(pending), -(-wanted // each))
-    return workers, min(each, -(-wanted // workers))
+    each = min(_WORKER_IN_FLIGHT, max(shard.images for shard in todo))
+    workers = min(len(todo), -(-fleet.in_flight // each))
+    return workers, min(each, -(-fleet.in_flight // workers))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ma_cluster.errors import Reason, Status
 from ma_cluster.images.store import Entry
 from ma_cluster.lesions.table import Lesion
 
-FORMAT = "ma_cluster.outcomes/1"
+FORMAT = "ma_cluster.outcomes/2"
 STAGES = ("fetch", "decode", "prepare", "hgn", "prn", "lesions", "write")
 
 
@@ -94,9 +94,12 @@ def to_table(outcomes: Sequence[Outcome]) -> pa.Table:
     return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=SCHEMA)
 
 
-def config_digest(recipe: Recipe) -> str:
-    """What decides an outcome beside the weights: how photographs are prepared, stages joined, and rows laid out."""
-    return digest({"format": FORMAT, "image": to_dict(recipe.image), "detector": to_dict(recipe.detector)})
+def config_digest(recipe: Recipe, decoder: str) -> str:
+    """What decides an outcome beside the weights: how photographs are decoded and prepared, stages joined, rows laid
+    out.
+    """
+    config = {"image": to_dict(recipe.image), "detector": to_dict(recipe.detector)}
+    return digest({"format": FORMAT, "decoder": decoder} | config)
 
 
 def artefact_name(entry: Entry, model_digest: str, config_digest: str) -> str:

@@ -1,11 +1,13 @@
 """One photograph of an archive from its object to network input, with what is said of its quality. No Ray in here.
 
-The Reader deployment calls `read_photograph`; whatever goes wrong comes back as that photograph's ImageError.
+The Reader deployment calls `read_photograph`; whatever goes wrong comes back as that photograph's ImageError. Only the
+decoder, which is passed in, sees the bytes; from its pixels on nothing depends on what a stranger has written.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -16,9 +18,11 @@ from numpy import ndarray
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageFailedError, ObjectChangedError, ObjectMissingError, Reason, StoreError
 from ma_cluster.images.contrast import Prepared, prepare
-from ma_cluster.images.decode import decode
 from ma_cluster.images.fundus import Fov, half_scale, half_scale_mask, locate
-from ma_cluster.images.store import Entry, Store
+from ma_cluster.images.manifest import Source
+from ma_cluster.images.store import Entry
+
+Decode = Callable[[bytes], UInt8[ndarray, "h w 3"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +49,18 @@ class Facts:
     """Wall time of the stages fetch, decode and prepare."""
 
 
-def read_photograph(store: Store, entry: Entry, config: ImageConfig) -> tuple[Prepared, Facts]:
+def read_photograph(source: Source, entry: Entry, config: ImageConfig, decode: Decode) -> tuple[Prepared, Facts]:
     """Fetch the object that was planned, decode it, find its FOV and enhance it.
 
     Raises:
+        ImageError: as the decoder raises it.
         ImageRefusedError: its content cannot be scored.
         ImageFailedError: changed, where it is not the object that was planned; store_error, where the store failed.
     """
     began = time.perf_counter()
-    data = _fetch(store, entry, config)
+    data = _fetch(source, entry, config)
     fetched = time.perf_counter()
-    pixels = decode(data, config)
+    pixels = decode(data)
     decoded = time.perf_counter()
     fundus = locate(pixels, config)
     prepared = prepare(fundus, config)
@@ -76,9 +81,9 @@ def measure_quality(rgb: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]) -> 
     return Quality(float(values.mean()), float(values.std()), float(laplacian[inner].std() / 255))
 
 
-def _fetch(store: Store, entry: Entry, config: ImageConfig) -> bytes:
+def _fetch(source: Source, entry: Entry, config: ImageConfig) -> bytes:
     try:
-        return store.get(entry.key, max_bytes=config.max_bytes, etag=entry.etag)
+        return source.get(entry.key, max_bytes=config.max_bytes, etag=entry.etag)
     except (ObjectMissingError, ObjectChangedError) as error:
         raise ImageFailedError(Reason.CHANGED, str(error)) from error
     except StoreError as error:

@@ -1,21 +1,19 @@
 """The warm fleet that scores photographs: two Ray Serve deployments behind a plain facade, `ScoringApp`.
 
-    Reader      CPU         fetch, decode, FOV, contrast     -> Prepared, left in the object store
-    Segmenter   CPU or GPU  networks, lesions, mask, overlay <- Prepared, straight from the object store
-
-Only facts and encoded files pass through the caller, never pixel arrays. A replica holds one photograph at a time, so
-the death of one is the fault of one photograph at most.
+Only facts and encoded files pass through the caller, never pixel arrays. A Segmenter holds one photograph at a time,
+and a Reader lets none of them touch its process, so whatever dies or hangs is the fault of one photograph at most.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray import ObjectRef, serve
+from ray import serve
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
@@ -26,24 +24,21 @@ from ray.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
-from ma_cluster.cluster import metrics
-from ma_cluster.cluster.reading import Facts, read_photograph
-from ma_cluster.config import ImageConfig
-from ma_cluster.errors import BundleError, ImageError, ImageFailedError, Reason
-from ma_cluster.images.contrast import Prepared
-from ma_cluster.images.store import Entry, open_store
-from ma_cluster.lesions.overlay import encode_mask, encode_overlay
-from ma_cluster.lesions.table import Lesion
+from ma_cluster.cluster.replicas import Model, Reader, Reading, Segmentation, Segmenter
+from ma_cluster.errors import FleetBrokenError, ImageError, Reason, WorkerLostError
+from ma_cluster.images.sandbox import SandboxConfig
+from ma_cluster.images.store import Entry
 
 log = logging.getLogger(__name__)
 _LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError, ObjectLostError, NodeDiedError)
-_READER, _SEGMENTER = "_Reader", "_Segmenter"
 _DRIVER_CPUS = 1  # left for the workers that ask the fleet
+_CHECKS = 3  # that a replica must miss before Serve replaces it
+_FETCH_S = 600.0  # more than a store's own deadlines and retries add up to
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fleet:
-    """How many replicas, and what each may use. Decides the speed, never the result."""
+    """How many replicas, and what each may use. Decides the speed, never the result, but for `sandbox.decoder`."""
 
     segmenters: int | None = None
     """Replicas of the Segmenter; None takes as many as the cluster's free cores feed, one at least."""
@@ -57,11 +52,30 @@ class Fleet:
     address: str | None = None
     """A running Ray cluster; None takes RAY_ADDRESS's, else starts a local one and stops it at the end."""
 
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    """Of each Reader, which has so many photographs at a time as its sandbox has children."""
+    segment_deadline_s: float = 3600.0
+    """Time for one photograph's networks, seconds; a Segmenter that takes longer ends itself. The paper's networks
+    take some 20 minutes on one CPU thread."""
+    stuck_after_s: float = 45.0
+    """A replica whose process does not answer (stopped, swapped out, node lost) is replaced after so many seconds."""
+    crashes_in_a_row: int = 20
+    """Workers lost in a row, with no photograph segmented in between, after which a run ends: a broken fleet must not
+    mark an archive as failed. Each photograph is tried twice, so these are ten or more photographs."""
+
     def __post_init__(self) -> None:
         if min(1 if self.segmenters is None else self.segmenters, self.readers, self.threads_per_segmenter) < 1:
             raise ValueError("fleet.segmenters, readers and threads_per_segmenter must be at least 1")
         if self.gpus_per_segmenter < 0:
             raise ValueError("fleet.gpus_per_segmenter must not be negative")
+        if min(self.segment_deadline_s, self.stuck_after_s, self.crashes_in_a_row) <= 0:
+            raise ValueError("fleet.segment_deadline_s, stuck_after_s and crashes_in_a_row must be positive")
+
+    @property
+    def in_flight(self) -> int:
+        """Photographs under way at a time, so that no replica waits for the next one."""
+        assert self.segmenters is not None
+        return 2 * self.segmenters + self.readers * self.sandbox.children
 
     def sized(self, images: int) -> Fleet:
         """The fleet with its number of Segmenters, for so many photographs on the Ray this process is connected to."""
@@ -73,80 +87,75 @@ class Fleet:
         return replace(self, segmenters=max(1, min(free, images)))
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """Which bundle the Segmenters load, and the digest it must have: each node reads its own copy."""
-
-    location: str
-    digest: str
-    image: ImageConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A photograph that was read; its pixels stay where the Reader put them."""
-
-    facts: Facts
-    prepared: ObjectRef[Prepared]
-
-
-@dataclass(frozen=True, slots=True)
-class Segmentation:
-    """What a Segmenter answers: lesions, and the files that people look at, encoded."""
-
-    lesions: tuple[Lesion, ...]
-    mask_png: bytes
-    overlay_jpeg: bytes
-    seconds: dict[str, float]
-    """Wall time of the stages hgn, prn and lesions; encoding counts as lesions."""
-
-
 class ScoringApp:
     """A fleet that is up, known by its name: it can be handed to any process of the cluster."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._reader: DeploymentHandle[Any] = serve.get_deployment_handle(_READER, f"{name}-reader")
-        self._segmenter: DeploymentHandle[Any] = serve.get_deployment_handle(_SEGMENTER, f"{name}-segmenter")
+    def __init__(self, name: str, fleet: Fleet) -> None:
+        self.name, self._fleet = name, fleet
+        self._reader: DeploymentHandle[Any] = serve.get_deployment_handle(Reader.__name__, f"{name}-reader")
+        self._segmenter: DeploymentHandle[Any] = serve.get_deployment_handle(Segmenter.__name__, f"{name}-segmenter")
 
     @classmethod
     def deploy(cls, name: str, source: str, model: Model, fleet: Fleet) -> ScoringApp:
-        """Start the replicas and wait until they have loaded the model."""
-        threads = fleet.threads_per_segmenter
+        """Start the replicas and wait until they have loaded the model.
+
+        Raises:
+            FleetBrokenError: they do not start.
+        """
+        threads, sandbox = fleet.threads_per_segmenter, fleet.sandbox
         device = "cuda" if fleet.gpus_per_segmenter else "cpu"
-        options: dict[str, Any] = {
-            "max_ongoing_requests": 1,
-            "graceful_shutdown_timeout_s": 5.0,
-            "max_constructor_retry_count": 3,
-        }
-        needs = {"num_cpus": threads, "num_gpus": fleet.gpus_per_segmenter}
-        reader = serve.deployment(num_replicas=fleet.readers, ray_actor_options={"num_cpus": 1}, **options)(_Reader)
-        segmenter = serve.deployment(num_replicas=fleet.segmenters, ray_actor_options=needs, **options)(_Segmenter)
+        readers = serve.deployment(
+            num_replicas=fleet.readers,
+            ray_actor_options={"num_cpus": 1},
+            max_ongoing_requests=sandbox.children,
+            **_options(fleet),
+        )(Reader)
+        segmenters = serve.deployment(
+            num_replicas=fleet.segmenters,
+            ray_actor_options={"num_cpus": threads, "num_gpus": fleet.gpus_per_segmenter},
+            max_ongoing_requests=1,
+            **_options(fleet),
+        )(Segmenter)
         targets = {
-            f"{name}-reader": reader.bind(source, model.image),
-            f"{name}-segmenter": segmenter.bind(model.location, model.digest, device, threads),
+            f"{name}-reader": readers.bind(source, model.image, sandbox),
+            f"{name}-segmenter": segmenters.bind(model, device, threads, fleet.segment_deadline_s),
         }
         serve.start(proxy_location="Disabled")
-        serve.run_many([serve.RunTarget(app, name=key, route_prefix=None) for key, app in targets.items()])
-        return cls(name)
+        try:
+            serve.run_many([serve.RunTarget(app, name=key, route_prefix=None) for key, app in targets.items()])
+        except RuntimeError as error:
+            raise FleetBrokenError(f"the scoring fleet does not start: {error}") from error
+        return cls(name, fleet)
 
     def read(self, entry: Entry) -> Reading:
         """Read one photograph of the source.
 
         Raises:
-            ImageRefusedError, ImageFailedError: it has no result.
+            ImageError: it has no result.
+            WorkerLostError: the replica died or was stuck, or failed in a way that nobody foresaw.
         """
-        reading: Reading = _result(self._reader.read.remote(entry))
+        fleet = self._fleet
+        rounds = 1 + math.ceil(fleet.in_flight / (fleet.readers * fleet.sandbox.children))
+        response = self._reader.read.remote(entry)
+        reading: Reading = _result(response, rounds * (fleet.sandbox.deadline_s + _FETCH_S))
         return reading
 
     def segment(self, reading: Reading) -> Segmentation:
         """Find the lesions of a photograph that was read.
 
         Raises:
-            ImageFailedError: the replica died, or failed in a way that nobody foresaw.
+            WorkerLostError: the replica died or was stuck, or failed in a way that nobody foresaw.
         """
-        segmentation: Segmentation = _result(self._segmenter.segment.remote(reading.prepared))
-        return segmentation
+        fleet, began = self._fleet, time.monotonic()
+        assert fleet.segmenters is not None
+        deadline_s, rounds = fleet.segment_deadline_s, 1 + math.ceil(fleet.in_flight / fleet.segmenters)
+        try:
+            answer: Segmentation = _result(self._segmenter.segment.remote(reading.prepared), rounds * deadline_s)
+        except WorkerLostError as lost:
+            if time.monotonic() - began < deadline_s:
+                raise
+            raise WorkerLostError(Reason.TIMEOUT, f"not segmented within {deadline_s:g} s") from lost
+        return answer
 
     def delete(self) -> None:
         """Stop the replicas."""
@@ -154,50 +163,31 @@ class ScoringApp:
             serve.delete(f"{self.name}-{part}")
 
 
-class _Reader:
-    """CPU: from an object of the source to network input."""
-
-    def __init__(self, source: str, config: ImageConfig) -> None:
-        self._store = open_store(source)
-        self._config = config
-
-    def read(self, entry: Entry) -> Reading:
-        prepared, facts = read_photograph(self._store, entry, self._config)
-        metrics.record_seconds(facts.seconds)
-        return Reading(facts, ray.put(prepared))
+def _options(fleet: Fleet) -> dict[str, Any]:
+    return {
+        "graceful_shutdown_timeout_s": 5.0,
+        "max_constructor_retry_count": 3,
+        "health_check_period_s": fleet.stuck_after_s / _CHECKS,
+        "health_check_timeout_s": fleet.stuck_after_s / _CHECKS,
+    }
 
 
-class _Segmenter:
-    """CPU or GPU: from network input to lesions."""
+def _result(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any], timeout_s: float) -> Any:
+    """Wait for an answer; an exception of the replica becomes that photograph's.
 
-    def __init__(self, location: str, digest: str, device: str, threads: int) -> None:
-        from ma_cluster.lesions.detector import Detector  # torch: only the Segmenters wait for it and hold it
-
-        self._detector = Detector.load(location, device=device, threads=threads)
-        if self._detector.digest != digest:
-            raise BundleError("the model on this node is not the one the run was begun with; install the same on all")
-
-    def segment(self, prepared: Prepared) -> Segmentation:
-        detection = self._detector.segment(prepared)
-        began = time.perf_counter()
-        mask = encode_mask(detection.mask)
-        overlay = encode_overlay(prepared.pixels, detection.mask)
-        seconds = dict(detection.seconds)
-        seconds["lesions"] += time.perf_counter() - began
-        metrics.record_seconds(seconds)
-        return Segmentation(detection.lesions, mask, overlay, seconds)
-
-
-def _result(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> Any:
-    """Wait for an answer; an exception of the replica becomes that photograph's."""
+    Replicas end themselves, or are replaced, long before `timeout_s`; it is for a fleet that cannot be replaced.
+    """
     assert isinstance(response, DeploymentResponse)
     try:
-        return response.result()
+        return response.result(timeout_s=timeout_s)
     except RayTaskError as error:
         if isinstance(error.cause, ImageError):
             raise error.cause from None
         log.warning("a replica failed on a photograph: %s", error)
         detail = f"{type(error.cause).__name__} in a replica; its log says more"
-        raise ImageFailedError(Reason.CRASHED_WORKER, detail) from error
+        raise WorkerLostError(Reason.CRASHED_WORKER, detail) from error
     except _LOST as error:
-        raise ImageFailedError(Reason.CRASHED_WORKER, f"the replica died ({type(error).__name__})") from error
+        raise WorkerLostError(Reason.CRASHED_WORKER, f"the replica died ({type(error).__name__})") from error
+    except TimeoutError as error:
+        response.cancel()  # type: ignore[no-untyped-call]
+        raise WorkerLostError(Reason.TIMEOUT, f"no answer within {timeout_s:g} s") from error

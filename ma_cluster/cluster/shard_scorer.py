@@ -7,15 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from ma_cluster.cluster.archive import Run, Shard, commit, read_shard
+from ma_cluster.cluster.archive import Run, commit
 from ma_cluster.cluster.outcomes import Outcome, artefact_name
-from ma_cluster.cluster.scoring_app import Reading, Segmentation
+from ma_cluster.cluster.plan import Shard, read_shard
+from ma_cluster.cluster.replicas import Reading, Segmentation
 from ma_cluster.errors import ImageError, Reason
 from ma_cluster.images.store import Entry, Store
 
 MAX_ATTEMPTS = 2
 """A photograph is tried again once where the cause may have been another's."""
-_WORTH_RETRYING = frozenset({Reason.CRASHED_WORKER, Reason.STORE_ERROR})
+_WORTH_RETRYING = frozenset({Reason.CRASHED_WORKER, Reason.TIMEOUT, Reason.STORE_ERROR})
 
 
 @runtime_checkable
@@ -42,10 +43,13 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ShardScorer:
-    """Scores shards of a run into `dest`, `in_flight` photographs at a time."""
+    """Scores shards of a run, `in_flight` photographs at a time."""
 
     scorer: Scorer
     dest: Store
+    """Of plan and outcomes."""
+    artefacts: Store
+    """Of masks and overlays: the same, but for a retry, whose lie beside those of the run."""
     run: Run
     in_flight: int
     recorder: Recorder
@@ -55,6 +59,7 @@ class ShardScorer:
 
         Raises:
             StoreError: the destination cannot be written; the shard stays uncommitted.
+            FleetBrokenError: the fleet fails whatever it is given; the shard stays uncommitted.
         """
         entries = read_shard(self.dest, shard)
         with ThreadPoolExecutor(self.in_flight) as threads:
@@ -100,6 +105,6 @@ class ShardScorer:
         """Write mask and overlay, unless a run that was cut short has: the same name means the same bytes."""
         name = artefact_name(entry, self.run.model_digest, self.run.config_digest)
         mask_key, overlay_key = f"masks/{name}.png", f"overlays/{name}.jpg"
-        self.dest.create(mask_key, segmentation.mask_png)
-        self.dest.create(overlay_key, segmentation.overlay_jpeg)
+        self.artefacts.create(mask_key, segmentation.mask_png)
+        self.artefacts.create(overlay_key, segmentation.overlay_jpeg)
         return mask_key, overlay_key

@@ -1,4 +1,4 @@
-"""What a run came to: counts over its committed shards, and summary.json. No Ray in here."""
+"""What a run came to, retries included: counts over its committed shards, and summary.json. No Ray in here."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ma_cluster.cluster.archive import Run, committed, committed_at, mark_finished, read_outcomes
+from ma_cluster.cluster.archive import Run, committed_at, mark_finished
+from ma_cluster.cluster.retry import latest_outcomes
 from ma_cluster.errors import MaClusterError
 from ma_cluster.images.store import Store
 
-_READS = 8  # parts read at a time: they wait for the store, not for a core
 _COLUMNS = ["status", "reason", "lesion_count", "height", "width"]
 
 
@@ -53,9 +52,8 @@ class Summary:
 
 
 def count_parts(dest: Store) -> Iterator[PartCounts]:
-    """Counts of each committed shard, in order."""
-    with ThreadPoolExecutor(_READS) as readers:
-        yield from readers.map(lambda number: _count(read_outcomes(dest, number, _COLUMNS)), sorted(committed(dest)))
+    """Counts of each committed shard; a photograph that was retried counts where it was last."""
+    return (_count(outcomes) for outcomes in latest_outcomes(dest, _COLUMNS))
 
 
 def total(parts: Iterable[PartCounts]) -> PartCounts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,13 @@ class Store(Protocol):
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Objects whose key starts with `prefix`, sorted by key, page by page: memory stays flat."""
+
+    def head(self, key: str) -> Entry:
+        """The object as a listing would show it.
+
+        Raises:
+            ObjectMissingError: no such key.
+        """
 
     def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
         """The object's bytes.
@@ -104,16 +111,18 @@ class LocalStore:
             if S_ISREG(stat.st_mode):  # reading a pipe would wait for ever
                 yield Entry(key, stat.st_size, _local_etag(stat))
 
+    def head(self, key: str) -> Entry:
+        with _reading():
+            stat = self._path(key).stat()
+        if not S_ISREG(stat.st_mode):
+            raise ObjectMissingError("this is no file; list the source again")
+        return Entry(key, stat.st_size, _local_etag(stat))
+
     def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
-        try:
-            with self._path(key).open("rb") as file:
-                stat = os.fstat(file.fileno())
-                _check_object(stat.st_size, max_bytes, _local_etag(stat), etag)
-                return file.read()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise ObjectMissingError("the file is gone; list the source again") from error
-        except OSError as error:
-            raise StoreError(f"the file cannot be read: {error.strerror}") from error
+        with _reading(), self._path(key).open("rb") as file:
+            stat = os.fstat(file.fileno())
+            _check_object(stat.st_size, max_bytes, _local_etag(stat), etag)
+            return file.read()
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -146,6 +155,16 @@ class LocalStore:
         if "\0" in key:
             raise StoreError("a file's name cannot hold a null byte; rename the object")
         return path
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ObjectMissingError("the file is gone; list the source again") from error
+    except OSError as error:
+        raise StoreError(f"the file cannot be read: {error.strerror}") from error
 
 
 def _write_partial(path: Path, data: bytes) -> Path:
@@ -202,6 +221,11 @@ class S3Store:
                     key = item["Key"][len(self.prefix) :]
                     if key and not (key.endswith("/") and item["Size"] == 0):  # a console's folder marker
                         yield Entry(key, item["Size"], item["ETag"].strip('"'))
+
+    def head(self, key: str) -> Entry:
+        with _s3_errors("read"):
+            reply = self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)
+        return Entry(key, reply["ContentLength"], reply["ETag"].strip('"'))
 
     def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
         condition = {"IfMatch": f'"{etag}"'} if etag else {}

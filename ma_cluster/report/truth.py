@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
-from ma_cluster.cluster.archive import committed, read_outcomes
+from ma_cluster.cluster.retry import latest_outcomes
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
@@ -116,8 +116,8 @@ def _components(mask: Bool[ndarray, "h w"], marked: Bool[ndarray, "h w"]) -> tup
 def _masks_by_stem(dest: Store) -> dict[str, str]:
     """Mask keys of the scored photographs."""
     masks: dict[str, str] = {}
-    for number in committed(dest):
-        for row in read_outcomes(dest, number, ["key", "mask_key"]).to_pylist():
+    for outcomes in latest_outcomes(dest, ["mask_key"]):
+        for row in outcomes.to_pylist():
             stem, mask_key = PurePosixPath(row["key"]).stem, row["mask_key"]
             if mask_key is not None and masks.setdefault(stem, mask_key) != mask_key:
                 raise UsageError(f"the run holds two photographs named {stem}; they cannot be told apart")

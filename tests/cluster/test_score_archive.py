@@ -197,7 +197,7 @@ def test_a_killed_segmenter_costs_its_photograph_one_attempt(
     def kill_once(progress: Progress) -> None:
         if not killed:
             time.sleep(0.3)  # into the next photograph
-            killed.extend(process.pid for process in replicas("_Segmenter"))
+            killed.extend(process.pid for process in replicas("Segmenter"))
             os.kill(killed[0], signal.SIGKILL)
 
     score_archive(str(scored_folder.source), str(tmp_path), FLEET, model=str(tiny_bundle), on_progress=kill_once)

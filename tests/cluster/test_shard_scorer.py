@@ -8,12 +8,22 @@ from pathlib import Path
 import pytest
 import ray
 
-from ma_cluster.cluster.archive import begin_run, committed, read_outcomes, shards
+from ma_cluster.cluster.archive import begin_run, committed, read_outcomes
+from ma_cluster.cluster.breaker import Breaker
 from ma_cluster.cluster.outcomes import Outcome
+from ma_cluster.cluster.plan import shards
 from ma_cluster.cluster.reading import Facts, Quality
-from ma_cluster.cluster.scoring_app import Reading, Segmentation
-from ma_cluster.cluster.shard_scorer import ShardScorer
-from ma_cluster.errors import ImageError, ImageFailedError, ImageRefusedError, Reason, StoreError
+from ma_cluster.cluster.replicas import Reading, Segmentation
+from ma_cluster.cluster.shard_scorer import Scorer, ShardScorer
+from ma_cluster.errors import (
+    FleetBrokenError,
+    ImageError,
+    ImageFailedError,
+    ImageRefusedError,
+    Reason,
+    StoreError,
+    WorkerLostError,
+)
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.store import Entry, LocalStore
 from ma_cluster.lesions.table import Lesion
@@ -65,19 +75,20 @@ class FullDisk(LocalStore):
         return super().create(key, data)
 
 
-def scorer_of(tmp_path: Path, fleet: FakeFleet, dest: LocalStore | None = None) -> ShardScorer:
+def scorer_of(tmp_path: Path, fleet: Scorer, dest: LocalStore | None = None, images: int = 1) -> ShardScorer:
     source = LocalStore(tmp_path / "source")
-    source.create("eye.jpg", b"...")
+    for name in ["eye.jpg", *(f"eye {number}.jpg" for number in range(1, images))]:
+        source.create(name, b"...")
     dest = dest or LocalStore(tmp_path / "dest")
-    return ShardScorer(fleet, dest, begin_run(source, dest, "model", "config"), 1, Heard())
+    return ShardScorer(fleet, dest, dest, begin_run(source, dest, "model", "config"), 1, Heard())
 
 
 def died() -> ImageError:
-    return ImageFailedError(Reason.CRASHED_WORKER, "the replica died")
+    return WorkerLostError(Reason.CRASHED_WORKER, "the replica died")
 
 
 def outcome_of(scorer: ShardScorer) -> dict[str, object]:
-    scorer.score(next(shards(1)))
+    scorer.score(next(shards(scorer.dest, scorer.run.plan)))
     row: dict[str, object] = read_outcomes(scorer.dest, 0).to_pylist()[0]
     return row
 
@@ -118,5 +129,40 @@ def test_a_photograph_whose_replicas_died_twice_has_failed(tmp_path: Path) -> No
 def test_a_destination_that_takes_no_masks_leaves_the_shard_uncommitted(tmp_path: Path) -> None:
     dest = FullDisk(tmp_path / "dest")
     with pytest.raises(StoreError, match="no space"):
-        scorer_of(tmp_path, FakeFleet({}, {}), dest).score(next(shards(1)))
+        outcome_of(scorer_of(tmp_path, FakeFleet({}, {}), dest))
     assert committed(dest) == set()
+
+
+def test_a_photograph_that_came_too_late_is_tried_again(tmp_path: Path) -> None:
+    late = ImageFailedError(Reason.TIMEOUT, "not decoded within 60 s")
+    row = outcome_of(scorer_of(tmp_path, FakeFleet({"eye.jpg": [late]}, {})))
+    assert (row["status"], row["attempts"]) == ("scored", 2)
+
+
+def test_workers_lost_in_a_row_end_the_run_and_leave_the_shard_uncommitted(tmp_path: Path) -> None:
+    keys = ["eye.jpg", *(f"eye {number}.jpg" for number in range(1, 6))]
+    fleet = Breaker(FakeFleet({}, {key: [died(), died()] for key in keys}), limit=5)
+    scorer = scorer_of(tmp_path, fleet, images=6)
+    first, second, third, *_ = shards(scorer.dest, scorer.run.plan)
+    scorer.score(first)
+    scorer.score(second)
+    with pytest.raises(FleetBrokenError, match="5 workers were lost in a row: the replica died"):
+        scorer.score(third)
+    with pytest.raises(FleetBrokenError, match="5 workers"):  # and so does what other threads still ask for
+        scorer.score(third)
+    assert committed(scorer.dest) == {0, 1}
+
+
+def test_a_success_in_between_starts_the_count_of_lost_workers_anew(tmp_path: Path) -> None:
+    fleet = Breaker(FakeFleet({}, {"eye.jpg": [died()], "eye 1.jpg": [died()], "eye 2.jpg": [died()]}), limit=2)
+    scorer = scorer_of(tmp_path, fleet, images=4)
+    assert sum(scorer.score(shard) for shard in shards(scorer.dest, scorer.run.plan)) == 4
+
+
+def test_decoders_that_die_apart_never_end_the_run(tmp_path: Path) -> None:
+    keys = ["eye.jpg", "eye 1.jpg", "eye 2.jpg"]
+    apart = {key: [ImageFailedError(Reason.CRASHED_WORKER, "died of SIGABRT")] * 2 for key in keys}
+    scorer = scorer_of(tmp_path, Breaker(FakeFleet(apart, {}), limit=2), images=3)
+    assert sum(scorer.score(shard) for shard in shards(scorer.dest, scorer.run.plan)) == 3
+    reasons = [read_outcomes(scorer.dest, number)["reason"].to_pylist() for number in range(3)]
+    assert reasons == [["crashed_worker"]] * 3
