@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float32, UInt8
@@ -23,10 +24,13 @@ from ma_cluster.images.contrast import Prepared, prepare
 from ma_cluster.images.fundus import Fov, locate, read_fundus
 from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.table import Lesion, find_lesions
+from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.fitting import build_prn
 from ma_cluster.refinement.patchwise import refine
+from ma_cluster.refinement.resnet import Prn
 
 Map = Float32[ndarray, "ch cw"]
+Refiner = Literal["prn", "cls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,15 @@ class Detector:
         self.recipe: Recipe = recipe
         self.digest = bundle.digest
         networks: dict[str, nn.Module] = {"hgn_1x": build_hgn(recipe.hgn_1x), "hgn_half": build_hgn(recipe.hgn_half)}
-        if "prn" in bundle.weights:
-            networks["prn"] = build_prn(recipe.prn)
+        networks |= {name: build_prn(recipe.prn) for name in ("prn", "cls") if name in bundle.weights}
         for name, network in networks.items():
             load_weights(network, bundle.weights[name], name)
             network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         networks["hgn_1x"] = Symmetric(networks["hgn_1x"], recipe.detector.flips_1x)
         networks["hgn_half"] = Symmetric(networks["hgn_half"], recipe.detector.flips_half)
+        for name, network in networks.items():
+            if isinstance(network, Prn) and recipe.detector.prn_dense:
+                networks[name] = DensePrn(network, recipe.prn.patch_px, recipe.detector.prn_stride_px)
         self._networks = networks
 
     @classmethod
@@ -91,6 +97,12 @@ class Detector:
         if threads is not None:
             torch.set_num_threads(threads)
         return cls(load_bundle(model), device=device)
+
+    @property
+    def refiners(self) -> tuple[Refiner, ...]:
+        """The refinement networks that the bundle has."""
+        both: tuple[Refiner, Refiner] = ("prn", "cls")
+        return tuple(name for name in both if name in self._networks)
 
     def detect(self, image: str | Path | bytes | UInt8[ndarray, "h w 3"]) -> Detection:
         """Find the lesions of one photograph: a path, encoded bytes, or upright RGB.
@@ -118,6 +130,11 @@ class Detector:
         """The networks, their fusion, and the lesion table."""
         seconds: dict[str, float] = {}
         maps = self.maps(prepared, seconds)
+        return self.decide(prepared, maps, seconds)
+
+    def decide(self, prepared: Prepared, maps: Maps, seconds: dict[str, float] | None = None) -> Detection:
+        """Fusion and the lesion table alone."""
+        seconds = {} if seconds is None else seconds
         with _timed(seconds, "lesions"):
             config = self.recipe.detector
             fused = fuse(maps.stack(), config.fusion)
@@ -145,20 +162,27 @@ class Detector:
         tiling = Tiling(fov.shape[0], fov.shape[1], config.tile_px, config.halo_px)
         return probability_map(self._networks[name], enhanced, fov, tiling)
 
-    def refinements(self, prepared: Prepared, hypotheses: Maps) -> Maps:
-        """All maps: the PRN runs once over the union of both regions of interest, its two maps are that within each."""
+    def refinements(self, prepared: Prepared, hypotheses: Maps, network: Refiner = "prn") -> Maps:
+        """All maps: the PRN runs once over the union of both regions of interest, its two maps are that within each.
+
+        With `network` "cls" they are those of the PRN trained without triplet loss, in the PRN's place.
+        """
         one, half = hypotheses.hgn_1x, hypotheses.hgn_half
-        config, prn = self.recipe.detector, self.recipe.prn
+        config = self.recipe.detector
         rois = one > config.roi_threshold_1x, half > config.roi_threshold_half
         union = rois[0] | rois[1]
-        if prn.scale == "1x":
-            refined = refine(self._networks["prn"], prepared.enhanced_1x, union, prn.patch_px, config.prn_stride_px)
+        if self.recipe.prn.scale == "1x":
+            refined = self._refine(network, prepared.enhanced_1x, union)
         else:
             union_half = union[::2, ::2] | union[1::2, ::2] | union[::2, 1::2] | union[1::2, 1::2]
-            enhanced = prepared.enhanced_half
-            coarse = refine(self._networks["prn"], enhanced, union_half, prn.patch_px, config.prn_stride_px)
-            refined = upsample_half(coarse, union.shape)
+            refined = upsample_half(self._refine(network, prepared.enhanced_half, union_half), union.shape)
         return Maps(one, half, refined * rois[0], refined * rois[1])
+
+    def _refine(self, name: Refiner, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"]) -> Map:
+        network = self._networks[name]
+        if isinstance(network, DensePrn):
+            return refine_dense(network, enhanced, roi)
+        return refine(network, enhanced, roi, self.recipe.prn.patch_px, self.recipe.detector.prn_stride_px)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from ma_cluster.bundle import Bundle, load_bundle, save_bundle
 from ma_cluster.config import tiny
 from ma_cluster.errors import ImageRefusedError, Reason
 from ma_cluster.hypotheses.fitting import build_hgn
-from ma_cluster.hypotheses.fusion import fuse
-from ma_cluster.lesions.detector import Detector
+from ma_cluster.hypotheses.fusion import fuse, upsample_half
+from ma_cluster.lesions.detector import Detector, Maps
+from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.fitting import build_prn
 
 
@@ -87,3 +88,28 @@ def test_what_is_no_retina_is_refused_with_a_reason(bundle):
     with pytest.raises(ImageRefusedError) as refusal:
         Detector(bundle).detect(np.full((600, 600, 3), 200, np.uint8))
     assert refusal.value.reason is Reason.NO_FOV
+
+
+@pytest.mark.parametrize("scale", ["1x", "0.5x"])
+def test_refinement_in_shared_computation_is_what_the_configuration_says(bundle, photograph, scale):
+    recipe = dataclasses.replace(
+        bundle.recipe,
+        prn=dataclasses.replace(bundle.recipe.prn, scale=scale),
+        detector=dataclasses.replace(bundle.recipe.detector, prn_dense=True, prn_stride_px=16),
+    )
+    detector = Detector(dataclasses.replace(bundle, recipe=recipe))
+    prepared = detector.prepare(photograph)
+    one = np.zeros(prepared.fov_1x.shape, np.float32)
+    one[200:300, 220:320] = 1
+    maps = detector.refinements(prepared, Maps(one, np.zeros_like(one), None, None))
+    prn = build_prn(recipe.prn)
+    prn.load_state_dict(bundle.weights["prn"])
+    dense = DensePrn(prn, recipe.prn.patch_px, 16)
+    if scale == "1x":
+        expected = refine_dense(dense, prepared.enhanced_1x, one > 0)
+    else:
+        expected = upsample_half(refine_dense(dense, prepared.enhanced_half, one[::2, ::2] > 0), one.shape) * one
+    assert maps.prn_1x is not None
+    np.testing.assert_allclose(maps.prn_1x, expected, atol=1e-5)
+    assert (expected[one > 0] > 0).all()
+    assert not maps.prn_half.any()
