@@ -51,9 +51,14 @@ def weed(s3_environment: int, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="session")
 def local_ray(s3_environment: int) -> Iterator[None]:
-    """The Ray that all tests of a run share. Six logical CPUs: most of what runs on it waits."""
+    """The Ray that all tests of a run share. Six logical CPUs: most of what runs on it waits.
+
+    Its workers find the tests' own modules: the decoders that die.
+    """
     import ray
 
+    path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(address="local", _node_ip_address="127.0.0.1", num_cpus=6, include_dashboard=False, log_to_driver=False)
     yield

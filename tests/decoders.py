@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
 
+import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
@@ -15,27 +19,45 @@ from ma_cluster.config import ImageConfig
 from ma_cluster.images import decode as real
 
 ABORT, EXIT, HANG, MEMORY, SLEEP = b"#abort#", b"#exit##", b"#hang##", b"#memory", b"#sleep#"
-GROSS, OTHER = b"#gross#", b"#other#"
+GROSS, OTHER, WHILE = b"#gross#", b"#other#", b"#while#"
+"""WHILE is followed by a path and a line's end: the decoder aborts while there is such a file."""
 
 
 def decode(data: bytes, config: ImageConfig) -> UInt8[ndarray, "h w 3"]:
     """Die, hang or run out of memory where the mark says so."""
-    mark = data[: len(ABORT)]
-    if mark == ABORT:
+    mark, rest = data[: len(ABORT)], data[len(ABORT) :]
+    return _DEATHS[mark](rest, config) if mark in _DEATHS else real.decode(data, config)
+
+
+def _hang() -> NoReturn:
+    while True:
+        pass
+
+
+def _take_all_memory() -> NoReturn:
+    hoard = []
+    while True:
+        hoard.append(np.empty(2**26, np.uint8))
+
+
+def _fail() -> NoReturn:
+    raise RuntimeError("a decoder's own fault")
+
+
+def _abort_while_there_is_a_file(rest: bytes, config: ImageConfig) -> UInt8[ndarray, "h w 3"]:
+    path, _, photograph = rest.partition(b"\n")
+    if Path(os.fsdecode(path)).exists():
         os.abort()
-    elif mark == EXIT:
-        os._exit(7)
-    elif mark == HANG:
-        while True:
-            pass
-    elif mark == SLEEP:
-        time.sleep(3600)
-    elif mark == MEMORY:
-        hoard = []
-        while True:
-            hoard.append(bytearray(2**24))
-    elif mark == GROSS:
-        return real.decode(data[len(GROSS) :], config).astype("float32")
-    elif mark == OTHER:
-        raise RuntimeError("a decoder's own fault")
-    return real.decode(data, config)
+    return real.decode(photograph, config)
+
+
+_DEATHS: dict[bytes, Callable[[bytes, ImageConfig], Any]] = {
+    ABORT: lambda rest, config: os.abort(),
+    EXIT: lambda rest, config: os._exit(7),
+    HANG: lambda rest, config: _hang(),
+    SLEEP: lambda rest, config: time.sleep(3600),
+    MEMORY: lambda rest, config: _take_all_memory(),
+    OTHER: lambda rest, config: _fail(),
+    GROSS: lambda rest, config: real.decode(rest, config).astype("float32"),
+    WHILE: _abort_while_there_is_a_file,
+}

@@ -24,7 +24,7 @@ import ray
 from ma_cluster.bundle import load_bundle
 from ma_cluster.cluster import metrics
 from ma_cluster.cluster.archive import Run, begin_run, pending
-from ma_cluster.cluster.breaker import Breaker
+from ma_cluster.cluster.breaker import Breaker, SharedCount
 from ma_cluster.cluster.connection import connected
 from ma_cluster.cluster.outcomes import config_digest
 from ma_cluster.cluster.plan import Shard
@@ -129,7 +129,7 @@ class _Driver:
             fleet = self.fleet.sized(sum(shard.images for shard in todo))
             with _fleet_up(run, self.model, fleet) as app:
                 workers, in_flight = _workers(todo, fleet)
-                scorer = partial(_breaking_scorer, app.name, fleet)
+                scorer = partial(_breaking_scorer, app.name, fleet, SharedCount())
                 score_shards(todo, WorkerSpec(scorer, parts.url, self.root.url, run, in_flight), workers, on_progress)
 
 
@@ -165,8 +165,8 @@ class _Worker:
         return pa.table([[images], [fault], [error]], schema=_ANSWER)
 
 
-def _breaking_scorer(app: str, fleet: Fleet) -> Scorer:
-    return Breaker(ScoringApp(app, fleet), fleet.crashes_in_a_row)
+def _breaking_scorer(app: str, fleet: Fleet, count: SharedCount) -> Scorer:
+    return Breaker(ScoringApp(app, fleet), count, fleet.crashes_in_a_row)
 
 
 def score_shards(todo: Sequence[Shard], spec: WorkerSpec, workers: int, on_progress: OnProgress | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,7 +62,7 @@ class Fleet:
     """A replica whose process does not answer (stopped, swapped out, node lost) is replaced after so many seconds."""
     crashes_in_a_row: int = 20
     """Workers lost in a row, with no photograph segmented in between, after which a run ends: a broken fleet must not
-    mark an archive as failed. Each photograph is tried twice, so these are ten or more photographs."""
+    mark an archive as failed. Each photograph is tried twice: these are some ten, and what else is in flight."""
 
     def __post_init__(self) -> None:
         if min(1 if self.segmenters is None else self.segmenters, self.readers, self.threads_per_segmenter) < 1:
@@ -124,7 +125,9 @@ class ScoringApp:
         try:
             serve.run_many([serve.RunTarget(app, name=key, route_prefix=None) for key, app in targets.items()])
         except RuntimeError as error:
-            raise FleetBrokenError(f"the scoring fleet does not start: {error}") from error
+            fault = _fault(targets) or str(error)
+            _delete(name)
+            raise FleetBrokenError(f"the scoring fleet does not start: {fault}") from error
         return cls(name, fleet)
 
     def read(self, entry: Entry) -> Reading:
@@ -159,8 +162,19 @@ class ScoringApp:
 
     def delete(self) -> None:
         """Stop the replicas."""
-        for part in ("reader", "segmenter"):
-            serve.delete(f"{self.name}-{part}")
+        _delete(self.name)
+
+
+def _delete(name: str) -> None:
+    for part in ("reader", "segmenter"):
+        serve.delete(f"{name}-{part}")
+
+
+def _fault(apps: Iterable[str]) -> str:
+    """What the replicas of some applications last failed with, as far as Serve knows: the ends of their tracebacks."""
+    known = serve.status().applications
+    parts = [part for app in apps if app in known for part in known[app].deployments.values()]
+    return "; ".join(part.message.strip().splitlines()[-1] for part in parts if "Traceback" in part.message)
 
 
 def _options(fleet: Fleet) -> dict[str, Any]:

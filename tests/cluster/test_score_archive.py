@@ -13,24 +13,23 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 from processes import Process, descendants, kill, processes, wait_until_gone
 from servers import Weed
 
-from ma_cluster.cluster.archive import committed, read_outcomes
 from ma_cluster.cluster.driver import Progress, score_archive
 from ma_cluster.cluster.scoring_app import Fleet
 from ma_cluster.cluster.summary import Summary
 from ma_cluster.errors import RunConflictError, StoreError
 from ma_cluster.images.store import LocalStore, Store, open_store
 from ma_cluster.report.status import missing_keys, read_status, to_json
+from runs import replicas, rows
 
 JOB = Path(__file__).parents[2] / "jobs" / "score_archive.py"
 FLEET = Fleet(segmenters=1)
@@ -94,14 +93,6 @@ def scored_folder(
     return ScoredFolder(photographs, dest, summary, progress)
 
 
-def rows(dest: Store) -> dict[str, dict[str, Any]]:
-    """All outcomes by key; a key that is there twice fails."""
-    listed = pa.concat_tables([read_outcomes(dest, number) for number in sorted(committed(dest))]).to_pylist()
-    by_key = {row["key"]: row for row in listed}
-    assert len(by_key) == len(listed)
-    return by_key
-
-
 def results(dest: Store, *but: str) -> dict[str, dict[str, Any]]:
     """Outcomes without what differs from run to run: times, and the columns named."""
     return {
@@ -112,13 +103,6 @@ def results(dest: Store, *but: str) -> dict[str, dict[str, Any]]:
 
 def masks(dest: Store) -> dict[str, bytes]:
     return {key: dest.get(row["mask_key"]) for key, row in rows(dest).items() if row["status"] == "scored"}
-
-
-def replicas(kind: str = "") -> list[Process]:
-    """Processes of the fleet on this test run's own Ray, which names them after the deployment."""
-    own = descendants(os.getpid())
-    prefix = "ray::ServeReplica:ma-cluster-"
-    return [process for process in own if process.title.startswith(prefix) and kind in process.title]
 
 
 def test_photographs_are_scored_and_the_rest_is_refused_with_its_reason(scored_folder: ScoredFolder) -> None:
@@ -204,6 +188,24 @@ def test_a_killed_segmenter_costs_its_photograph_one_attempt(
     assert len(killed) == 1
     undisturbed = results(LocalStore(scored_folder.dest), "attempts")
     assert results(LocalStore(tmp_path), "attempts") == undisturbed
+    assert sum(row["attempts"] - 1 for row in rows(LocalStore(tmp_path)).values()) <= 1
+
+
+def test_a_stopped_segmenter_is_replaced_and_its_photograph_scored(
+    scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """T7: SIGSTOP of the replica while it has a photograph. It would never answer, and never end."""
+    stopped: list[Process] = []
+
+    def stop_once(progress: Progress) -> None:
+        if not stopped:
+            stopped.extend(replicas("Segmenter"))
+            os.kill(stopped[0].pid, signal.SIGSTOP)
+
+    fleet = replace(FLEET, stuck_after_s=6.0)
+    score_archive(str(scored_folder.source), str(tmp_path), fleet, model=str(tiny_bundle), on_progress=stop_once)
+    assert wait_until_gone(stopped, timeout_s=10) == []
+    assert results(LocalStore(tmp_path), "attempts") == results(LocalStore(scored_folder.dest), "attempts")
     assert sum(row["attempts"] - 1 for row in rows(LocalStore(tmp_path)).values()) <= 1
 
 

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from ma_cluster.cluster.archive import begin_run, committed, read_outcomes
-from ma_cluster.cluster.breaker import Breaker
+from ma_cluster.cluster.breaker import Breaker, PlainCount
 from ma_cluster.cluster.outcomes import Outcome
 from ma_cluster.cluster.plan import shards
 from ma_cluster.cluster.reading import Facts, Quality
@@ -141,12 +141,12 @@ def test_a_photograph_that_came_too_late_is_tried_again(tmp_path: Path) -> None:
 
 def test_workers_lost_in_a_row_end_the_run_and_leave_the_shard_uncommitted(tmp_path: Path) -> None:
     keys = ["eye.jpg", *(f"eye {number}.jpg" for number in range(1, 6))]
-    fleet = Breaker(FakeFleet({}, {key: [died(), died()] for key in keys}), limit=5)
+    fleet = Breaker(FakeFleet({}, {key: [died(), died()] for key in keys}), PlainCount(), 5)
     scorer = scorer_of(tmp_path, fleet, images=6)
     first, second, third, *_ = shards(scorer.dest, scorer.run.plan)
     scorer.score(first)
     scorer.score(second)
-    with pytest.raises(FleetBrokenError, match="5 workers were lost in a row: the replica died"):
+    with pytest.raises(FleetBrokenError, match="5 workers were lost in a row, the last as the replica died"):
         scorer.score(third)
     with pytest.raises(FleetBrokenError, match="5 workers"):  # and so does what other threads still ask for
         scorer.score(third)
@@ -154,7 +154,7 @@ def test_workers_lost_in_a_row_end_the_run_and_leave_the_shard_uncommitted(tmp_p
 
 
 def test_a_success_in_between_starts_the_count_of_lost_workers_anew(tmp_path: Path) -> None:
-    fleet = Breaker(FakeFleet({}, {"eye.jpg": [died()], "eye 1.jpg": [died()], "eye 2.jpg": [died()]}), limit=2)
+    fleet = Breaker(FakeFleet({}, {"eye.jpg": [died()], "eye 1.jpg": [died()], "eye 2.jpg": [died()]}), PlainCount(), 2)
     scorer = scorer_of(tmp_path, fleet, images=4)
     assert sum(scorer.score(shard) for shard in shards(scorer.dest, scorer.run.plan)) == 4
 
@@ -162,7 +162,7 @@ def test_a_success_in_between_starts_the_count_of_lost_workers_anew(tmp_path: Pa
 def test_decoders_that_die_apart_never_end_the_run(tmp_path: Path) -> None:
     keys = ["eye.jpg", "eye 1.jpg", "eye 2.jpg"]
     apart = {key: [ImageFailedError(Reason.CRASHED_WORKER, "died of SIGABRT")] * 2 for key in keys}
-    scorer = scorer_of(tmp_path, Breaker(FakeFleet(apart, {}), limit=2), images=3)
+    scorer = scorer_of(tmp_path, Breaker(FakeFleet(apart, {}), PlainCount(), 2), images=3)
     assert sum(scorer.score(shard) for shard in shards(scorer.dest, scorer.run.plan)) == 3
     reasons = [read_outcomes(scorer.dest, number)["reason"].to_pylist() for number in range(3)]
     assert reasons == [["crashed_worker"]] * 3
