@@ -98,6 +98,18 @@ def test_every_setting_changes_the_digest() -> None:
     assert len({digest(to_dict(each)) for each in changed}) == 3
 
 
+def test_shared_computation_needs_a_step_that_divides_the_networks_stride() -> None:
+    assert DetectorConfig(prn_dense=True, prn_stride_px=8).prn_dense
+    with pytest.raises(ValueError, match="prn_dense needs a prn_stride_px of 1, 2, 4, 8 or 16"):
+        DetectorConfig(prn_dense=True, prn_stride_px=3)
+
+
+def test_a_recipe_from_before_shared_computation_still_refines_patch_by_patch() -> None:
+    values = to_dict(tiny())
+    del values["detector"]["prn_dense"]
+    assert not recipe_from_dict(values).detector.prn_dense
+
+
 def test_every_setting_is_documented_below_its_field() -> None:
     for node in ast.parse(inspect.getsource(config)).body:
         if not isinstance(node, ast.ClassDef) or node.name == Recipe.__name__:
