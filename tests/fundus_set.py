@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -18,15 +19,15 @@ NAMES = ("IDRiD_01", "IDRiD_02", "IDRiD_45")
 """The last one validates."""
 
 
-def write_training_set(root: Path) -> None:
-    """Photographs of 600 pixels and their masks, a quarter turn apart; each lesion is about ten pixels across."""
-    original = cv2.resize(retina(), (600, 600), interpolation=cv2.INTER_AREA)
+def write_training_set(root: Path, side_px: int = 600, names: Sequence[str] = NAMES) -> None:
+    """Square photographs and their masks, a quarter turn apart; each lesion is about ten pixels across."""
+    original = cv2.resize(retina(), (side_px, side_px), interpolation=cv2.INTER_AREA)
     images = root / IMAGES_FOLDER / PART
     masks = root / MASKS_FOLDER / PART / "1. Microaneurysms"
     images.mkdir(parents=True)
     masks.mkdir(parents=True)
     config = PhantomConfig(dots=12, haemorrhages=0, fragments=0, exudates=0, fov_diameter_px=1000.0)
-    for number, name in enumerate(NAMES):
+    for number, name in enumerate(names):
         pixels = np.ascontiguousarray(np.rot90(original, number))
         phantom = draw_phantom(pixels, find_fov(pixels)[0], np.random.default_rng(number), config)
         Image.fromarray(phantom.pixels).save(images / f"{name}.jpg", quality=92)

@@ -178,11 +178,13 @@ def read_stream(stream: DataIterator, rows: range) -> Iterator[Columns]:
     wanted = np.asarray(rows)
     whole: Any = None  # a block at a time
     for block in stream.iter_batches(batch_size=whole, batch_format="numpy", prefetch_batches=_PREFETCH_BLOCKS):
-        for step in np.unique(block["step"]):
-            mine = (block["step"] == step) & (block["row"] >= 0)
+        starts = np.flatnonzero(np.diff(block["step"], prepend=-1))
+        for start in starts.tolist():
+            mine = slice(start, start + len(rows))  # the rest of the step is filler
             if not np.array_equal(block["row"][mine], wanted):
+                step = block["step"][start]
                 raise RuntimeError(f"Ray Data sent this worker rows {block['row'][mine]} of step {step}, not {rows}")
-            yield {name: values[mine] for name, values in block.items()}
+            yield {name: values[mine].copy() for name, values in block.items()}
 
 
 def _block(work: Sequence[Work], rows: range) -> pa.Table:

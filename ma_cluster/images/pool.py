@@ -13,7 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, UInt64
+from jaxtyping import Bool, Int32, Int64, UInt32, UInt64
 from numpy import ndarray
 
 _CELL = 4  # regions are kept as 4 x 4 cells: a sixteenth of the memory, and patches are far larger
@@ -65,7 +65,7 @@ class RegionPool:
     seed: int
 
     def __len__(self) -> int:
-        return len(self._cells) * self.per_image
+        return len(self._cells.counts) * self.per_image
 
     def __getstate__(self) -> dict[str, Any]:
         """What travels to another process: the cells, not the regions they stand for."""
@@ -75,27 +75,37 @@ class RegionPool:
         """(image, row, col) of ids; the same on every machine and in every run."""
         offset = np.uint64(self.seed * 0x9E3779B97F4A7C15 % 2**64)
         hashed = _splitmix64(ids.astype(np.uint64) + offset)
-        out = np.empty((len(ids), 3), np.int32)
-        for position, (identity, value) in enumerate(zip(ids, hashed, strict=True)):
-            image = int(identity) // self.per_image
-            cells, columns = self._cells[image]
-            cell = int(cells[int(value >> np.uint64(8)) % len(cells)])
-            row, col = divmod(cell, columns)
-            out[position] = image, row * _CELL + int(value & 3), col * _CELL + int((value >> 2) & 3)
-        return out
+        images, within = ids // self.per_image, self._cells
+        places = within.starts[images] + (hashed >> np.uint64(8)) % within.counts[images]
+        rows, cols = np.divmod(within.numbers[places], within.columns[images])
+        row, col = rows * _CELL + (hashed & np.uint64(3)), cols * _CELL + ((hashed >> np.uint64(2)) & np.uint64(3))
+        return np.column_stack([images, row, col]).astype(np.int32)
 
     @cached_property
-    def _cells(self) -> list[tuple[Int32[ndarray, "c"], int]]:
-        """For each image the numbers of the cells that lie in its region wholly, and the cells in a row."""
-        out = []
+    def _cells(self) -> _Cells:
+        """The cells that lie in each image's region wholly."""
+        numbers, columns = [], []
         for number, region in enumerate(self.regions):
             height, width = (side // _CELL for side in region.shape)
             blocks = region[: height * _CELL, : width * _CELL].reshape(height, _CELL, width, _CELL)
-            cells = np.flatnonzero(blocks.all(axis=(1, 3))).astype(np.int32)
-            if len(cells) == 0:
+            numbers.append(np.flatnonzero(blocks.all(axis=(1, 3))).astype(np.uint32))
+            columns.append(width)
+            if len(numbers[-1]) == 0:
                 raise ValueError(f"image {number} of the pool has no allowed region")
-            out.append((cells, width))
-        return out
+        counts = np.array([len(part) for part in numbers], np.uint64)
+        return _Cells(np.concatenate(numbers), np.cumsum(counts) - counts, counts, np.array(columns, np.uint64))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Cells of all images, one image after the other; image i's are numbers[starts[i] : starts[i] + counts[i]]."""
+
+    numbers: UInt32[ndarray, "c"]
+    """Of each cell in its image, row by row."""
+    starts: UInt64[ndarray, "i"]
+    counts: UInt64[ndarray, "i"]
+    columns: UInt64[ndarray, "i"]
+    """Cells in a row of each image."""
 
 
 def _splitmix64(x: UInt64[ndarray, "n"]) -> UInt64[ndarray, "n"]:

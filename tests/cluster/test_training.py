@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 import sys
@@ -18,9 +17,9 @@ import ray
 import torch
 import torch.distributed as dist
 from fundus_set import NAMES, PART, write_training_set
-from processes import Process, descendants, kill
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from train_faults import Killer
 
 from ma_cluster import Detector
 from ma_cluster.cluster.train_folder import Epoch, TrainFolder
@@ -110,19 +109,6 @@ def test_a_run_survives_a_killed_worker_and_its_ledger_with_it(
     survived = train_prn(request_for("prn", tmp_path / "run"), on_progress=killer)
     assert len(killer.victims) == 1
     assert_same(survived, runs["prn"], tolerance=1e-3)
-
-
-class Killer:
-    """Kills one Train worker when told of the epoch that ends at `step`, while the next one is under way."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.victims: list[Process] = []
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.epoch is not None and progress.step == self.step and not self.victims:
-            self.victims = [process for process in descendants(os.getpid()) if "RayTrainWorker" in process.title][-1:]
-            kill(self.victims)
 
 
 def test_what_was_trained_is_packed_and_detects(
