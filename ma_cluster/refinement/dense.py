@@ -3,7 +3,7 @@
 Every convolution past the lattice's stride is dilated instead of strided, so one pass gives the trunk's last map at
 every lattice point, each value as the strided network has it (Giusti et al., ICIP 2013; "à trous": Chen et al., ICLR
 2015). A patch's answer is the mean over its own positions of that map. Departure from `patchwise`, the reference: the
-trunk sees the photograph around a patch, where a patch alone is padded with zeros.
+trunk sees the photograph around a patch, where a patch alone is padded with zeros; it must have learnt to.
 """
 
 from __future__ import annotations
