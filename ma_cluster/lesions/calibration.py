@@ -7,31 +7,21 @@ figures that justify it, come out. Pixels are counted on each photograph's own g
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
 from ma_cluster.bundle import Bundle
 from ma_cluster.config import Fusion
-from ma_cluster.hypotheses.fusion import fuse
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import Sample, decode_mask, read_object
-from ma_cluster.lesions.detector import Detector, Map, Maps
+from ma_cluster.lesions.detector import Detector, Maps
+from ma_cluster.lesions.rows import row_map, rows_given
 from ma_cluster.lesions.scoring import PixelCounts, auc_pr_33, average_precision, best_f1, threshold_keeping
 
-ROWS: dict[str, Callable[[Maps], Map]] = {
-    "hgn_1x": lambda maps: maps.hgn_1x,
-    "hgn_half": lambda maps: maps.hgn_half,
-    "hgn_geometric": lambda maps: fuse([maps.hgn_1x, maps.hgn_half], "geometric"),
-    "hgn_arithmetic": lambda maps: fuse([maps.hgn_1x, maps.hgn_half], "arithmetic"),
-    "prn_geometric": lambda maps: fuse(maps.stack(), "geometric"),
-    "prn_arithmetic": lambda maps: fuse(maps.stack(), "arithmetic"),
-}
-"""Rows of the paper's Table 2 that one model gives, each a fusion of its maps."""
 _SMALLEST = 1e-3  # networks that tell nothing apart do best to call every pixel; a detector must not
 
 
@@ -45,12 +35,10 @@ def calibrate(bundle: Bundle, samples: Sequence[Sample]) -> Bundle:
     cases = [_case(sample, detector) for sample in samples]
     roi = [threshold_keeping(_pool(cases, name), recipe.detector.roi_recall) for name in ("hgn_1x", "hgn_half")]
     config = dataclasses.replace(recipe.detector, roi_threshold_1x=roi[0], roi_threshold_half=roi[1])
+    refiner = Detector(dataclasses.replace(bundle, recipe=dataclasses.replace(recipe, detector=config)))
+    cases = [_refined(case, refiner) for case in cases]
+    figures = {name: _figures(_pool(cases, name)) for name in rows_given(bundle.weights)}
     stage = "prn" if "prn" in bundle.weights else "hgn"
-    if stage == "prn":
-        refiner = Detector(dataclasses.replace(bundle, recipe=dataclasses.replace(recipe, detector=config)))
-        cases = [dataclasses.replace(case, maps=refiner.refinements(case.prepared, case.maps)) for case in cases]
-    rows = [name for name in ROWS if stage == "prn" or name.startswith("hgn")]
-    figures = {name: _figures(_pool(cases, name)) for name in rows}
     fusions: tuple[Fusion, Fusion] = ("geometric", "arithmetic")
     fusion = max(fusions, key=lambda how: figures[f"{stage}_{how}"]["average_precision"])
     threshold = min(max(figures[f"{stage}_{fusion}"]["threshold"], _SMALLEST), 1 - _SMALLEST)
@@ -65,24 +53,25 @@ class _Case:
 
     prepared: Prepared
     truth: Bool[ndarray, "h w"]
-    maps: Maps
+    maps: dict[str, Maps]
+    """By the network that completes them."""
 
 
 def _case(sample: Sample, detector: Detector) -> _Case:
     assert sample.mask is not None
     prepared = detector.prepare(read_object(sample.image))
-    return _Case(prepared, decode_mask(read_object(sample.mask)), detector.hypotheses(prepared))
+    return _Case(prepared, decode_mask(read_object(sample.mask)), {"hgn": detector.hypotheses(prepared)})
+
+
+def _refined(case: _Case, detector: Detector) -> _Case:
+    maps = {name: detector.refinements(case.prepared, case.maps["hgn"], name) for name in detector.refiners}
+    return dataclasses.replace(case, maps=case.maps | maps)
 
 
 def _pool(cases: Sequence[_Case], row: str) -> PixelCounts:
     """Pixel counts of a row over all photographs."""
-    counts = [_count(ROWS[row](case.maps), case.prepared, case.truth) for case in cases]
+    counts = [PixelCounts.of(row_map(row, case.maps, case.prepared), case.truth) for case in cases]
     return sum(counts[1:], counts[0])
-
-
-def _count(probability: Map, prepared: Prepared, truth: Bool[ndarray, "h w"]) -> PixelCounts:
-    own = prepared.grid.uncrop(probability, prepared.shape)
-    return PixelCounts.of(np.clip(own, 0, 1), truth)
 
 
 def _figures(counts: PixelCounts) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64, UInt16
 from numpy import ndarray
 
 BINS = 2**16
@@ -25,12 +25,17 @@ class PixelCounts:
     @classmethod
     def of(cls, probability: Float32[ndarray, "*s"], truth: Bool[ndarray, "*s"]) -> PixelCounts:
         """Counts of one probability map against its reference mask."""
-        bins = (probability * np.float32(BINS - 1)).astype(np.uint16)
+        bins = score_bins(probability)
         lesion = np.bincount(bins[truth], minlength=BINS)
         return cls(lesion, np.bincount(bins.ravel(), minlength=BINS) - lesion)
 
     def __add__(self, other: PixelCounts) -> PixelCounts:
         return PixelCounts(self.lesion + other.lesion, self.background + other.background)
+
+
+def score_bins(probability: Float32[ndarray, "*s"]) -> UInt16[ndarray, "*s"]:
+    """The bin of each pixel."""
+    return (probability * np.float32(BINS - 1)).astype(np.uint16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,13 @@ def best_f1(counts: PixelCounts) -> Operating:
     true, called = _at_or_above(counts)
     f1 = 2 * true / np.maximum(called + true[0], 1)
     return _operating(counts, int(f1.argmax()) / (BINS - 1))
+
+
+def precision_recall(counts: PixelCounts) -> tuple[Float[ndarray, "bins"], Float[ndarray, "bins"]]:
+    """Precision and recall at every threshold, from the highest down; recall never falls."""
+    true, called = _at_or_above(counts)
+    precision = np.divide(true, called, out=np.ones_like(true), where=called > 0)
+    return precision[::-1], (true / max(true[0], 1))[::-1]
 
 
 def threshold_keeping(counts: PixelCounts, recall: float) -> float:

@@ -11,8 +11,9 @@ from ma_cluster.bundle import Bundle
 from ma_cluster.config import tiny
 from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
 from ma_cluster.images.sample_archive import write_sample
-from ma_cluster.lesions.calibration import ROWS, calibrate
+from ma_cluster.lesions.calibration import calibrate
 from ma_cluster.lesions.detector import Detector
+from ma_cluster.lesions.rows import ROWS
 from ma_cluster.lesions.scoring import PixelCounts, average_precision
 from ma_cluster.refinement.fitting import build_prn
 
