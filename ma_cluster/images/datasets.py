@@ -58,10 +58,23 @@ def read_dataset(url: str, split: SplitConfig, healthy_url: str | None = None) -
     """
     samples = _read_manifest(url) if url.endswith((".csv", ".parquet")) else list(_read_idrid(url, split))
     if healthy_url is not None:
-        samples += _read_healthy(healthy_url, split)
+        samples += read_healthy(healthy_url, split)
     if not samples:
         raise UsageError(f"no photographs under {url}: expected IDRiD's layout, '{IMAGES_FOLDER}...', or a manifest")
     return sorted(samples, key=lambda sample: sample.name)
+
+
+def read_healthy(url: str, split: SplitConfig) -> list[Sample]:
+    """A folder of photographs without retinopathy; those that `split` does not name train."""
+    store = open_store(url)
+    keys = [entry.key for entry in store.list() if entry.key.lower().endswith(_IMAGE_SUFFIXES)]
+    names = {key: PurePosixPath(key).stem for key in keys}
+    return [
+        Sample(
+            name, _join(store, key), None, "healthy", "validation" if name in split.validation_healthy else "training"
+        )
+        for key, name in names.items()
+    ]
 
 
 def read_object(url: str) -> bytes:
@@ -94,18 +107,6 @@ def _read_idrid(url: str, split: SplitConfig) -> Iterator[Sample]:
         others = tuple(own[kind] for kind in ("HE", "EX", "SE") if kind in own)
         label: Label = "lesion" if "MA" in own else "healthy"
         yield Sample(name, _join(store, key), own.get("MA"), label, part, others)
-
-
-def _read_healthy(url: str, split: SplitConfig) -> list[Sample]:
-    store = open_store(url)
-    keys = [entry.key for entry in store.list() if entry.key.lower().endswith(_IMAGE_SUFFIXES)]
-    names = {key: PurePosixPath(key).stem for key in keys}
-    return [
-        Sample(
-            name, _join(store, key), None, "healthy", "validation" if name in split.validation_healthy else "training"
-        )
-        for key, name in names.items()
-    ]
 
 
 def _read_manifest(url: str) -> list[Sample]:
