@@ -87,7 +87,8 @@ def fit_prn(recipe: Recipe, config: PrnConfig, arguments: argparse.Namespace) ->
             losses[ids] = prn_probability(model, patches).numpy()
 
     def step(number: int) -> Losses:
-        if number and number % config.refresh_steps == 0 and not arguments.uniform:
+        due = number % config.refresh_steps == 0 and (number or arguments.init)  # a trained network can score at once
+        if due and not arguments.uniform:
             refresh(number)
         batch, ids = draws.batch(number, losses)
         done = prn_step(model, optimizer, batch, number, config)
@@ -157,6 +158,8 @@ def main() -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="lite")
     parser.add_argument("--init", type=Path, help="begin with the weights of this checkpoint (a warm restart)")
     parser.add_argument("--learning-rate", type=float, help="peak, instead of the recipe's")
+    parser.add_argument("--context", type=int, help="of the refinement, pixels, instead of the recipe's")
+    parser.add_argument("--healthy-per-image", type=int, help="of the refinement's pool, instead of the recipe's")
     parser.add_argument("--uniform", action="store_true", help="draw negatives uniformly, not by their loss")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--validate-every", type=int, default=500)
@@ -172,8 +175,11 @@ def main() -> None:
     if arguments.network.startswith("hgn"):
         fit_hgn(recipe, config, "1x" if arguments.network == "hgn_1x" else "0.5x", arguments)
     else:
+        context = config.context_px if arguments.context is None else arguments.context
+        pool = arguments.healthy_per_image or config.healthy_per_image
+        config = dataclasses.replace(config, context_px=context, negatives=arguments.negatives, healthy_per_image=pool)
         weight = 0.0 if arguments.network == "cls" else config.triplet_weight
-        fit_prn(recipe, dataclasses.replace(config, triplet_weight=weight, negatives=arguments.negatives), arguments)
+        fit_prn(recipe, dataclasses.replace(config, triplet_weight=weight), arguments)
 
 
 if __name__ == "__main__":

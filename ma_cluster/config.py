@@ -92,6 +92,9 @@ class PrnConfig:
     """Grid the patches are cut from; the paper's is 1x [I]."""
     patch_px: int = 128
     """Side of a patch on that grid, pixels [U]."""
+    context_px: int = 0
+    """What the network sees beyond the patch on each side, pixels. Its convolutions use it, the embedding is the mean
+    over the patch alone: without it a patch is padded with zeros, and shared computation (`prn_dense`) has none [U]."""
     triplets: int = 32
     """Triplets (anchor, positive, negative) in a mini-batch [U]."""
     steps: int = 20_000
@@ -125,9 +128,15 @@ class PrnConfig:
     def __post_init__(self) -> None:
         _require(0 < self.width <= 4, "prn.width must lie in (0, 4]")
         _require(self.patch_px % 16 == 0, "prn.patch_px must be a multiple of 16, the network's overall stride")
+        _require(self.context_px % 16 == 0, "prn.context_px must be a multiple of 16")
         _require(0 < self.margin < 1, "prn.margin must lie in (0, 1)")
         _require(self.negatives in ("regions", "photographs", "both"), "prn.negatives is regions, photographs or both")
         _require(self.triplet_weight >= 0, "prn.triplet_weight must not be negative")
+
+    @property
+    def cut_px(self) -> int:
+        """Side of what the network is shown: the patch and its context, pixels."""
+        return self.patch_px + 2 * self.context_px
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -182,7 +182,7 @@ class Detector:
         network = self._networks[name]
         if isinstance(network, DensePrn):
             return refine_dense(network, enhanced, roi)
-        return refine(network, enhanced, roi, self.recipe.prn.patch_px, self.recipe.detector.prn_stride_px)
+        return refine(network, enhanced, roi, self.recipe.prn.cut_px, self.recipe.detector.prn_stride_px)
 
 
 @contextmanager

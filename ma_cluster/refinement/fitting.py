@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ma_cluster.config import PrnConfig
 from ma_cluster.hypotheses.fitting import descend, learning_rate, normalise
 from ma_cluster.hypotheses.losses import Pool, alone
-from ma_cluster.refinement.resnet import Prn
+from ma_cluster.refinement.resnet import STRIDE, Prn
 from ma_cluster.refinement.triplet import classification_loss, triplet_loss
 
 
@@ -40,7 +40,7 @@ class PrnLosses:
 
 def build_prn(config: PrnConfig) -> Prn:
     """The network of a recipe, freshly initialised."""
-    return Prn(config.width)
+    return Prn(config.width, context=config.context_px // STRIDE)
 
 
 def prn_step(

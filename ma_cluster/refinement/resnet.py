@@ -44,8 +44,10 @@ class Bottleneck(nn.Module):
 class Prn(nn.Module):
     """Patches, values about -1..1, -> (embedding after a ReLU and a mean: never negative; logits of two classes)."""
 
-    def __init__(self, width: float = 1.0, classes: int = 2) -> None:
+    def __init__(self, width: float = 1.0, classes: int = 2, context: int = 0) -> None:
+        """`context`: positions of the last map, on each side, that only the convolutions use."""
         super().__init__()
+        self.context = context
         channels = max(8, 8 * round(64 * width / 8))
         self.stem = nn.Sequential(_conv_bn(3, channels, 7, 2), nn.ReLU())
         stages: list[nn.Module] = []
@@ -60,7 +62,9 @@ class Prn(nn.Module):
         self.apply(_he_normal)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
-        embedding = self.stages(self.stem(x)).mean(dim=(2, 3))
+        last = self.stages(self.stem(x))
+        inner = last[:, :, self.context : last.shape[2] - self.context, self.context : last.shape[3] - self.context]
+        embedding = inner.mean(dim=(2, 3))
         return embedding, self.classify(embedding)
 
 

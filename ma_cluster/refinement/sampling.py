@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
-from ma_cluster.images.annotated import Annotated, Cuts, cut, draw_cuts, lesion_free
+from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
 from ma_cluster.refinement.fitting import TripletBatch
 from ma_cluster.refinement.selection import draw_by_loss
@@ -24,14 +24,14 @@ _VALIDATION_LESIONS, _VALIDATION_HEALTHY = 200, 1000  # patches of a photograph
 class TripletCuts:
     """Triplets as a pure function of (seed, step, ids of the negatives). Keeps no pixels."""
 
-    def __init__(self, photographs: Sequence[Annotated], config: PrnConfig, seed: int) -> None:
+    def __init__(self, photographs: Sequence[Annotated | Marks], config: PrnConfig, seed: int) -> None:
         self._config, self._seed = config, seed
         self._lesions = LesionPool([photograph.lesion for photograph in photographs])
         wanted = {"regions": (True,), "photographs": (False,), "both": (True, False)}[config.negatives]
         self._sources = np.flatnonzero([photograph.lesion.any() in wanted for photograph in photographs])
         if len(self._sources) == 0:
             raise UsageError(f"no training photograph to draw negatives from '{config.negatives}' of; check --healthy")
-        regions = [lesion_free(photographs[number], config.negative_margin_px) for number in self._sources]
+        regions = [lesion_free(photographs[int(number)], config.negative_margin_px) for number in self._sources]
         self._healthy = RegionPool(regions, config.healthy_per_image, seed)
 
     @property
@@ -69,7 +69,7 @@ class TripletDraws:
     """The triplets themselves, for a process that holds the photographs and the losses of the healthy pool."""
 
     def __init__(self, photographs: Sequence[Annotated], config: PrnConfig, seed: int) -> None:
-        self._photographs, self._patch_px = photographs, config.patch_px
+        self._photographs, self._cut_px = photographs, config.cut_px
         self._cuts = TripletCuts(photographs, config, seed)
 
     @property
@@ -80,14 +80,14 @@ class TripletDraws:
     def batch(self, step: int, losses: Float32[ndarray, "p"]) -> tuple[TripletBatch, Int64[ndarray, "n"]]:
         """The triplets of a step, augmented, and the pool ids of its negatives."""
         cuts, negatives = self._cuts.of_step(step, losses)
-        patches, _ = cut(self._photographs, cuts, self._patch_px)
+        patches, _ = cut(self._photographs, cuts, self._cut_px)
         return triplet_batch(*np.split(patches, 3)), negatives
 
     def plain(self, ids: Int64[ndarray, "n"]) -> Iterator[tuple[Int64[ndarray, "b"], UInt8[Tensor, "b 3 s s"]]]:
         """Healthy patches of the pool without augmentation, in batches, for scoring them again."""
         for start in range(0, len(ids), _BATCH):
             part = ids[start : start + _BATCH]
-            patches, _ = cut(self._photographs, self._cuts.plain(part), self._patch_px)
+            patches, _ = cut(self._photographs, self._cuts.plain(part), self._cut_px)
             yield part, channels_first(patches)
 
 
@@ -104,7 +104,7 @@ def validation_patches(
     ids = np.linspace(0, len(lesions), min(len(lesions), _VALIDATION_LESIONS), endpoint=False).astype(np.int64)
     centres = np.concatenate([lesions.centres(ids), healthy.centres(np.arange(_VALIDATION_HEALTHY))])
     plain = Cuts(centres, np.zeros(len(centres), np.int32), np.ones((len(centres), 3)))
-    return cut([photograph], plain, config.patch_px)[0], np.arange(len(centres)) < len(ids)
+    return cut([photograph], plain, config.cut_px)[0], np.arange(len(centres)) < len(ids)
 
 
 def triplet_batch(

@@ -24,3 +24,14 @@ def test_overall_stride_is_16():
     with torch.inference_mode():
         features = model.stages(model.stem(torch.zeros(1, 3, 128, 64)))
     assert features.shape[2:] == (128 // STRIDE, 64 // STRIDE)
+
+
+def test_the_embedding_leaves_the_context_out_of_the_mean_but_convolutions_see_it() -> None:
+    torch.manual_seed(0)
+    alone, wide = Prn(1 / 16).eval(), Prn(1 / 16, context=1).eval()
+    wide.load_state_dict(alone.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        last = alone.stages(alone.stem(x))
+        assert torch.allclose(wide(x)[0], last[:, :, 1:3, 1:3].mean(dim=(2, 3)), atol=1e-6)
+        assert not torch.allclose(wide(x)[0], alone(x[:, :, 16:48, 16:48])[0], atol=1e-3)
