@@ -24,13 +24,13 @@ import pyarrow as pa
 import ray
 from jaxtyping import Int64
 from numpy import ndarray
-from ray.data import DataIterator
+from ray.data import DataIterator, ExecutionResources
 from ray.exceptions import RayTaskError
 
 from ma_cluster.config import ImageConfig, Scale
 from ma_cluster.errors import ImageError, MaClusterError, UsageError
 from ma_cluster.hypotheses.sampling import HgnCuts
-from ma_cluster.images.annotated import Annotated, Cuts, cut, load_annotated
+from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, load_annotated
 from ma_cluster.images.datasets import Sample
 from ma_cluster.refinement.sampling import TripletCuts
 
@@ -38,6 +38,7 @@ Columns = dict[str, ndarray]
 Rows = Int64[ndarray, "n"]
 _BLOCK_BYTES = 16 * 2**20  # far below Ray Data's target block size, at which it would split a block
 _PREFETCH_BLOCKS = 2
+_AHEAD_BYTES = 512 * 2**20  # of the object store: as much as a stream may cut ahead of its readers
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,10 @@ class Photographs:
         """Some of them; their arrays are views into the object store, to be read only."""
         wanted = sorted(set(numbers))
         return dict(zip(wanted, ray.get([self.refs[number] for number in wanted]), strict=True))
+
+    def marks(self) -> list[Marks]:
+        """The masks of all. One photograph after the other: together they may not fit the object store."""
+        return [ray.get(ref).marks() for ref in self.refs]
 
 
 def prepare_photographs(samples: Sequence[Sample], scale: Scale, config: ImageConfig) -> Photographs:
@@ -161,7 +166,9 @@ def open_streams(source: Source, work: Sequence[Work], rows: int, workers: int) 
     ]
     padded = -(-rows // workers)
     dataset = ray.data.from_blocks(blocks)
-    dataset.context.execution_options.preserve_order = True
+    options = dataset.context.execution_options
+    options.preserve_order = True
+    options.resource_limits = ExecutionResources(object_store_memory=_AHEAD_BYTES)
     dataset.context.enable_progress_bars = False
     cutter = partial(_cut_block, source=source, padded=padded)
     return dataset.map_batches(cutter, batch_size=None, batch_format="pyarrow", num_cpus=1).streaming_split(

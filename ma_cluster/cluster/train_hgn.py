@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,7 +27,6 @@ from ma_cluster.errors import UsageError
 from ma_cluster.hypotheses.fitting import build_hgn, build_optimizer, descend, hgn_losses, learning_rate
 from ma_cluster.hypotheses.sampling import HgnCuts, hgn_batch
 from ma_cluster.hypotheses.segment import probability_map
-from ma_cluster.images.annotated import Annotated
 from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.scoring import PixelCounts, average_precision
 
@@ -57,7 +56,7 @@ class _Job:
 def _job(ground: Ground) -> _Job:
     config = ground.request.config
     assert isinstance(config, HgnConfig)
-    cuts = ray.remote(_cuts).options(num_cpus=1).remote(list(ground.training.refs), config, ground.request.seed)
+    cuts = ray.remote(_cuts).options(num_cpus=1).remote(ground.training, config, ground.request.seed)
     return _Job(ground, config, HgnSource(ground.training, cuts, config.patch_px))
 
 
@@ -72,13 +71,14 @@ def _loop(given: dict[str, _Job]) -> None:
     done = ground.folder.restore(model, optimizer) or 0
     parallel = team.parallel(model)
     reporter = Reporter(request.network, ground.queue if team.first else None)
+    rows = share(config.batch_patches, team.rank, team.workers)
+    work = [Work(step) for step in range(done, config.steps)]
+    patches = read_stream(team.streams(partial(open_streams, job.source, work, config.batch_patches)), rows)
     while done < config.steps:
         steps = range(done, min(done + request.epoch, config.steps))
         meter = Meter(steps, config.steps, config.batch_patches)
-        rows = share(config.batch_patches, team.rank, team.workers)
-        work = [Work(step) for step in steps]
-        stream = team.streams(partial(open_streams, job.source, work, config.batch_patches))
-        for step, columns in zip(steps, read_stream(stream, rows), strict=True):
+        for step in steps:
+            columns = next(patches)  # of one stream for all epochs: to open one takes seconds
             batch = hgn_batch(columns["patch"], columns["lesion"])
             losses = hgn_losses(parallel, batch, config, team.pool)
             descend(model, optimizer, losses.total, learning_rate(step, config))
@@ -106,5 +106,5 @@ def _validate(model: nn.Module, photographs: Photographs, team: Team, config: De
     return counts
 
 
-def _cuts(refs: Sequence[ray.ObjectRef[Annotated]], config: HgnConfig, seed: int) -> HgnCuts:
-    return HgnCuts(ray.get(list(refs)), config, seed)
+def _cuts(photographs: Photographs, config: HgnConfig, seed: int) -> HgnCuts:
+    return HgnCuts(photographs.marks(), config, seed)

@@ -25,6 +25,7 @@ from torch import nn
 from ma_cluster.cluster.ledger import LossLedger
 from ma_cluster.cluster.patch_stream import (
     HealthySource,
+    Photographs,
     TripletSource,
     Work,
     open_streams,
@@ -38,7 +39,6 @@ from ma_cluster.cluster.training import Ground, TrainResult, run
 from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.hypotheses.fitting import build_optimizer, descend, learning_rate
-from ma_cluster.images.annotated import Annotated
 from ma_cluster.lesions.scoring import PixelCounts, average_precision
 from ma_cluster.refinement.fitting import build_prn, prn_losses, prn_probability
 from ma_cluster.refinement.sampling import TripletCuts, channels_first, triplet_batch, validation_patches
@@ -89,10 +89,10 @@ class _Job:
 def _job(ground: Ground) -> _Job:
     config, photographs = ground.request.config, ground.training
     assert isinstance(config, PrnConfig)
-    cuts = ray.remote(_cuts).options(num_cpus=1).remote(list(photographs.refs), config, ground.request.seed)
+    cuts = ray.remote(_cuts).options(num_cpus=1).remote(photographs, config, ground.request.seed)
     size = ray.get(ray.remote(_pool_size).options(num_cpus=0).remote(cuts))
-    pool = Pool(HealthySource(photographs, cuts, config.patch_px), size)
-    return _Job(ground, config, TripletSource(photographs, cuts, config.patch_px), pool)
+    pool = Pool(HealthySource(photographs, cuts, config.cut_px), size)
+    return _Job(ground, config, TripletSource(photographs, cuts, config.cut_px), pool)
 
 
 def _loop(given: dict[str, _Job]) -> None:
@@ -201,8 +201,8 @@ def _validate(model: nn.Module, job: _Job, team: Team) -> list[PixelCounts]:
     return counts
 
 
-def _cuts(refs: Sequence[ray.ObjectRef[Annotated]], config: PrnConfig, seed: int) -> TripletCuts:
-    return TripletCuts(ray.get(list(refs)), config, seed)
+def _cuts(photographs: Photographs, config: PrnConfig, seed: int) -> TripletCuts:
+    return TripletCuts(photographs.marks(), config, seed)
 
 
 def _pool_size(cuts: TripletCuts) -> int:

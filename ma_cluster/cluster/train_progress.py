@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import ray
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ma_cluster.cluster import metrics
 from ma_cluster.cluster.train_folder import Epoch
@@ -114,7 +116,8 @@ def listening(on_progress: Callable[[Progress], None] | None) -> Iterator[Queue 
     if on_progress is None:
         yield None
         return
-    queue = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # others may be lost
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     thread = threading.Thread(target=_hand_on, args=(queue, on_progress), name="training-progress", daemon=True)
     thread.start()
     try:

@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.fitting import HgnBatch
-from ma_cluster.images.annotated import Annotated, Cuts, cut, draw_cuts
+from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts
 from ma_cluster.images.pool import LesionPool, RegionPool
 
 _PLACES_PER_IMAGE = 10**6
@@ -20,7 +20,7 @@ _PLACES_PER_IMAGE = 10**6
 class HgnCuts:
     """A share of each mini-batch near lesion pixels, the rest anywhere in the field of view. Keeps no pixels."""
 
-    def __init__(self, photographs: Sequence[Annotated], config: HgnConfig, seed: int) -> None:
+    def __init__(self, photographs: Sequence[Annotated | Marks], config: HgnConfig, seed: int) -> None:
         self._config, self._seed = config, seed
         self._lesions = LesionPool([photograph.lesion for photograph in photographs])
         self._anywhere = RegionPool([photograph.fov for photograph in photographs], _PLACES_PER_IMAGE, seed)

@@ -30,6 +30,18 @@ class Annotated:
     fov: Bool[ndarray, "h w"]
     lesion: Bool[ndarray, "h w"]
 
+    def marks(self) -> Marks:
+        """A copy of the masks, which keeps nothing of the photograph in memory."""
+        return Marks(self.fov.copy(), self.lesion.copy())
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """An `Annotated` without its pixels: all that is needed to choose what to cut."""
+
+    fov: Bool[ndarray, "h w"]
+    lesion: Bool[ndarray, "h w"]
+
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
@@ -87,7 +99,7 @@ def cut(
     return patches, lesions
 
 
-def lesion_free(photograph: Annotated, margin_px: int) -> Bool[ndarray, "h w"]:
+def lesion_free(photograph: Annotated | Marks, margin_px: int) -> Bool[ndarray, "h w"]:
     """The field of view without every pixel within `margin_px` of an annotated lesion."""
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin_px + 1, 2 * margin_px + 1))
     return photograph.fov & ~cv2.dilate(photograph.lesion.astype(np.uint8), kernel).astype(bool)
