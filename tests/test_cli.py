@@ -291,6 +291,8 @@ def test_an_archive_is_scored_resumed_and_compared(ma_cluster: Command, model: P
     again = ma_cluster("score", images, tmp_path / "run", "--model", model)
     assert again.status == 3
     assert "nothing was left to score" in again.out
+    retried = ma_cluster("score", images, tmp_path / "run", "--model", model, "--retry-failed")
+    assert (retried.status, retried.out) == (3, again.out), "what was refused is not retried"
     conflict = ma_cluster("score", archive, tmp_path / "run", "--model", model)
     assert conflict.status == 2
     assert "holds run" in conflict.err

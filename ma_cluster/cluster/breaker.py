@@ -41,7 +41,7 @@ class PlainCount:
 
 
 class SharedCount:
-    """A `Count` that processes of the cluster share; it lives as long as a handle to it."""
+    """A `Count` that processes of the cluster share, until it is closed."""
 
     def __init__(self) -> None:
         # Without a CPU of its own; after its node's death it counts anew.
@@ -53,6 +53,10 @@ class SharedCount:
 
     def won(self) -> None:
         self._actor.won.remote()  # nobody waits for it
+
+    def close(self) -> None:
+        """End the actor. What Ray Data keeps of a finished run would keep it, too."""
+        ray.kill(self._actor)
 
 
 class Breaker:

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -127,9 +127,9 @@ class _Driver:
         waiting_cpus = self.fleet.readers + 1  # Readers and workers mostly wait
         with _sigterm_exits(), connected(self.fleet.address, waiting_cpus=waiting_cpus):
             fleet = self.fleet.sized(sum(shard.images for shard in todo))
-            with _fleet_up(run, self.model, fleet) as app:
+            with _fleet_up(run, self.model, fleet) as app, closing(SharedCount()) as count:
                 workers, in_flight = _workers(todo, fleet)
-                scorer = partial(_breaking_scorer, app.name, fleet, SharedCount())
+                scorer = partial(_breaking_scorer, app.name, fleet, count)
                 score_shards(todo, WorkerSpec(scorer, parts.url, self.root.url, run, in_flight), workers, on_progress)
 
 

@@ -89,7 +89,9 @@ def scored_folder(
     dest = tmp_path_factory.mktemp("run") / "dest"
     progress: list[Progress] = []
     summary = score_archive(str(photographs), str(dest), FLEET, model=str(tiny_bundle), on_progress=progress.append)
-    assert wait_until_gone(replicas(), timeout_s=30) == []
+    actors = ("ray::ServeReplica:", "ray::MapWorker", "ray::PlainCount")
+    left = [process for process in descendants(os.getpid()) if process.title.startswith(actors)]
+    assert wait_until_gone(left, timeout_s=30) == []
     return ScoredFolder(photographs, dest, summary, progress)
 
 
