@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ma_cluster.hypotheses.fitting import normalise
+from ma_cluster.hypotheses.folding import fold_batch_norms
 from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.refinement.patchwise import interpolate, lattice_nodes
 from ma_cluster.refinement.resnet import STRIDE, Prn
@@ -60,7 +60,7 @@ class DensePrn(nn.Module):
         spacings, reaches = _dilate(self.trunk, stride_px)
         self.halo_px = -(-sum(reaches) // STRIDE) * STRIDE
         self._crops = _crops(spacings, reaches, self.halo_px)
-        _fold_batch_norms(self.trunk)
+        fold_batch_norms(self.trunk)
         weight, bias = model.classify.weight.detach(), model.classify.bias.detach()
         self.register_buffer("weight", (weight[1] - weight[0])[None, :, None, None])  # of the difference of logits
         self.register_buffer("bias", (bias[1] - bias[0])[None])
@@ -164,12 +164,3 @@ def _crops(spacings: list[int], reaches: list[int], halo_px: int) -> list[int]:
 
 def _shrink(x: Float[Tensor, "n c h w"], crop: int) -> Float[Tensor, "n c hs ws"]:
     return x[:, :, crop : x.shape[2] - crop, crop : x.shape[3] - crop]
-
-
-def _fold_batch_norms(trunk: nn.Module) -> None:
-    """Put each batch norm into the convolution before it: one pass through memory less."""
-    for module in trunk.modules():
-        if isinstance(module, nn.Sequential):
-            conv, norm = module[0], module[1]
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                module[0], module[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
