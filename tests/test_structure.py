@@ -103,7 +103,7 @@ def test_every_third_party_import_is_declared() -> None:
 
 
 def test_every_third_party_import_of_the_tests_is_declared() -> None:
-    extras = PROJECT["optional-dependencies"]["test"]
+    extras = [*PROJECT["optional-dependencies"]["test"], *PROJECT["optional-dependencies"]["bench"]]
     declared = {name(requirement) for requirement in [*PROJECT["dependencies"], *extras]} | COMES_WITH
     local = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"tests"}
     used = {module for path in (ROOT / "tests").rglob("*.py") for module in third_party(path)} - local
