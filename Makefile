@@ -1,6 +1,6 @@
 # make demo     from a clean clone to scored photographs; IMAGES=<folder or s3:// prefix> scores one's own,
 #               MODEL=<folder> with another model
-# make check    what CI runs: format, lint, types, tests;   make test, make lint: parts of it
+# make test     the everyday tests; make check: what CI runs, that is lint, types and all tests, the slow ones too
 # make clean    removes what these targets made, .venv included
 # Everything is installed into .venv on first use, and again when pyproject.toml changes.
 
@@ -35,7 +35,7 @@ demo-own: .venv/.installed
 	$(BIN)/ma-cluster status demo/results
 
 test: .venv/.installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

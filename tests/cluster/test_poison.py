@@ -25,6 +25,8 @@ from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.images.store import LocalStore, open_store
 from runs import rows
 
+pytestmark = pytest.mark.slow
+
 SANDBOX = SandboxConfig(children=2, deadline_s=3.0, memory_bytes=2**30, decoder="decoders:decode")
 FLEET = Fleet(segmenters=1, sandbox=SANDBOX)
 REASONS = {

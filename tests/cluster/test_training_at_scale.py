@@ -23,6 +23,8 @@ from ma_cluster.config import ImageConfig, Recipe, paper, tiny
 from ma_cluster.errors import MaClusterError
 from ma_cluster.images.store import open_store
 
+pytestmark = pytest.mark.slow
+
 
 def small_paper() -> Recipe:
     """The paper's networks at full width, on photographs and patches that a CPU can afford."""

@@ -17,6 +17,8 @@ from train_beyond_memory import SIDE_PX, STORE_BYTES, request_for
 
 from ma_cluster.cluster.train_hgn import train_hgn
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 
