@@ -239,7 +239,7 @@ def lite() -> Recipe:
         colour_jitter=0.1,
     )
     # each pixel of a region costs a ResNet-50 on its patch: regions are kept tight, and every fourth pixel is looked at
-    detector = DetectorConfig(tile_px=768, roi_recall=0.8, prn_stride_px=4)
+    detector = DetectorConfig(tile_px=768, flips_half=4, roi_recall=0.8, prn_stride_px=4)
     return Recipe(name="lite", hgn_1x=hgn_1x, hgn_half=hgn, prn=prn, detector=detector)
 
 

@@ -77,12 +77,17 @@ def test_the_losses_of_tiny_are_golden(runs: dict[str, TrainResult]) -> None:
             assert epoch.losses == pytest.approx(losses, rel=0.02)  # bfloat16 differs among CPUs
 
 
+@pytest.mark.parametrize(("network", "train"), [("hgn_half", train_hgn), ("prn", train_prn)], ids=["hgn", "prn"])
 def test_one_worker_learns_what_two_learn(
-    runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
+    network: str,
+    train: Callable[..., TrainResult],
+    runs: dict[str, TrainResult],
+    request_for: Callable[..., TrainRequest],
+    tmp_path: Path,
 ) -> None:
-    alone = train_hgn(request_for("hgn_half", tmp_path / "alone", workers=1))
-    assert {epoch.workers for epoch in runs["hgn_half"].epochs} == {2} and alone.epochs[0].workers == 1
-    assert_same(alone, runs["hgn_half"], tolerance=0.02)  # bfloat16: kernels differ with the size of the part
+    alone = train(request_for(network, tmp_path / "alone", workers=1))
+    assert {epoch.workers for epoch in runs[network].epochs} == {2} and alone.epochs[0].workers == 1
+    assert_same(alone, runs[network], tolerance=0.02)  # bfloat16: kernels differ with the size of the part
 
 
 def test_a_run_that_lost_its_worker_for_good_is_resumed_and_ends_as_the_undisturbed_one(
