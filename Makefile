@@ -24,7 +24,7 @@ demo: $(if $(IMAGES),demo-own,demo-sample)
 
 demo-sample: .venv/.installed
 	rm -rf demo/archive demo/results
-	$(BIN)/ma-cluster sample demo/archive
+	$(BIN)/ma-cluster sample demo/archive --images 4
 	$(BIN)/ma-cluster score "demo/archive/A. Segmentation/1. Original Images" demo/results --model "$(MODEL)"
 	$(BIN)/ma-cluster status demo/results --truth demo/archive
 
