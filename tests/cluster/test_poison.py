@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from archive_runs import rows
 from decoders import ABORT, EXIT, HANG, MEMORY, SLEEP, WHILE
 from PIL import Image
 from servers import Weed
@@ -23,7 +24,6 @@ from ma_cluster.errors import FleetBrokenError
 from ma_cluster.images.manifest import open_source
 from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.images.store import LocalStore, open_store
-from runs import rows
 
 pytestmark = pytest.mark.slow
 

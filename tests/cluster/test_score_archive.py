@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from archive_runs import replicas, rows
 from PIL import Image
 from processes import Process, descendants, kill, processes, wait_until_gone
 from servers import Weed
@@ -29,7 +30,6 @@ from ma_cluster.cluster.summary import Summary
 from ma_cluster.errors import RunConflictError, StoreError
 from ma_cluster.images.store import LocalStore, Store, open_store
 from ma_cluster.report.status import missing_keys, read_status, to_json
-from runs import replicas, rows
 
 JOB = Path(__file__).parents[2] / "jobs" / "score_archive.py"
 FLEET = Fleet(segmenters=1)
