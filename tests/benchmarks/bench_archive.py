@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from machine import machine
 
 from ma_cluster.cluster.archive import Run, begin_run, pending
 from ma_cluster.cluster.driver import WorkerSpec, score_shards
@@ -77,7 +76,13 @@ def main() -> None:
         rows.append(json.loads(arguments.out.read_text()))
     for row in rows:
         row["growth_bytes_per_key"] = (row["peak_bytes"] - rows[0]["peak_bytes"]) / row["keys"]
-    report = {"benchmark": "archive", "workers": _WORKERS, "in_flight": _IN_FLIGHT, "machine": machine(), "sizes": rows}
+    report = {
+        "benchmark": "archive",
+        "workers": _WORKERS,
+        "in_flight": _IN_FLIGHT,
+        "machine": machine("ray"),
+        "sizes": rows,
+    }
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
@@ -117,20 +122,6 @@ def warm_up() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dest = LocalStore(Path(folder))
         drive(dest, begin_run(EmptyObjects(2), dest, "model", "config"))
-
-
-def machine() -> dict[str, Any]:
-    """What the figures hold for."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average_1min": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "ray": ray.__version__,
-        "system": platform.platform(),
-    }
 
 
 def _peak_bytes() -> int:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import machine
 
 from ma_cluster.refinement.selection import LossTable
 
@@ -42,7 +41,7 @@ def main() -> None:
         rows.append(measure(size, repeats))
         if arguments.cluster_shards:
             rows[-1]["ledger"] = measure_ledger(size, arguments.cluster_shards, repeats)
-    report = {"benchmark": "ledger", "batch": _BATCH, "machine": machine(), "sizes": rows}
+    report = {"benchmark": "ledger", "batch": _BATCH, "machine": machine("numpy", "torch"), "sizes": rows}
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
@@ -101,21 +100,6 @@ def measure_ledger(size: int, shards: int, repeats: int) -> dict[str, Any]:
     }
     ledger.close()
     return row
-
-
-def machine() -> dict[str, Any]:
-    """What the figures hold for."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average_1min": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "system": platform.platform(),
-    }
 
 
 def _numpy_choice(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -28,7 +28,7 @@ from typing import Any
 
 import ray
 import torch
-from bench_ledger import machine
+from machine import machine
 from patch_peers import SEED, WORKERS, Epoch, consume, figures_of, loader, webdataset_side
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -68,7 +68,7 @@ def main() -> None:
         "batch_patches": config.batch_patches,
         "steps": arguments.steps,
         "step_ms": arguments.step_ms,
-        "machine": machine(),
+        "machine": machine("numpy", "torch"),
         "sides": figures,
     }
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")

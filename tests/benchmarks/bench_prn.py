@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import skimage.data
 import torch
-from bench_ledger import machine
+from machine import machine
 
 from ma_cluster.bundle import load_bundle, load_weights
 from ma_cluster.images.contrast import prepare
@@ -46,7 +46,13 @@ def main() -> None:
         for share in arguments.shares:
             rows.append(measure(enhanced, darkest(enhanced, share), stride))
             sys.stdout.write(json.dumps(rows[-1]) + "\n")
-    report = {"benchmark": "prn", "photograph": name, "side_px": arguments.side, "machine": machine(), "rows": rows}
+    report = {
+        "benchmark": "prn",
+        "photograph": name,
+        "side_px": arguments.side,
+        "machine": machine("numpy", "torch"),
+        "rows": rows,
+    }
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
