@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -33,7 +35,7 @@ def connected(address: str | None, *, waiting_cpus: int, object_store_bytes: int
     if address:
         ray.init(address=address, **quiet)
     else:
-        ray.init(
+        context: Any = ray.init(
             address="local",
             _node_ip_address="127.0.0.1",
             num_cpus=(os.cpu_count() or 1) + waiting_cpus,
@@ -41,9 +43,27 @@ def connected(address: str | None, *, waiting_cpus: int, object_store_bytes: int
             include_dashboard=False,
             **quiet,
         )
+        _announce_exporter(context.address_info)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
         ray.shutdown()  # takes a local Ray's processes with it, Serve's among them
+
+
+def quieten() -> None:
+    """Keep Ray's libraries from writing between a command's own lines; their log files hold it all."""
+    for name in ("ray.data", "ray.serve"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.ERROR)
+
+
+def _announce_exporter(address: dict[str, Any]) -> None:
+    """Write the file by which Prometheus finds a Ray's metrics, where a dashboard would: without one Ray does not."""
+    targets = [f"{address['node_ip_address']}:{address['metrics_export_port']}"]
+    there = Path(address["session_dir"]) / "prom_metrics_service_discovery.json"
+    new = there.with_suffix(".new")
+    new.write_text(json.dumps([{"labels": {"job": "ray"}, "targets": targets}]))
+    new.replace(there)

@@ -172,6 +172,8 @@ class _Shard:
     def __init__(self, ids: _Range, recover_from: str | None) -> None:
         self._ids, self._recover_from = ids, recover_from
         self._kept: LossTable | None = None
+        for counter in metrics.LEDGER_COUNTERS:
+            metrics.begin(counter)
 
     def begin(self) -> None:
         self._kept = LossTable(self._ids.end - self._ids.first)
@@ -192,6 +194,8 @@ class _Shard:
 
     def save(self, url: str, folder: str) -> list[Part]:
         losses, store, first = self._table().losses, open_store(url), self._ids.first
+        for bound in metrics.LEDGER_LOSSES.labels["le"]:
+            metrics.record(metrics.LEDGER_LOSSES, int(np.count_nonzero(losses <= float(bound))), le=bound)
         return [
             write_part(store, folder, first + start, losses[start : start + PART])
             for start in range(0, len(losses), PART)

@@ -73,7 +73,8 @@ def _loop(given: dict[str, _Job]) -> None:
     reporter = Reporter(request.network, ground.queue if team.first else None)
     rows = share(config.batch_patches, team.rank, team.workers)
     work = [Work(step) for step in range(done, config.steps)]
-    patches = read_stream(team.streams(partial(open_streams, job.source, work, config.batch_patches)), rows)
+    stream = team.streams(partial(open_streams, job.source, work, config.batch_patches))
+    patches = reporter.waiting(read_stream(stream, rows))
     while done < config.steps:
         steps = range(done, min(done + request.epoch, config.steps))
         meter = Meter(steps, config.steps, config.batch_patches)

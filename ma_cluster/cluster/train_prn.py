@@ -113,7 +113,7 @@ def _loop(given: dict[str, _Job]) -> None:
         rows = share(config.triplets, team.rank, team.workers)
         stream = team.streams(partial(_open_triplets, job, ledger, steps))
         seen = []
-        for step, columns in zip(steps, read_stream(stream, rows), strict=True):
+        for step, columns in zip(steps, reporter.waiting(read_stream(stream, rows)), strict=True):
             batch = triplet_batch(columns["anchor"], columns["positive"], columns["negative"])
             losses = prn_losses(parallel, batch, config, team.pool)
             descend(model, optimizer, losses.total, learning_rate(step, config))

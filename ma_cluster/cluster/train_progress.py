@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import ray
 from ray.util.queue import Queue
@@ -15,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ma_cluster.cluster import metrics
 from ma_cluster.cluster.train_folder import Epoch
 
+T = TypeVar("T")
 _INTERVAL_S = 5.0
 
 
@@ -83,12 +86,22 @@ class Meter:
 
 
 class Reporter:
-    """Tells of a run, in its first worker."""
+    """Tells of a run: each worker of its patches, the first one of all else."""
 
     def __init__(self, stage: str, queue: Queue | None) -> None:
         """`stage` labels the metrics; without a `queue` nobody is told but them."""
         self._stage, self._queue = stage, queue
         self._last = time.monotonic()
+        for counter in metrics.TRAIN_COUNTERS:
+            metrics.begin(counter, stage=stage)
+
+    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
+        """The batches as they come; the time until each is here counts as waited."""
+        began = time.monotonic()
+        for batch in batches:
+            metrics.record(metrics.TRAIN_WAIT, time.monotonic() - began, stage=self._stage)
+            yield batch
+            began = time.monotonic()
 
     def step(self, meter: Meter, patches: int) -> None:
         """After each step; speaks every few seconds."""
@@ -106,6 +119,8 @@ class Reporter:
         self._last = time.monotonic()
         for term, value in progress.losses.items():
             metrics.record(metrics.TRAIN_LOSS, value, stage=self._stage, term=term)
+            if not math.isfinite(value):
+                metrics.record(metrics.TRAIN_NOT_FINITE, 1, stage=self._stage, term=term)
         if self._queue is not None:
             self._queue.put(progress)
 
