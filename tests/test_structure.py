@@ -19,7 +19,7 @@ ORDER = ["base", "images", "hypotheses", "refinement", "lesions", "cluster", "re
 TOP_LEVEL = {"config": "base", "errors": "base", "bundle": "base", "__init__": "base", "__main__": "cli"}
 STORAGE = {"boto3", "botocore", "obstore", "s3fs", "fsspec", "smart_open", "minio"}
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
-COMES_WITH = {"fastapi", "starlette", "pydantic", "uvicorn", "botocore"}
+COMES_WITH = {"fastapi", "starlette", "pydantic", "uvicorn", "botocore", "urllib3"}
 """Parts of ray[serve] and boto3, versioned by them."""
 LONGEST_FILE, LONGEST_FUNCTION = 320, 60
 
@@ -72,7 +72,7 @@ def test_only_cluster_imports_ray() -> None:
 
 
 def test_only_the_store_imports_a_storage_library() -> None:
-    assert {relative(path) for path in SOURCES if third_party(path) & STORAGE} == {"ma_cluster/images/store.py"}
+    assert {relative(path) for path in SOURCES if third_party(path) & STORAGE} == {"ma_cluster/images/s3_store.py"}
 
 
 @pytest.mark.parametrize("module", ["ma_cluster", "ma_cluster.cli", "ma_cluster.report.console"])

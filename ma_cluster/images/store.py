@@ -1,4 +1,4 @@
-"""Objects under a URL: local folders and S3. The only module that knows a storage library.
+"""Objects under a URL: local folders here, S3 in s3_store.py, the only module that knows a storage library.
 
 A `Store` is rooted at a prefix; keys are relative to it, always with "/", and are never interpreted: an S3 key may hold
 anything a photographer's software has put into it. Listing streams, reading is capped, creating never overwrites.
@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from ma_cluster.errors import ImageRefusedError, ObjectChangedError, ObjectMissingError, Reason, StoreError, UsageError
@@ -84,7 +83,15 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     bucket, _, prefix = rest.partition("/")
     if not bucket:
         raise UsageError("an s3:// URL needs a bucket: s3://bucket/prefix")
+    from ma_cluster.images.s3_store import S3Store  # boto3 takes half a second: not for local runs
+
     return S3Store(bucket, prefix.strip("/"))
+
+
+def check_size(size: int, max_bytes: int | None) -> None:
+    """Raises ImageRefusedError: too_large, where an object of so many bytes is larger than allowed."""
+    if max_bytes is not None and size > max_bytes:
+        raise ImageRefusedError(Reason.TOO_LARGE, f"{size} bytes, the limit is {max_bytes}")
 
 
 class LocalStore:
@@ -121,7 +128,9 @@ class LocalStore:
     def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
         with _reading(), self._path(key).open("rb") as file:
             stat = os.fstat(file.fileno())
-            _check_object(stat.st_size, max_bytes, _local_etag(stat), etag)
+            if etag is not None and etag != _local_etag(stat):
+                raise ObjectChangedError("the object was replaced after it was planned")
+            check_size(stat.st_size, max_bytes)
             return file.read()
 
     def put(self, key: str, data: bytes) -> None:
@@ -190,94 +199,7 @@ def _unwritable(error: OSError) -> StoreError:
     return StoreError(f"the destination cannot be written: {error.strerror}; check space and permissions")
 
 
-class S3Store:
-    """A prefix of a bucket. boto3 retries transient faults with jittered back-off before an error gets here."""
-
-    def __init__(self, bucket: str, prefix: str) -> None:
-        self.bucket = bucket
-        self.prefix = f"{prefix}/" if prefix else ""
-        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return S3Store, (self.bucket, self.prefix.rstrip("/"))  # clients do not travel between processes
-
-    @cached_property
-    def _client(self) -> Any:
-        import boto3
-        from botocore.config import Config
-
-        retries = {"mode": "standard", "max_attempts": 6}
-        config = Config(retries=retries, connect_timeout=10, read_timeout=60, max_pool_connections=32)
-        try:
-            return boto3.client("s3", config=config)
-        except ValueError as error:  # boto3 checks the endpoint's form here
-            raise UsageError(f"{error}; AWS_ENDPOINT_URL needs a scheme: http://host:port") from error
-
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-        with _s3_errors("list"):
-            for page in pages:
-                for item in page.get("Contents", ()):
-                    key = item["Key"][len(self.prefix) :]
-                    if key and not (key.endswith("/") and item["Size"] == 0):  # a console's folder marker
-                        yield Entry(key, item["Size"], item["ETag"].strip('"'))
-
-    def head(self, key: str) -> Entry:
-        with _s3_errors("read"):
-            reply = self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)
-        return Entry(key, reply["ContentLength"], reply["ETag"].strip('"'))
-
-    def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
-        condition = {"IfMatch": f'"{etag}"'} if etag else {}
-        with _s3_errors("read"):
-            reply = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **condition)
-            with closing(reply["Body"]) as body:
-                _check_object(reply["ContentLength"], max_bytes, None, None)
-                return bytes(body.read())
-
-    def put(self, key: str, data: bytes) -> None:
-        with _s3_errors("write"):
-            self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data)
-
-    def create(self, key: str, data: bytes) -> bool:
-        from botocore.exceptions import ClientError
-
-        with _s3_errors("write"):
-            try:
-                self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if _http_status(error) in (409, 412):
-                    return False
-                raise
-        return True
-
-
 _PARTIAL = ".partial-"
-
-
-class _s3_errors:  # noqa: N801 - reads as a statement: `with _s3_errors("read")`
-    """Turns botocore's exceptions into ours; texts carry the fault's code, never the key."""
-
-    def __init__(self, action: str) -> None:
-        self.action = action
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-
-        if isinstance(error, ClientError):
-            code = error.response.get("Error", {}).get("Code", "unknown")
-            if _http_status(error) == 412:
-                raise ObjectChangedError("the object was replaced after it was planned") from error
-            if code in ("NoSuchKey", "404"):
-                raise ObjectMissingError("the object is gone; list the source again") from error
-            raise StoreError(f"S3 could not {self.action}: {code}; check bucket, credentials and endpoint") from error
-        if isinstance(error, BotoCoreError | HTTPClientError):
-            raise StoreError(
-                f"S3 could not {self.action}: {type(error).__name__}; check the AWS_* variables"
-            ) from error
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -294,14 +216,3 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _local_etag(stat: os.stat_result) -> str:
     return f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
-
-
-def _check_object(size: int, max_bytes: int | None, etag: str | None, wanted: str | None) -> None:
-    if wanted is not None and etag != wanted:
-        raise ObjectChangedError("the object was replaced after it was planned")
-    if max_bytes is not None and size > max_bytes:
-        raise ImageRefusedError(Reason.TOO_LARGE, f"{size} bytes, the limit is {max_bytes}")
-
-
-def _http_status(error: Any) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -25,7 +25,8 @@ from ma_cluster.errors import (
     StoreError,
     UsageError,
 )
-from ma_cluster.images.store import LocalStore, S3Store, Store, open_store
+from ma_cluster.images.s3_store import S3Store
+from ma_cluster.images.store import LocalStore, Store, open_store
 
 COMMON_KEYS = ["a", "deep/er/b.jpg", "with space.jpg", "+ % # ?&=", "%2e%2e/c", "Ä/ä.jpg", "a\u0308", "NA", "tab\t"]
 LOCAL_KEYS = ["new\nline", "-rf", "~", "a\\b"]  # moto finds no object under a key with a line break
