@@ -18,7 +18,13 @@ ORDER = ["base", "images", "hypotheses", "refinement", "lesions", "cluster", "re
 """Each imports only itself and what stands to its left; `base` is config, errors, bundle and the package itself."""
 TOP_LEVEL = {"config": "base", "errors": "base", "bundle": "base", "__init__": "base", "__main__": "cli"}
 STORAGE = {"boto3", "botocore", "obstore", "s3fs", "fsspec", "smart_open", "minio"}
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 COMES_WITH = {"fastapi", "starlette", "pydantic", "uvicorn", "botocore", "urllib3"}
 """Parts of ray[serve] and boto3, versioned by them."""
 LONGEST_FILE, LONGEST_FUNCTION = 320, 60

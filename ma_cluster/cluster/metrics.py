@@ -158,7 +158,7 @@ def begin(metric: Metric, **known: str) -> None:
         record(metric, _NOTHING, **dict(zip(metric.labels, values, strict=True)))
 
 
-def record(metric: Metric, value: float, **labels: str) -> None:
+def record(metric: Metric, value: int | float, **labels: str) -> None:
     """Add to a counter, set a gauge, or observe in a histogram.
 
     Raises:
@@ -219,7 +219,7 @@ class _Gauges:
         self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._thread: threading.Thread | None = None
 
-    def set(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+    def set(self, name: str, value: int | float, labels: Mapping[str, str]) -> None:
         """Of a value that is no finite number only the end of the last one can be told."""
         series = name, tuple(sorted(labels.items()))
         with self._lock:
