@@ -56,6 +56,17 @@ class Reason(StrEnum):
 _FAILURES = frozenset({Reason.CHANGED, Reason.CRASHED_WORKER, Reason.TIMEOUT, Reason.STORE_ERROR})
 
 
+class RequestFault(StrEnum):
+    """Why the HTTP service has no answer, where it is not a photograph's `Reason`. Closed, too."""
+
+    BAD_REQUEST = "bad_request"
+    UNAUTHORIZED = "unauthorized"
+    NOT_FOUND = "not_found"
+    INVALID = "invalid"
+    BUSY = "busy"
+    UNAVAILABLE = "unavailable"
+
+
 class MaClusterError(Exception):
     """Base of every error raised on purpose."""
 

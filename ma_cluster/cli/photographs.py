@@ -55,6 +55,9 @@ def score(
     gpus: Annotated[float, typer.Option(min=0, help="For each replica of the networks; a share is allowed.")] = 0.0,
     threads: Annotated[int, typer.Option(min=1, help="Of each replica of the networks.")] = 1,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
+    fleet_name: Annotated[
+        str | None, typer.Option("--fleet", metavar="NAME", help="Score on this warm fleet of the cluster.")
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Go once more over the photographs that failed.")
     ] = False,
@@ -82,6 +85,7 @@ def score(
             readers=readers,
             gpus_per_segmenter=gpus,
             threads_per_segmenter=threads,
+            name=fleet_name,
             address=address,
         )
         run = retry_archive if retry_failed else score_archive
@@ -103,8 +107,8 @@ def status(
     ] = None,
 ) -> None:
     """Show how an archive run stands."""
+    from ma_cluster.cluster.status import missing_keys, read_status, to_json
     from ma_cluster.report import console
-    from ma_cluster.report.status import missing_keys, read_status, to_json
     from ma_cluster.report.truth import compare_run
 
     if as_json:

@@ -25,7 +25,7 @@ from ma_cluster.bundle import load_bundle
 from ma_cluster.cluster import metrics
 from ma_cluster.cluster.archive import Run, begin_run, pending
 from ma_cluster.cluster.breaker import Breaker, SharedCount
-from ma_cluster.cluster.connection import connected
+from ma_cluster.cluster.connection import connected, quieten
 from ma_cluster.cluster.outcomes import config_digest
 from ma_cluster.cluster.plan import Shard
 from ma_cluster.cluster.replicas import Model
@@ -107,7 +107,17 @@ def retry_archive(
 def _begin(archive: Source, root: Store, fleet: Fleet, model: str) -> tuple[_Driver, Run]:
     bundle = load_bundle(model)
     run = begin_run(archive, root, bundle.digest, config_digest(bundle.recipe, fleet.sandbox.decoder))
-    return _Driver(root, Model(_location(model), bundle.digest, bundle.recipe.image), fleet), run
+    return _Driver(root, model_of(model), fleet), run
+
+
+def model_of(model: str) -> Model:
+    """What the Segmenters need to know of a model, by its name or folder.
+
+    Raises:
+        BundleError: it is damaged or not there.
+    """
+    bundle = load_bundle(model)
+    return Model(_location(model), bundle.digest, bundle.recipe.image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +139,7 @@ class _Driver:
             fleet = self.fleet.sized(sum(shard.images for shard in todo))
             with _fleet_up(run, self.model, fleet) as app, closing(SharedCount()) as count:
                 workers, in_flight = _workers(todo, fleet)
-                scorer = partial(_breaking_scorer, app.name, fleet, count)
+                scorer = partial(_breaking_scorer, app.name, fleet, run.source, count)
                 score_shards(todo, WorkerSpec(scorer, parts.url, self.root.url, run, in_flight), workers, on_progress)
 
 
@@ -165,8 +175,8 @@ class _Worker:
         return pa.table([[images], [fault], [error]], schema=_ANSWER)
 
 
-def _breaking_scorer(app: str, fleet: Fleet, count: SharedCount) -> Scorer:
-    return Breaker(ScoringApp(app, fleet), count, fleet.crashes_in_a_row)
+def _breaking_scorer(app: str, fleet: Fleet, source: str, count: SharedCount) -> Scorer:
+    return Breaker(ScoringApp(app, fleet, source), count, fleet.crashes_in_a_row)
 
 
 def score_shards(todo: Sequence[Shard], spec: WorkerSpec, workers: int, on_progress: OnProgress | None) -> None:
@@ -177,7 +187,7 @@ def score_shards(todo: Sequence[Shard], spec: WorkerSpec, workers: int, on_progr
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    _quieten()
+    quieten()
     context.issue_detectors_config.detectors = []  # a worker holds the encoded masks of its photographs, no more
     blocks = [pa.Table.from_pylist([dataclasses.asdict(shard)]) for shard in todo]
     scored = ray.data.from_blocks(blocks).map_batches(
@@ -208,23 +218,18 @@ def _workers(todo: Sequence[Shard], fleet: Fleet) -> tuple[int, int]:
 
 @contextmanager
 def _fleet_up(run: Run, model: Model, fleet: Fleet) -> Iterator[ScoringApp]:
-    """The fleet of a run, stopped at the end. Its name is the run's, so that a driver that was killed leaves one behind
-    only until the run is resumed.
+    """The fleet of a run, stopped at the end, or the warm one that it names. That of a run has the run's name, so that
+    a driver that was killed leaves one behind only until the run is resumed.
     """
-    _quieten()
+    quieten()
+    if fleet.name is not None:
+        yield ScoringApp.join(fleet.name, run.source, model, fleet)
+        return
     app = ScoringApp.deploy(f"ma-cluster-{run.id}", run.source, model, fleet)
     try:
         yield app
     finally:
         app.delete()
-
-
-def _quieten() -> None:
-    """Keep Ray's libraries from writing into the caller's progress bar; their log files hold it all."""
-    for name in ("ray.data", "ray.serve"):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """One photograph of an archive from its object to network input, with what is said of its quality. No Ray in here.
 
-The Reader deployment calls `read_photograph`; whatever goes wrong comes back as that photograph's ImageError. Only the
-decoder, which is passed in, sees the bytes; from its pixels on nothing depends on what a stranger has written.
+The Reader deployment calls `read_photograph`, or `read_bytes` for an upload; whatever goes wrong comes back as that
+photograph's ImageError. Only the decoder, which is passed in, sees the bytes; from its pixels on nothing depends on
+what a stranger has written.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,26 +48,37 @@ class Facts:
     fov: Fov
     quality: Quality
     seconds: dict[str, float]
-    """Wall time of the stages fetch, decode and prepare."""
+    """Wall time of the stages fetch (where it was fetched), decode and prepare."""
 
 
 def read_photograph(source: Source, entry: Entry, config: ImageConfig, decode: Decode) -> tuple[Prepared, Facts]:
-    """Fetch the object that was planned, decode it, find its FOV and enhance it.
+    """Fetch the object that was planned and read it.
 
     Raises:
-        ImageError: as the decoder raises it.
-        ImageRefusedError: its content cannot be scored.
+        ImageError: as `read_bytes` raises it.
         ImageFailedError: changed, where it is not the object that was planned; store_error, where the store failed.
     """
     began = time.perf_counter()
     data = _fetch(source, entry, config)
-    fetched = time.perf_counter()
+    seconds = {"fetch": time.perf_counter() - began}
+    prepared, facts = read_bytes(data, config, decode)
+    return prepared, dataclasses.replace(facts, seconds=seconds | facts.seconds)
+
+
+def read_bytes(data: bytes, config: ImageConfig, decode: Decode) -> tuple[Prepared, Facts]:
+    """Decode an encoded photograph, find its FOV and enhance it.
+
+    Raises:
+        ImageError: as the decoder raises it.
+        ImageRefusedError: its content cannot be scored.
+    """
+    began = time.perf_counter()
     pixels = decode(data)
     decoded = time.perf_counter()
     fundus = locate(pixels, config)
     prepared = prepare(fundus, config)
     quality = measure_quality(half_scale(fundus.canonical), half_scale_mask(fundus.canonical_fov))
-    seconds = {"fetch": fetched - began, "decode": decoded - fetched, "prepare": time.perf_counter() - decoded}
+    seconds = {"decode": decoded - began, "prepare": time.perf_counter() - decoded}
     return prepared, Facts(*prepared.shape, prepared.fov, quality, seconds)
 
 

@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import ray
 from ray import ObjectRef
 
 from ma_cluster.cluster import metrics
-from ma_cluster.cluster.reading import Facts, read_photograph
+from ma_cluster.cluster.reading import Facts, read_bytes, read_photograph
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import BundleError
 from ma_cluster.images.contrast import Prepared
@@ -25,6 +26,9 @@ from ma_cluster.images.sandbox import DecodePool, SandboxConfig
 from ma_cluster.images.store import Entry
 from ma_cluster.lesions.overlay import encode_mask, encode_overlay
 from ma_cluster.lesions.table import Lesion
+
+_SOURCES = 16
+"""Open sources that a Reader keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +62,18 @@ class Segmentation:
 class Reader:
     """CPU: from an object of the source to network input, as many photographs at a time as the pool has children."""
 
-    def __init__(self, source: str, config: ImageConfig, sandbox: SandboxConfig) -> None:
-        self._source = open_source(source)
+    def __init__(self, config: ImageConfig, sandbox: SandboxConfig) -> None:
+        self._source = lru_cache(_SOURCES)(open_source)
         self._config = config
         self._pool = DecodePool(config, sandbox)
 
-    def read(self, entry: Entry) -> Reading:
-        prepared, facts = read_photograph(self._source, entry, self._config, self._pool.decode)
+    def read(self, source: str, entry: Entry) -> Reading:
+        return self._handed_on(*read_photograph(self._source(source), entry, self._config, self._pool.decode))
+
+    def read_upload(self, data: bytes) -> Reading:
+        return self._handed_on(*read_bytes(data, self._config, self._pool.decode))
+
+    def _handed_on(self, prepared: Prepared, facts: Facts) -> Reading:
         metrics.record_seconds(facts.seconds)
         return Reading(facts, ray.put(prepared))
 
@@ -79,6 +88,10 @@ class Segmenter:
         self._detector = Detector.load(model.location, device=device, threads=threads)
         if self._detector.digest != model.digest:
             raise BundleError("the model on this node is not the one the run was begun with; install the same on all")
+
+    def digest(self) -> str:
+        """Of its model."""
+        return self._detector.digest
 
     def segment(self, prepared: Prepared) -> Segmentation:
         with _ended_after(self._deadline_s):

@@ -24,9 +24,10 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
+from ray.serve.schema import ApplicationStatus
 
 from ma_cluster.cluster.replicas import Model, Reader, Reading, Segmentation, Segmenter
-from ma_cluster.errors import FleetBrokenError, ImageError, Reason, WorkerLostError
+from ma_cluster.errors import FleetBrokenError, ImageError, Reason, UsageError, WorkerLostError
 from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.images.store import Entry
 
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 _LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError, ObjectLostError, NodeDiedError)
 _DRIVER_CPUS = 1  # left for the workers that ask the fleet
 _CHECKS = 3  # that a replica must miss before Serve replaces it
+_PARTS = ("reader", "segmenter")
 _FETCH_S = 600.0  # more than a store's own deadlines and retries add up to
 
 
@@ -50,6 +52,8 @@ class Fleet:
     threads_per_segmenter: int = 1
     """CPU threads of a Segmenter's networks. With one, the order of sums, and so the last digit of a score, does not
     depend on the machine, and replicas do not wait for each other."""
+    name: str | None = None
+    """A warm fleet of the cluster, as `ma-cluster serve` keeps one, by its name; None starts one for the run."""
     address: str | None = None
     """A running Ray cluster; None takes RAY_ADDRESS's, else starts a local one and stops it at the end."""
 
@@ -91,44 +95,54 @@ class Fleet:
 class ScoringApp:
     """A fleet that is up, known by its name: it can be handed to any process of the cluster."""
 
-    def __init__(self, name: str, fleet: Fleet) -> None:
-        self.name, self._fleet = name, fleet
+    def __init__(self, name: str, fleet: Fleet, source: str | None = None) -> None:
+        """`source` is the URL of the photographs that `read` reads."""
+        self.name, self._fleet, self._source = name, fleet, source
         self._reader: DeploymentHandle[Any] = serve.get_deployment_handle(Reader.__name__, f"{name}-reader")
         self._segmenter: DeploymentHandle[Any] = serve.get_deployment_handle(Segmenter.__name__, f"{name}-segmenter")
 
     @classmethod
-    def deploy(cls, name: str, source: str, model: Model, fleet: Fleet) -> ScoringApp:
+    def deploy(cls, name: str, source: str | None, model: Model, fleet: Fleet) -> ScoringApp:
         """Start the replicas and wait until they have loaded the model.
 
         Raises:
             FleetBrokenError: they do not start.
         """
-        threads, sandbox = fleet.threads_per_segmenter, fleet.sandbox
-        device = "cuda" if fleet.gpus_per_segmenter else "cpu"
-        readers = serve.deployment(
-            num_replicas=fleet.readers,
-            ray_actor_options={"num_cpus": 1},
-            max_ongoing_requests=sandbox.children,
-            **_options(fleet),
-        )(Reader)
-        segmenters = serve.deployment(
-            num_replicas=fleet.segmenters,
-            ray_actor_options={"num_cpus": threads, "num_gpus": fleet.gpus_per_segmenter},
-            max_ongoing_requests=1,
-            **_options(fleet),
-        )(Segmenter)
-        targets = {
-            f"{name}-reader": readers.bind(source, model.image, sandbox),
-            f"{name}-segmenter": segmenters.bind(model, device, threads, fleet.segment_deadline_s),
-        }
-        serve.start(proxy_location="Disabled")
+        targets = {f"{name}-reader": reader_app(model, fleet), f"{name}-segmenter": segmenter_app(model, fleet)}
+        serve.start(proxy_location="Disabled")  # where nobody has started it with HTTP
         try:
             serve.run_many([serve.RunTarget(app, name=key, route_prefix=None) for key, app in targets.items()])
         except RuntimeError as error:
             fault = _fault(targets) or str(error)
             _delete(name)
             raise FleetBrokenError(f"the scoring fleet does not start: {fault}") from error
-        return cls(name, fleet)
+        return cls(name, fleet, source)
+
+    @classmethod
+    def join(cls, name: str, source: str, model: Model, fleet: Fleet) -> ScoringApp:
+        """A fleet that somebody else keeps.
+
+        Raises:
+            FleetBrokenError: it is not there.
+            UsageError: it has another model.
+        """
+        app = cls(name, fleet, source)
+        if not app.up():
+            raise FleetBrokenError(f"the cluster has no fleet {name} that is up; start it with `ma-cluster serve`")
+        if app.model_digest() != model.digest:
+            raise UsageError(f"the fleet {name} has another model; give the run the fleet's, or let it start its own")
+        return app
+
+    def up(self) -> bool:
+        """Whether both kinds of replica run."""
+        known = serve.status().applications
+        apps = [known.get(f"{self.name}-{part}") for part in _PARTS]
+        return all(app is not None and app.status == ApplicationStatus.RUNNING for app in apps)
+
+    def model_digest(self) -> str:
+        """Of the model that the Segmenters have loaded."""
+        digest: str = _result(self._segmenter.digest.remote(), self._fleet.segment_deadline_s)
+        return digest
 
     def read(self, entry: Entry) -> Reading:
         """Read one photograph of the source.
@@ -137,9 +151,16 @@ class ScoringApp:
             ImageError: it has no result.
             WorkerLostError: the replica died or was stuck, or failed in a way that nobody foresaw.
         """
+        assert self._source is not None
+        return self._reading(self._reader.read.remote(self._source, entry))
+
+    def read_upload(self, data: bytes) -> Reading:
+        """Read one photograph from its encoded bytes; raises as `read` does."""
+        return self._reading(self._reader.read_upload.remote(data))
+
+    def _reading(self, response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> Reading:
         fleet = self._fleet
         rounds = 1 + math.ceil(fleet.in_flight / (fleet.readers * fleet.sandbox.children))
-        response = self._reader.read.remote(entry)
         reading: Reading = _result(response, rounds * (fleet.sandbox.deadline_s + _FETCH_S))
         return reading
 
@@ -165,8 +186,31 @@ class ScoringApp:
         _delete(self.name)
 
 
+def reader_app(model: Model, fleet: Fleet) -> serve.Application:
+    """The Serve application of the Readers."""
+    deployment = serve.deployment(
+        num_replicas=fleet.readers,
+        ray_actor_options={"num_cpus": 1},
+        max_ongoing_requests=fleet.sandbox.children,
+        **_options(fleet),
+    )(Reader)
+    return deployment.bind(model.image, fleet.sandbox)
+
+
+def segmenter_app(model: Model, fleet: Fleet) -> serve.Application:
+    """The Serve application of the Segmenters."""
+    threads, gpus = fleet.threads_per_segmenter, fleet.gpus_per_segmenter
+    deployment = serve.deployment(
+        num_replicas=fleet.segmenters,
+        ray_actor_options={"num_cpus": threads, "num_gpus": gpus},
+        max_ongoing_requests=1,
+        **_options(fleet),
+    )(Segmenter)
+    return deployment.bind(model, "cuda" if gpus else "cpu", threads, fleet.segment_deadline_s)
+
+
 def _delete(name: str) -> None:
-    for part in ("reader", "segmenter"):
+    for part in _PARTS:
         serve.delete(f"{name}-{part}")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ma_cluster.cluster.archive import Run, committed_at, mark_finished
+from ma_cluster.cluster.archive import Run, committed_at, mark_finished, read_outcomes
 from ma_cluster.cluster.retry import latest_outcomes
 from ma_cluster.errors import MaClusterError
 from ma_cluster.images.store import Store
@@ -54,6 +54,11 @@ class Summary:
 def count_parts(dest: Store) -> Iterator[PartCounts]:
     """Counts of each committed shard; a photograph that was retried counts where it was last."""
     return (_count(outcomes) for outcomes in latest_outcomes(dest, _COLUMNS))
+
+
+def count_part(dest: Store, number: int) -> PartCounts:
+    """Counts of one committed shard of a run without retries."""
+    return _count(read_outcomes(dest, number, _COLUMNS))
 
 
 def total(parts: Iterable[PartCounts]) -> PartCounts:

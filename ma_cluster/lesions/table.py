@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,6 +12,7 @@ from jaxtyping import Bool, Float32
 from numpy import ndarray
 
 from ma_cluster.config import DetectorConfig
+from ma_cluster.errors import Status
 from ma_cluster.images.fundus import Fov, Grid
 
 
@@ -32,6 +35,17 @@ class Lesion:
     """Mean and largest fused probability within the lesion, 0..1."""
     fov_distance_px: float
     """From the centre of the field of view to the centroid."""
+
+
+def to_values(lesions: Sequence[Lesion], fov: Fov, shape: tuple[int, int]) -> dict[str, Any]:
+    """What is said of a scored photograph in JSON, one file or answer for each; `shape` is its height and width."""
+    return {
+        "status": Status.SCORED,
+        "height": shape[0],
+        "width": shape[1],
+        "fov": asdict(fov),
+        "lesions": [asdict(lesion) for lesion in lesions],
+    }
 
 
 def find_lesions(

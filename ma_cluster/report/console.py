@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ma_cluster.cluster.status import RunStatus
 from ma_cluster.cluster.summary import Summary
 from ma_cluster.report.doctor import Finding
-from ma_cluster.report.status import RunStatus
 from ma_cluster.report.truth import Agreement
 
 

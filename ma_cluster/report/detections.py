@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from ma_cluster.errors import ImageRefusedError, Status, UsageError
 from ma_cluster.images.store import Store
 from ma_cluster.lesions.detector import Detection, Detector
 from ma_cluster.lesions.overlay import encode_mask, encode_overlay
+from ma_cluster.lesions.table import to_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +71,9 @@ def detect_file(detector: Detector, image: Path, out: Store) -> FileOutcome:
 
 def _scored(detector: Detector, image: Path, detection: Detection) -> dict[str, Any]:
     """Positions and lengths are pixels of the upright photograph, (row, col), pixel centres at integers."""
-    height, width = detection.shape
-    return {
-        "image": image.name,
-        "status": Status.SCORED,
-        "height": height,
-        "width": width,
-        "fov": dataclasses.asdict(detection.fov),
-        "model_digest": detector.digest,
-        "threshold": detector.recipe.detector.threshold,
-        "lesions": [dataclasses.asdict(lesion) for lesion in detection.lesions],
-    }
+    values = to_values(detection.lesions, detection.fov, detection.shape)
+    model = {"model_digest": detector.digest, "threshold": detector.recipe.detector.threshold}
+    return {"image": image.name} | model | values
 
 
 def _refused(detector: Detector, image: Path, error: ImageRefusedError) -> dict[str, Any]:

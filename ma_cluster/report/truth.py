@@ -11,11 +11,11 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from ma_cluster.cluster.retry import latest_outcomes
+from ma_cluster.cluster.status import open_run
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
 from ma_cluster.images.store import Store
-from ma_cluster.report.status import open_run
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from ma_cluster.cluster.scoring_app import Fleet
 from ma_cluster.cluster.summary import Summary
 from ma_cluster.errors import RunConflictError, StoreError
 from ma_cluster.images.store import LocalStore, Store, open_store
-from ma_cluster.report.status import missing_keys, read_status, to_json
+from ma_cluster.cluster.status import missing_keys, read_status, to_json
 
 JOB = Path(__file__).parents[2] / "jobs" / "score_archive.py"
 FLEET = Fleet(segmenters=1)

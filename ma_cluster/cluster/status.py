@@ -1,4 +1,4 @@
-"""How a run stands, from the object store alone: `ma-cluster status` works from any machine, at any time."""
+"""How a run stands, from the object store alone, from any machine and at any time. No Ray in here."""
 
 from __future__ import annotations
 

@@ -1,0 +1,54 @@
+"""The command that serves over HTTP."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ma_cluster.cli.app import Model, app
+
+
+@app.command()
+def serve(
+    model: Model = "lite",
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback asks for MA_CLUSTER_TOKEN.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    state: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where archive jobs are kept; by default ~/.local/state/ma_cluster/service."),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Photographs segmented at a time; by default one for each core.")
+    ] = None,
+    readers: Annotated[int, typer.Option(min=1, help="Replicas that fetch, decode and enhance.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="For each replica of the networks; a share is allowed.")] = 0.0,
+    threads: Annotated[int, typer.Option(min=1, help="Of each replica of the networks.")] = 1,
+    archives: Annotated[int, typer.Option(min=1, help="Archives scored at a time; others wait.")] = 1,
+    deadline: Annotated[float, typer.Option(min=1, help="Seconds that one photograph's networks may take.")] = 600.0,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
+) -> None:
+    """Score photographs and archives over HTTP, until it is ended.
+
+    POST /v1/segment, POST /v1/archives, GET /healthz, GET /metrics; /openapi.json says it all.
+    """
+    from ma_cluster.cluster.gateway import GatewayConfig, serving
+    from ma_cluster.cluster.scoring_app import Fleet
+
+    fleet = Fleet(
+        segmenters=replicas,
+        readers=readers,
+        gpus_per_segmenter=gpus,
+        threads_per_segmenter=threads,
+        segment_deadline_s=deadline,
+        address=address,
+    )
+    jobs = state or str(Path("~/.local/state/ma_cluster/service").expanduser())
+    config = GatewayConfig(model=model, fleet=fleet, state=jobs, archives_at_once=archives)
+    with serving(config, host, port) as url:
+        typer.echo(f"listening on {url}; archive jobs in {jobs}")
+        signal.pause()

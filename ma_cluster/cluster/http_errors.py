@@ -1,0 +1,116 @@
+"""How the HTTP service says no: every error of a request as JSON {reason, detail}, with the status that fits it.
+
+A reason is of `Reason` or `RequestFault`; the detail never holds what was sent, nor a key, nor a name.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from ma_cluster.errors import (
+    ImageError,
+    MaClusterError,
+    ObjectMissingError,
+    Reason,
+    RequestFault,
+    RunConflictError,
+    StoreError,
+    UsageError,
+    WorkerLostError,
+)
+
+log = logging.getLogger(__name__)
+Why = Reason | RequestFault
+_RETRY_AFTER_S = "10"
+_OF_REASON = {
+    Reason.NOT_AN_IMAGE: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    Reason.UNSUPPORTED: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    Reason.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+}
+_OF_STATUS = {
+    HTTPStatus.BAD_REQUEST: RequestFault.BAD_REQUEST,
+    HTTPStatus.UNAUTHORIZED: RequestFault.UNAUTHORIZED,
+    HTTPStatus.NOT_FOUND: RequestFault.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED: RequestFault.NOT_FOUND,
+}
+
+
+class Problem(BaseModel):
+    """The body of an error."""
+
+    reason: Why
+    detail: str
+
+
+class RefusedError(Exception):
+    """A request has no answer."""
+
+    def __init__(self, status: HTTPStatus, reason: Why, detail: str) -> None:
+        super().__init__(status, reason, detail)
+        self.status, self.reason, self.detail = status, reason, detail
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entries of a route's errors."""
+    return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
+def answer_errors(api: FastAPI) -> None:
+    """Have an application answer whatever goes wrong as a `Problem`."""
+
+    @api.exception_handler(RefusedError)
+    def refused(request: Request, error: RefusedError) -> JSONResponse:
+        return _problem(error.status, error.reason, error.detail)
+
+    @api.exception_handler(MaClusterError)
+    def failed(request: Request, error: MaClusterError) -> JSONResponse:
+        detail = error.detail if isinstance(error, ImageError) else str(error)
+        return _problem(*_why(error), detail)
+
+    @api.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        places = {".".join(str(part) for part in fault["loc"]) + ": " + fault["type"] for fault in error.errors()}
+        return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, RequestFault.INVALID, "; ".join(sorted(places)))
+
+    @api.exception_handler(HTTPException)
+    def known(request: Request, error: HTTPException) -> JSONResponse:
+        status = HTTPStatus(error.status_code)
+        answer = _problem(status, _OF_STATUS.get(status, RequestFault.INVALID), status.phrase)
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @api.exception_handler(Exception)
+    def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        log.error("a request failed in a way that nobody foresaw", exc_info=error)
+        return _problem(HTTPStatus.SERVICE_UNAVAILABLE, RequestFault.UNAVAILABLE, "the service's log says more")
+
+
+def _why(error: MaClusterError) -> tuple[HTTPStatus, Why]:
+    if isinstance(error, ImageError):
+        if isinstance(error, WorkerLostError) or error.reason is Reason.STORE_ERROR:
+            return HTTPStatus.SERVICE_UNAVAILABLE, error.reason
+        return _OF_REASON.get(error.reason, HTTPStatus.UNPROCESSABLE_ENTITY), error.reason
+    if isinstance(error, ObjectMissingError):
+        return HTTPStatus.NOT_FOUND, RequestFault.NOT_FOUND
+    if isinstance(error, UsageError | RunConflictError):
+        return HTTPStatus.UNPROCESSABLE_ENTITY, RequestFault.INVALID
+    if isinstance(error, StoreError):
+        return HTTPStatus.SERVICE_UNAVAILABLE, Reason.STORE_ERROR
+    return HTTPStatus.SERVICE_UNAVAILABLE, RequestFault.UNAVAILABLE
+
+
+def _problem(status: HTTPStatus, reason: Why, detail: str) -> JSONResponse:
+    headers = {}
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        headers["Retry-After"] = _RETRY_AFTER_S
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({"reason": reason, "detail": detail}, status, headers)
