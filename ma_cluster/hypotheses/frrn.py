@@ -17,7 +17,9 @@ Scenes" (CVPR 2017, arXiv 1611.08323), Table 1 (a), the hypothesis network of Sa
             conv 1x1                    /1  classes
 
 Departures: `width` scales every channel count, rounded to multiples of 8, which convolution kernels want (1 is the
-published network; 17,745,970 parameters at two classes).
+published network; 17,745,970 parameters at two classes). z is never updated at full size: what a unit adds is constant
+over its pooling window, so the maximum over the window grows by just that, max(z + c) = max(z) + c, and each scale
+keeps z pooled and the sum of what was added. Full size is read once and written once, instead of 17 times each.
 """
 
 from __future__ import annotations
@@ -48,40 +50,42 @@ class ResidualUnit(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
-        return self.skip(x) + self.second(F.relu(self.first(x)))
+        return self.second(F.relu(self.first(x), inplace=True)).add_(self.skip(x))
 
 
 class FullResolutionResidualUnit(nn.Module):
-    """y' = f(y, pool(z)); z' = z + upsample(conv1(y')): reads the residual stream pooled, writes it at full size."""
+    """y' = f(y, pool(z)), and conv1(y'), which z gains at each pixel of the window that was pooled."""
 
-    def __init__(self, inputs: int, outputs: int, residual: int, scale: int) -> None:
+    def __init__(self, inputs: int, outputs: int, residual: int) -> None:
         super().__init__()
-        self.scale = scale
         self.first = _conv_bn(inputs + residual, outputs, 3)
         self.second = _conv_bn(outputs, outputs, 3)
         self.back = nn.Conv2d(outputs, residual, 1)
 
     def forward(
-        self, y: Float[Tensor, "n c hs ws"], z: Float[Tensor, "n r h w"]
-    ) -> tuple[Float[Tensor, "n d hs ws"], Float[Tensor, "n r h w"]]:
-        y = torch.cat([y, F.max_pool2d(z, self.scale)], dim=1)
-        y = F.relu(self.second(F.relu(self.first(y))))
-        return y, z + F.interpolate(self.back(y), scale_factor=self.scale, mode="nearest")
+        self, y: Float[Tensor, "n c hs ws"], pooled: Float[Tensor, "n r hs ws"]
+    ) -> tuple[Float[Tensor, "n d hs ws"], Float[Tensor, "n r hs ws"]]:
+        y = F.relu(self.first(torch.cat([y, pooled], dim=1)), inplace=True)
+        y = F.relu(self.second(y), inplace=True)
+        return y, self.back(y)
 
 
 class Stage(nn.ModuleList):
-    """`units` FRRUs in a row, y' of one the y of the next."""
+    """`units` FRRUs of one scale in a row, y' of one the y of the next; and what z gained from all of them."""
 
-    def __init__(self, inputs: int, outputs: int, residual: int, scale: int, units: int) -> None:
+    def __init__(self, inputs: int, outputs: int, residual: int, units: int) -> None:
         sizes = [inputs] + [outputs] * (units - 1)
-        super().__init__([FullResolutionResidualUnit(size, outputs, residual, scale) for size in sizes])
+        super().__init__([FullResolutionResidualUnit(size, outputs, residual) for size in sizes])
 
     def forward(
-        self, y: Float[Tensor, "n c hs ws"], z: Float[Tensor, "n r h w"]
-    ) -> tuple[Float[Tensor, "n d hs ws"], Float[Tensor, "n r h w"]]:
-        for unit in self:
-            y, z = unit(y, z)
-        return y, z
+        self, y: Float[Tensor, "n c hs ws"], pooled: Float[Tensor, "n r hs ws"]
+    ) -> tuple[Float[Tensor, "n d hs ws"], Float[Tensor, "n r hs ws"]]:
+        first, *others = self
+        y, gained = first(y, pooled)
+        for unit in others:
+            y, more = unit(y, pooled + gained)
+            gained = gained + more
+        return y, gained
 
 
 class Frrn(nn.Module):
@@ -90,17 +94,17 @@ class Frrn(nn.Module):
     def __init__(self, width: float = 1.0, classes: int = 2) -> None:
         super().__init__()
         base, residual = _channels(48, width), _channels(32, width)
-        self.stem = nn.Sequential(_conv_bn(3, base, 5), nn.ReLU())
+        self.stem = nn.Sequential(_conv_bn(3, base, 5), nn.ReLU(inplace=True))
         self.stem_units = nn.Sequential(*[ResidualUnit(base, base) for _ in range(3)])
         self.split = _conv_bn(base, residual, 1)
         channels = base
         self.down = nn.ModuleList()
-        for outputs, scale, units in ((96, 2, 3), (192, 4, 4), (384, 8, 2), (384, 16, 2)):
-            self.down.append(Stage(channels, _channels(outputs, width), residual, scale, units))
+        for outputs, units in ((96, 3), (192, 4), (384, 2), (384, 2)):
+            self.down.append(Stage(channels, _channels(outputs, width), residual, units))
             channels = _channels(outputs, width)
         self.up = nn.ModuleList()
-        for outputs, scale, units in ((192, 8, 2), (192, 4, 2), (96, 2, 2)):
-            self.up.append(Stage(channels, _channels(outputs, width), residual, scale, units))
+        for outputs, units in ((192, 2), (192, 2), (96, 2)):
+            self.up.append(Stage(channels, _channels(outputs, width), residual, units))
             channels = _channels(outputs, width)
         first = ResidualUnit(channels + residual, base)
         self.merge_units = nn.Sequential(first, ResidualUnit(base, base), ResidualUnit(base, base))
@@ -110,11 +114,26 @@ class Frrn(nn.Module):
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k h w"]:
         y = self.stem_units(self.stem(x))
         z = self.split(y)
+        y, gained = self._pooling_stream(y, z)
+        return self.head(self.merge_units(torch.cat([_upsample2(y), z + _spread2(gained)], dim=1)))
+
+    def _pooling_stream(
+        self, y: Float[Tensor, "n c h w"], z: Float[Tensor, "n r h w"]
+    ) -> tuple[Float[Tensor, "n d hs ws"], Float[Tensor, "n r hs ws"]]:
+        """y after the way down and up, at half the size, and all that z gained, there too."""
+        pooled, passed = z, []
         for stage in self.down:
-            y, z = stage(F.max_pool2d(y, 2), z)
+            pooled = F.max_pool2d(pooled, 2)
+            y, gained = stage(F.max_pool2d(y, 2), pooled)
+            pooled = pooled + gained
+            passed.append((pooled, gained))
+        passed.pop()  # the way up turns at the last scale
         for stage in self.up:
-            y, z = stage(_upsample2(y), z)
-        return self.head(self.merge_units(torch.cat([_upsample2(y), z], dim=1)))
+            pooled, before = passed.pop()
+            coarser = _spread2(gained)
+            y, gained = stage(_upsample2(y), pooled + coarser)
+            gained = before + coarser + gained
+        return y, gained
 
 
 def _channels(published: int, width: float) -> int:
@@ -123,6 +142,11 @@ def _channels(published: int, width: float) -> int:
 
 def _upsample2(y: Tensor) -> Tensor:
     return F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _spread2(gained: Tensor) -> Tensor:
+    """The same at each of the 2 x 2 pixels that were pooled."""
+    return F.interpolate(gained, scale_factor=2, mode="nearest")
 
 
 def _he_uniform(module: nn.Module) -> None:

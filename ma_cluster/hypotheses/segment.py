@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt8
@@ -20,7 +22,7 @@ def probability_map(
     tiling: Tiling,
     batch_tiles: int = 1,
 ) -> Float32[ndarray, "h w"]:
-    """Lesion probability of each pixel, 0 outside the FOV. Tiles that do not meet the FOV are not computed.
+    """Lesion probability of each pixel, 0 outside the FOV. Only tiles that meet the FOV are computed.
 
     Args:
         model: in eval mode.
@@ -29,11 +31,12 @@ def probability_map(
         tiling: of the same shape.
         batch_tiles: tiles in one forward pass; does not change the answer. On a CPU one is fastest: it stays in cache.
     """
-    windows = tiling.meeting(fov)
+    windows = sorted(tiling.covering(fov), key=lambda window: window.shape)  # those of one shape make a batch
     padded = tiling.pad(enhanced, fill=MID_GREY)
-    answers: list[Float32[ndarray, "t t"]] = []
-    for start in range(0, len(windows), batch_tiles):
-        tiles = [tiling.crop(padded, window) for window in windows[start : start + batch_tiles]]
-        batch = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2)
-        answers.extend(hgn_probability(model, batch).numpy())
+    answers: list[Float32[ndarray, "_ _"]] = []
+    for _, alike in groupby(windows, key=lambda window: window.shape):
+        tiles = [tiling.crop(padded, window) for window in alike]
+        for start in range(0, len(tiles), batch_tiles):
+            batch = torch.from_numpy(np.stack(tiles[start : start + batch_tiles])).permute(0, 3, 1, 2)
+            answers.extend(hgn_probability(model, batch).numpy())
     return tiling.stitch(windows, answers) * fov

@@ -5,23 +5,32 @@ A window is a place, a patch its pixels. `Tiling.crop` and `Tiling.stitch` mirro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float32
 from numpy import ndarray
 
+Range = tuple[int, int]
+"""First index, and the one past the last."""
+GRID_PX = 16
+"""Tiles start and end at multiples of it, as the networks' pooling grids do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A square place on a grid: first row, first col, and the index range of the tile that the answer is taken from."""
+    """A rectangular place on a grid, and the part of it whose answer is kept. All ranges are on the grid."""
 
-    row: int
-    col: int
-    keep_rows: tuple[int, int]
-    keep_cols: tuple[int, int]
+    rows: Range
+    cols: Range
+    keep_rows: Range
+    keep_cols: Range
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the tile, pixels."""
+        return self.rows[1] - self.rows[0], self.cols[1] - self.cols[0]
 
 
 def crop(image: ndarray, row: int, col: int, size: int, fill: int) -> ndarray:
@@ -39,44 +48,44 @@ def crop(image: ndarray, row: int, col: int, size: int, fill: int) -> ndarray:
     return patch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tiling:
-    """Equal square tiles over a grid of `shape`, overlapping by two halos, whose kept parts cover each pixel once.
+    """Tiles over what is needed of a grid: bands of rows, each cut over the columns that are needed in it.
 
-    The halo, context whose answer is discarded, is dropped only on inner sides: at the photograph's edge a network pads
-    the tile just as it would pad the whole photograph, so both give the same answer there. Tiles start at multiples of
-    16, as the network's pooling grid does.
+    A tile is a kept part with a halo around it, context whose answer is discarded; kept parts of one band are alike.
+    There is no halo beyond the photograph's edge: a network pads the tile there just as it would pad the whole
+    photograph, so both give the same answer.
 
-        tile 8, halo 2, length 16:  |0 1 2 3 4 5 . .|              kept 0..5
-                                            |. . 6 7 8 9 . .|       kept 6..9
-                                                    |. . 10 .. 15|  kept 10..15
+        tile 64, halo 16, length 80:   |0 .. 31 : 32 .. 47|                  kept 0..31
+                                       |16 .. 31 : 32 .. 63 : 64 .. 79|      kept 32..63
+                                                |48 .. 63 : 64 .. 79|        kept 64..79
     """
 
     height: int
     width: int
     tile: int
+    """Largest side of a tile, pixels."""
     halo: int
 
     def __post_init__(self) -> None:
         if self.tile <= 2 * self.halo:
             raise ValueError(f"a tile of {self.tile} pixels has no room for two halos of {self.halo}")
+        if self.tile % GRID_PX or self.halo % GRID_PX:
+            raise ValueError(f"tile {self.tile} and halo {self.halo} must be multiples of {GRID_PX}")
 
     @property
     def padded_shape(self) -> tuple[int, int]:
-        """The shape the tiles need: at least one tile, and a whole number of 16s."""
-        return _padded(self.height, self.tile), _padded(self.width, self.tile)
+        """The shape the tiles need: a whole number of 16s."""
+        return _round_up(self.height), _round_up(self.width)
 
-    @cached_property
-    def windows(self) -> tuple[Window, ...]:
-        """All windows, row by row."""
-        rows = _axis(self.padded_shape[0], self.tile, self.halo)
-        cols = _axis(self.padded_shape[1], self.tile, self.halo)
-        return tuple(Window(row, col, keep_row, keep_col) for row, keep_row in rows for col, keep_col in cols)
-
-    def meeting(self, mask: Bool[ndarray, "h w"]) -> tuple[Window, ...]:
-        """The windows whose kept part meets the mask; the others need no computing."""
-        padded = self.pad(mask, fill=0)
-        return tuple(w for w in self.windows if padded[_kept(w)].any())
+    def covering(self, mask: Bool[ndarray, "h w"]) -> tuple[Window, ...]:
+        """Windows whose kept parts cover each pixel of the mask once; the rest of the grid needs no computing."""
+        height, width = self.padded_shape
+        return tuple(
+            Window(rows, cols, keep_rows, keep_cols)
+            for rows, keep_rows in self._spans(mask.any(axis=1), height)
+            for cols, keep_cols in self._spans(mask[slice(*keep_rows)].any(axis=0), width)
+        )
 
     def pad(self, image: ndarray, fill: int) -> ndarray:
         """The image extended with `fill` at the bottom and the right to `padded_shape`."""
@@ -88,35 +97,29 @@ class Tiling:
 
     def crop(self, padded: ndarray, window: Window) -> ndarray:
         """The tile of a window, from an image that `pad` has extended."""
-        return padded[window.row : window.row + self.tile, window.col : window.col + self.tile]
+        return padded[slice(*window.rows), slice(*window.cols)]
 
-    def stitch(self, windows: Sequence[Window], tiles: Sequence[Float32[ndarray, "t t"]]) -> Float32[ndarray, "h w"]:
+    def stitch(self, windows: Sequence[Window], tiles: Sequence[Float32[ndarray, "_ _"]]) -> Float32[ndarray, "h w"]:
         """The mirror of `crop`: the kept part of each tile at its place; 0 where no window is given."""
         out = np.zeros(self.padded_shape, dtype=np.float32)
         for window, tile in zip(windows, tiles, strict=True):
-            out[_kept(window)] = tile[slice(*window.keep_rows), slice(*window.keep_cols)]
+            rows, cols = slice(*window.keep_rows), slice(*window.keep_cols)
+            top, left = window.rows[0], window.cols[0]
+            out[rows, cols] = tile[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
         return out[: self.height, : self.width]
 
+    def _spans(self, needed: Bool[ndarray, "n"], length: int) -> Iterator[tuple[Range, Range]]:
+        """(tile, kept part) along one axis of a padded length: as few as will do, of equal kept parts."""
+        found = np.flatnonzero(needed)
+        if len(found) == 0:
+            return
+        first, stop = int(found[0]) // GRID_PX * GRID_PX, _round_up(int(found[-1]) + 1)
+        count = -(-(stop - first) // (self.tile - 2 * self.halo))
+        side = _round_up(-(-(stop - first) // count))
+        for start in range(first, stop, side):
+            end = min(start + side, stop)
+            yield (max(0, start - self.halo), min(length, end + self.halo)), (start, end)
 
-def _kept(window: Window) -> tuple[slice, slice]:
-    """Where the kept part of a window lies on the padded grid."""
-    rows = slice(window.row + window.keep_rows[0], window.row + window.keep_rows[1])
-    cols = slice(window.col + window.keep_cols[0], window.col + window.keep_cols[1])
-    return rows, cols
 
-
-def _padded(length: int, tile: int) -> int:
-    return max(tile, -(-length // 16) * 16)
-
-
-def _axis(length: int, tile: int, halo: int) -> list[tuple[int, tuple[int, int]]]:
-    """(start, kept index range) of the tiles along one axis of a padded length."""
-    last = length - tile
-    starts = [*range(0, last, tile - 2 * halo), last]
-    kept = []
-    done = 0
-    for start in starts:
-        stop = length if start == last else start + tile - halo
-        kept.append((start, (done - start, stop - start)))
-        done = stop
-    return kept
+def _round_up(length: int) -> int:
+    return -(-length // GRID_PX) * GRID_PX

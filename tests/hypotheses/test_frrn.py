@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import calibrated_frrn
+from torch import Tensor
 
-from ma_cluster.hypotheses.frrn import STRIDE, Frrn, Stage
+from ma_cluster.hypotheses.frrn import STRIDE, Frrn
 
 
 @pytest.mark.parametrize(("classes", "parameters"), [(2, 17_745_970), (1, 17_745_921)])
@@ -35,20 +37,44 @@ def test_every_weight_receives_a_gradient() -> None:
     assert silent == []
 
 
-def test_the_pooling_streams_reach_the_published_scales() -> None:
-    scales = [[unit.scale for unit in stage] for stage in Frrn(1 / 16).modules() if isinstance(stage, Stage)]
-    assert scales == [[2, 2, 2], [4, 4, 4, 4], [8, 8], [16, 16], [8, 8], [4, 4], [2, 2]]
+def as_published(network: Frrn, x: Tensor) -> Tensor:
+    """The network with its residual stream written out: pooled at full size by each unit, and updated there."""
+    y = network.stem_units(network.stem(x))
+    z = network.split(y)
+    for stages, scales in ((network.down, (2, 4, 8, 16)), (network.up, (8, 4, 2))):
+        for stage, scale in zip(stages, scales, strict=True):
+            y = F.max_pool2d(y, 2) if stages is network.down else upsample2(y)
+            for unit in stage:
+                y = F.relu(unit.first(torch.cat([y, F.max_pool2d(z, scale)], dim=1)))
+                y = F.relu(unit.second(y))
+                z = z + F.interpolate(unit.back(y), scale_factor=scale, mode="nearest")
+    return network.head(network.merge_units(torch.cat([upsample2(y), z], dim=1)))
 
 
-def test_the_residual_stream_keeps_what_it_held_at_full_resolution() -> None:
-    torch.manual_seed(0)
-    stage = Stage(8, 8, 8, scale=4, units=2).eval()
-    for unit in stage:
-        torch.nn.init.zeros_(unit.back.weight)
-        torch.nn.init.zeros_(unit.back.bias)
-    z = torch.randn(1, 8, 16, 16)
-    _, after = stage(torch.randn(1, 8, 4, 4), z)
-    assert torch.equal(after, z)
+def upsample2(y: Tensor) -> Tensor:
+    return F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def test_keeping_the_residual_stream_pooled_is_the_published_network() -> None:
+    network, x = calibrated_frrn().double(), torch.randn(2, 3, 64, 96).double()
+    with torch.inference_mode():
+        assert torch.allclose(network(x), as_published(network, x), rtol=1e-9, atol=1e-9)
+
+
+def test_keeping_the_residual_stream_pooled_gives_the_published_gradients() -> None:
+    network, x = calibrated_frrn().double(), torch.randn(1, 3, 32, 48).double()
+    gradients = [
+        torch.autograd.grad(each.square().mean(), list(network.parameters()))
+        for each in (network(x), as_published(network, x))
+    ]
+    for found, expected in zip(*gradients, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-7, atol=1e-10)
+
+
+def test_the_pooling_streams_reach_the_published_depths() -> None:
+    network = Frrn(1 / 16)
+    assert [len(stage) for stage in network.down] == [3, 4, 2, 2]
+    assert [len(stage) for stage in network.up] == [2, 2, 2]
 
 
 def test_photographs_of_a_batch_do_not_mix_in_eval_mode() -> None:
