@@ -1,0 +1,165 @@
+"""Jobs on a cluster at a distance: a real head that asks for a token, and the command that submits to it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from archive_runs import rows
+from fundus_set import write_training_set
+from PIL import Image
+from ray_head import RAY, Head, running_head
+from skimage.data import retina
+
+from ma_cluster.cluster.submission import Submission, entrypoint, exit_status, runtime_env
+from ma_cluster.cluster.train_folder import TrainFolder
+from ma_cluster.errors import UsageError
+from ma_cluster.images.store import LocalStore
+
+ROOT = Path(__file__).parents[2]
+COMMAND = str(Path(sys.executable).with_name("ma-cluster"))
+SECRET = 'wJalr/XUtn"FEMI+K7'
+PROBE = """
+import os, sys, ma_cluster
+print(ma_cluster.GREETING, sys.argv[1:], sorted(os.listdir(".")), len(os.environ["AWS_SECRET_ACCESS_KEY"]))
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """Six logical CPUs, as the tests' shared Ray has."""
+    with running_head(cpus=6) as head:
+        yield head
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose package is another than the installed one, with a job that tells what it finds."""
+    root = tmp_path_factory.mktemp("checkout")
+    for name, text in {
+        "ma_cluster/__init__.py": "GREETING = 'from the checkout'",
+        "jobs/probe.py": PROBE,
+        "jobs/wait.py": "import time\nprint('waiting', flush=True)\ntime.sleep(60)",
+        ".venv/large.bin": "",
+        "runs/patients.csv": "",
+    }.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def submit(head: Head, *arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
+    command = [COMMAND, "submit", "--address", head.dashboard, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=cwd, env=dict(head.environment) | environment, text=True, **pipes)
+
+
+def test_a_job_gets_the_source_and_the_named_variables_and_its_exit_status_comes_back(head: Head, probe: Path) -> None:
+    job = submit(head, "--env", "AWS_SECRET*", "probe", 3, "--dry-run", cwd=probe, AWS_SECRET_ACCESS_KEY=SECRET)
+    out, _ = job.communicate(timeout=120)
+    assert f"from the checkout ['3', '--dry-run'] ['jobs', 'ma_cluster'] {len(SECRET)}" in out
+    assert out.startswith("raysubmit_")
+    assert job.returncode == 3
+    assert "AWS_SECRET_ACCESS_KEY" in out
+    assert "wJalr" not in out
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: Head, probe: Path) -> None:
+    # RAY_ADDRESS, as set on a machine that has a cluster of its own, does not overrule --address
+    following = submit(head, "wait.py", cwd=probe, RAY_ADDRESS="http://127.0.0.1:1")
+    assert following.stdout is not None
+    job_id = following.stdout.readline().strip()
+    while "waiting" not in following.stdout.readline():
+        assert following.poll() is None
+    following.send_signal(signal.SIGINT)
+    out, _ = following.communicate(timeout=30)
+    assert following.returncode == 130
+    stop = next(line.split() for line in out.splitlines() if "ray job stop" in line)
+    assert stop[:3] == ["ray", "job", "stop"]
+    assert stop[-1] == job_id
+    assert "RUNNING" in ray_job(head, "status", job_id)
+    ray_job(head, *stop[2:])
+    assert "was stopped" in ray_job(head, "status", job_id)
+
+
+@pytest.mark.parametrize(
+    "token", [{"RAY_AUTH_TOKEN": ""}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "0" * 64}], ids=str
+)
+def test_without_the_token_a_job_is_refused(head: Head, probe: Path, token: dict[str, str], tmp_path: Path) -> None:
+    job = submit(head, "probe", 0, cwd=probe, HOME=str(tmp_path), **token)
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert "RAY_AUTH_TOKEN" in out
+    assert "raysubmit" not in out
+
+
+@pytest.mark.slow
+def test_an_archive_is_scored_by_a_job(head: Head, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    for side in (300, 320):
+        Image.fromarray(retina()).resize((side, side)).save(tmp_path / "archive" / f"{side}.jpg")
+    dest = tmp_path / "results"
+    options = ("--model", tiny_bundle, "--replicas", 1)
+    job = submit(head, "score_archive", tmp_path / "archive", dest, *options, cwd=tmp_path)
+    out, _ = job.communicate(timeout=240)
+    assert job.returncode == 0, out
+    assert {row["status"] for row in rows(LocalStore(dest)).values()} == {"scored"}
+    assert "succeeded" in ray_job(head, "status", out.split()[0])
+
+
+@pytest.mark.slow
+def test_a_network_is_trained_by_a_job(head: Head, tmp_path: Path) -> None:
+    write_training_set(tmp_path / "data")
+    out = tmp_path / "run"
+    options = ("--recipe", "tiny", "--scale", "0.5x", "--steps", 4, "--epoch-steps", 2)
+    job = submit(head, "train_hgn.py", "--data", tmp_path / "data", "--out", out, *options)
+    lines, _ = job.communicate(timeout=240)
+    assert job.returncode == 0, lines
+    assert [epoch.step for epoch in TrainFolder(str(out)).epochs] == [2, 4]
+    assert "succeeded" in ray_job(head, "status", lines.split()[0])
+
+
+def ray_job(head: Head, verb: str, *arguments: str) -> str:
+    """What Ray's own command says."""
+    command = [RAY, "job", verb, "--address", head.dashboard, *arguments]
+    done = subprocess.run(command, env=dict(head.environment), capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_a_job_that_is_not_there_is_named_with_those_that_are(probe: Path) -> None:
+    with pytest.raises(UsageError, match="'tea'; jobs/ has probe, wait"):
+        entrypoint(probe, Submission(job="tea"))
+
+
+def test_arguments_reach_the_job_as_they_are(probe: Path) -> None:
+    command = entrypoint(probe, Submission(job="jobs/probe.py", arguments=("s3://a/left eye", "$(rm -rf /)")))
+    assert command == "python jobs/probe.py 's3://a/left eye' '$(rm -rf /)'"
+
+
+def test_only_package_and_jobs_are_sent_and_the_package_can_stay(probe: Path, tmp_path: Path) -> None:
+    for package, folders in ((True, ["jobs", "ma_cluster"]), (False, ["jobs"])):
+        sent = tmp_path / str(package)
+        assert runtime_env(probe, Submission(job="probe", package=package), sent) == {"working_dir": str(sent)}
+        assert sorted(path.name for path in sent.iterdir()) == folders
+
+
+def test_dependencies_are_installed_but_for_ray_which_is_the_clusters(tmp_path: Path) -> None:
+    wanted = runtime_env(ROOT, Submission(job="train_hgn", package=False, install=True), tmp_path / "sent")["pip"]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert [requirement for requirement in declared if requirement not in wanted] == [
+        requirement for requirement in declared if requirement.startswith("ray")
+    ]
+
+
+def test_a_job_ended_by_a_signal_exits_as_a_shell_says_it() -> None:
+    assert [exit_status(code) for code in (1, 3, 143, -9)] == [1, 3, 143, 137]
+
+
+def test_the_values_of_variables_are_in_no_text_about_a_submission() -> None:
+    assert SECRET not in repr(Submission(job="probe", environment={"AWS_SECRET_ACCESS_KEY": SECRET}))
