@@ -1,13 +1,15 @@
 # make demo     from a clean clone to scored photographs; IMAGES=<folder or s3:// prefix> scores one's own,
 #               MODEL=<folder> with another model
 # make test     the everyday tests; make check: what CI runs, that is lint, types and all tests, the slow ones too
+# make monitor  Prometheus on http://127.0.0.1:9090, with the alerts of deploy/prometheus: it watches the Ray that was
+#               started last on this machine, that of a `make demo` beside it for one; MONITOR=<host:port> elsewhere
 # make clean    removes what these targets made, .venv included
 # Everything is installed into .venv on first use, and again when pyproject.toml changes.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo demo-sample demo-own test lint check clean
+.PHONY: demo demo-sample demo-own test lint check monitor clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,6 +17,7 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 IMAGES ?=
 MODEL ?= lite
+MONITOR ?= 127.0.0.1:9090
 
 demo: $(if $(IMAGES),demo-own,demo-sample)
 	@echo
@@ -44,6 +47,14 @@ lint: .venv/.installed-test
 
 check: lint
 	$(BIN)/pytest
+
+monitor:
+	@command -v prometheus >/dev/null || { echo "no prometheus on the PATH: apt-get install prometheus," \
+	  "brew install prometheus or https://prometheus.io/download; without one: ma-cluster top" >&2; exit 1; }
+	@echo "http://$(MONITOR)   alerts: http://$(MONITOR)/alerts   in a terminal: ma-cluster top --prometheus http://$(MONITOR)"
+	@mkdir -p demo
+	prometheus --config.file=deploy/prometheus/prometheus.yml --storage.tsdb.path=demo/prometheus \
+	  --web.listen-address="$(MONITOR)" --log.level=warn
 
 clean:
 	rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

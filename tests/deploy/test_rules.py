@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+import time
+import urllib.request
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from deploy_files import DASHBOARDS, DEPLOY, PROMETHEUS, RULES, Query, panel_queries, panels, rules
+from servers import free_ports
 
 from ma_cluster.cluster import metrics
 from ma_cluster.report.top import exported
@@ -135,3 +141,40 @@ def test_kubernetes_gets_the_same_rules_by_the_command_that_is_written_there() -
     assert {resource["kind"] for resource in resources} == {"PrometheusRule"}
     assert [resource["spec"] for resource in resources] == [yaml.safe_load(path.read_text()) for path in RULES]
     assert {monitor["kind"] for monitor in yaml.safe_load_all(text)} == {"PodMonitor", "ServiceMonitor"}
+
+
+def test_make_monitor_starts_a_prometheus_with_the_rules(promtool: str) -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    command = ["make", "monitor", f"MONITOR={address}"]
+    options = {"cwd": DEPLOY.parent, "start_new_session": True, "stdout": subprocess.DEVNULL}
+    make = subprocess.Popen(command, stderr=subprocess.DEVNULL, **options)
+    try:
+        groups = answer(f"http://{address}/api/v1/rules", timeout_s=20)["data"]["groups"]
+        jobs = answer(f"http://{address}/api/v1/status/config", timeout_s=20)["data"]["yaml"]
+    finally:
+        os.killpg(make.pid, signal.SIGTERM)
+        make.wait()
+    assert {rule["name"] for group in groups for rule in group["rules"]} >= {"MaRefusalsHigh", "MaArchiveLate"}
+    assert "job_name: ray" in jobs
+
+
+def test_make_monitor_says_what_to_do_where_there_is_no_prometheus(tmp_path: Path) -> None:
+    for tool in ("make", "bash"):
+        found = shutil.which(tool)
+        assert found is not None
+        (tmp_path / tool).symlink_to(found)
+    done = subprocess.run(
+        ["make", "monitor"], cwd=DEPLOY.parent, env={"PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "apt-get install prometheus" in done.stderr
+
+
+def answer(url: str, timeout_s: float) -> dict[str, Any]:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as page:
+                return json.load(page)
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.2)
