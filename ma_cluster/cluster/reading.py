@@ -96,8 +96,11 @@ def measure_quality(rgb: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]) -> 
 
 def _fetch(source: Source, entry: Entry, config: ImageConfig) -> bytes:
     try:
-        return source.get(entry.key, max_bytes=config.max_bytes, etag=entry.etag)
+        data = source.get(entry.key, max_bytes=config.max_bytes, etag=entry.etag)
     except (ObjectMissingError, ObjectChangedError) as error:
         raise ImageFailedError(Reason.CHANGED, str(error)) from error
     except StoreError as error:
         raise ImageFailedError(Reason.STORE_ERROR, str(error)) from error
+    if len(data) != entry.size:  # of a store that sends no checksum, whose Content-Length says too little
+        raise ImageFailedError(Reason.STORE_ERROR, f"{len(data)} bytes came, {entry.size} were listed")
+    return data

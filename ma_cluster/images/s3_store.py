@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -31,7 +32,8 @@ from ma_cluster.errors import ObjectChangedError, ObjectMissingError, StoreError
 from ma_cluster.images.store import Entry, check_size
 
 _Answer = TypeVar("_Answer")
-_PIECE_BYTES = 8192  # read at a time: 1 KB/s is noticed within seconds, and 10 MB take 5 ms more than in one go
+_CLIENTS = threading.Lock()  # boto3's session is not for threads, though what it makes is
+_PIECE_BYTES = 1024, 65_536  # least and most to read at a time
 _BROKEN = (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError, HTTPError, TimeoutError)
 _FAULTS = (ClientError, BotoCoreError, HTTPError, TimeoutError)
 _PASSING_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504})  # 409: a write of the same key was under way
@@ -47,7 +49,7 @@ class S3Limits:
     """For a connection, seconds."""
     stall_s: float = 30.0
     """For a reply to begin, and between two bytes of it, seconds."""
-    slowest_bytes_per_s: float = 16 * 1024
+    slowest_bytes_per_s: float = 16_384.0
     """A body that is slower, its first `stall_s` aside, is given up: another connection may be faster."""
     deadline_s: float = 240.0
     """For one body; and so long after the first attempt no other begins, seconds."""
@@ -84,7 +86,8 @@ class S3Store:
             max_pool_connections=32,
         )
         try:
-            return boto3.client("s3", config=config)
+            with _CLIENTS:
+                return boto3.client("s3", config=config)
         except ValueError as error:  # boto3 checks the endpoint's form here
             raise UsageError(f"{error}; AWS_ENDPOINT_URL needs a scheme: http://host:port") from error
 
@@ -105,7 +108,7 @@ class S3Store:
         return Entry(key, reply["ContentLength"], reply["ETag"].strip('"'))
 
     def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
-        condition = {"IfMatch": f'"{etag}"'} if etag else {}
+        condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
 
         def whole() -> bytes:
             reply = self._client.get_object(**self._at(key), **condition)
@@ -160,11 +163,14 @@ class S3Store:
 def _read(body: Any, limits: S3Limits) -> bytes:
     """All of a body; botocore raises where its length or checksum is not what the headers say.
 
+    Each piece is as large as all before it: a slow body is noticed early, and a fast one read in few pieces.
+
     Raises:
         TimeoutError: it is slower than the limits allow.
     """
     began, size, pieces = time.monotonic(), 0, []
-    while piece := body.read(_PIECE_BYTES):
+    least, most = _PIECE_BYTES
+    while piece := body.read(min(most, max(least, size))):
         pieces.append(piece)
         size += len(piece)
         seconds = time.monotonic() - began

@@ -8,30 +8,26 @@ import os
 import signal
 import struct
 import subprocess
-import sys
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from archive_runs import replicas, rows
+from archive_runs import driver, masks, replicas, results, rows
 from PIL import Image
-from processes import Process, descendants, kill, processes, wait_until_gone
+from processes import Process, descendants, wait_until_gone
 from servers import Weed
 
 from ma_cluster.cluster.driver import Progress, score_archive
 from ma_cluster.cluster.scoring_app import Fleet
+from ma_cluster.cluster.status import missing_keys, read_status, to_json
 from ma_cluster.cluster.summary import Summary
 from ma_cluster.errors import RunConflictError, StoreError
-from ma_cluster.images.store import LocalStore, Store, open_store
-from ma_cluster.cluster.status import missing_keys, read_status, to_json
+from ma_cluster.images.store import LocalStore, open_store
 
-JOB = Path(__file__).parents[2] / "jobs" / "score_archive.py"
 FLEET = Fleet(segmenters=1)
 GOOD = 8
 POISON = {
@@ -93,18 +89,6 @@ def scored_folder(
     left = [process for process in descendants(os.getpid()) if process.title.startswith(actors)]
     assert wait_until_gone(left, timeout_s=30) == []
     return ScoredFolder(photographs, dest, summary, progress)
-
-
-def results(dest: Store, *but: str) -> dict[str, dict[str, Any]]:
-    """Outcomes without what differs from run to run: times, and the columns named."""
-    return {
-        key: {name: value for name, value in row.items() if not name.startswith("seconds_") and name not in but}
-        for key, row in rows(dest).items()
-    }
-
-
-def masks(dest: Store) -> dict[str, bytes]:
-    return {key: dest.get(row["mask_key"]) for key, row in rows(dest).items() if row["status"] == "scored"}
 
 
 def test_photographs_are_scored_and_the_rest_is_refused_with_its_reason(scored_folder: ScoredFolder) -> None:
@@ -225,7 +209,7 @@ def test_a_run_whose_driver_was_killed_goes_on_where_it_was(
     scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     """T5: kill -9 half-way. Committed parts stay as they are, and the end is that of an undisturbed run."""
-    with driver(scored_folder.source, tmp_path, tiny_bundle) as process:
+    with driver_of(scored_folder, tmp_path, tiny_bundle) as process:
         wait_for_parts(tmp_path, 3, process)
         process.kill()
         assert process.wait(timeout=10) == -signal.SIGKILL
@@ -241,7 +225,7 @@ def test_a_run_whose_driver_was_killed_goes_on_where_it_was(
 
 def test_sigterm_ends_the_driver_cleanly(scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path) -> None:
     """T6: exit 143, nothing left running, what is committed stays."""
-    with driver(scored_folder.source, tmp_path, tiny_bundle) as process:
+    with driver_of(scored_folder, tmp_path, tiny_bundle) as process:
         wait_for_parts(tmp_path, 1, process)
         family = descendants(process.pid)
         process.terminate()
@@ -259,21 +243,9 @@ def parts(dest: Path) -> dict[str, tuple[int, int, bytes]]:
     return found
 
 
-@contextmanager
-def driver(source: Path, dest: Path, model: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The job as a process of its own, with a Ray of its own; whatever of it is left at the end is killed."""
-    command = [sys.executable, str(JOB), str(source), str(dest), "--model", str(model), "--threads", "1"]
-    with (dest / "driver.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield process
-    finally:
-        # Ray's own processes end with the driver they belong to, its workers with those.
-        family = descendants(process.pid) + [other for other in processes() if other.session == process.pid]
-        process.kill()
-        process.wait()
-        wait_until_gone(family, timeout_s=30)
-        kill(family)
+def driver_of(scored: ScoredFolder, dest: Path, model: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    arguments = [str(scored.source), str(dest), "--model", str(model), "--threads", "1"]
+    return driver(arguments, dest / "driver.log")
 
 
 def wait_for_parts(dest: Path, count: int, process: subprocess.Popen[bytes]) -> None:
