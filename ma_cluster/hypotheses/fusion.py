@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from numpy import ndarray
 
 from ma_cluster.config import Fusion
+
+_ROUNDING = 1e-5  # far more than means of a few float32 probabilities are off by
 
 
 def upsample_half(probability: Float32[ndarray, "hh hw"], shape: tuple[int, int]) -> Float32[ndarray, "h w"]:
@@ -23,3 +25,20 @@ def fuse(maps: Sequence[Float32[ndarray, "h w"]], how: Fusion) -> Float32[ndarra
     for probability in maps[1:]:
         np.add(total, probability, out=total) if how == "arithmetic" else np.multiply(total, probability, out=total)
     return total / np.float32(len(maps)) if how == "arithmetic" else np.power(total, np.float32(1 / len(maps)))
+
+
+def can_reach(
+    threshold: float,
+    maps: Sequence[Float32[ndarray, "h w"]],
+    regions: Sequence[Bool[ndarray, "h w"]],
+    how: Fusion,
+) -> Bool[ndarray, "h w"]:
+    """Pixels whose fused probability may yet be `threshold` or more, before the maps of the regions are known.
+
+    Such a map is 0 outside its region and at best 1 inside, and neither mean falls where a map rises. So they are
+
+        arithmetic:  p1 + p2 + [in region 1] + [in region 2] >= 4 threshold
+        geometric:   p1 p2 >= threshold^4, within both regions
+    """
+    best = fuse([*maps, *(region.astype(np.float32) for region in regions)], how)
+    return best >= threshold - _ROUNDING

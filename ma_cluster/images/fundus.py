@@ -6,6 +6,7 @@ diameter is the scale. Every answer goes back to the photograph's own pixels thr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -52,6 +53,13 @@ class Grid:
     def scale(self) -> float:
         """Canonical pixels for each original pixel."""
         return self.canonical_height / self.height
+
+    @property
+    def reach_px(self) -> int:
+        """How far apart the canonical pixels can lie that `uncrop` takes one value from: 0 where it only crops."""
+        if (self.height, self.width) == (self.canonical_height, self.canonical_width):
+            return 0
+        return math.ceil(max(1.0, self.scale)) + 1
 
     def to_canonical(self, rows: Float[ndarray, "n 2"]) -> Float[ndarray, "n 2"]:
         """(row, col) on the photograph -> (row, col) on the canonical grid."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
 Range = tuple[int, int]
@@ -83,8 +83,8 @@ class Tiling:
         height, width = self.padded_shape
         return tuple(
             Window(rows, cols, keep_rows, keep_cols)
-            for rows, keep_rows in self._spans(mask.any(axis=1), height)
-            for cols, keep_cols in self._spans(mask[slice(*keep_rows)].any(axis=0), width)
+            for rows, keep_rows in self._spans(np.flatnonzero(mask.any(axis=1)), height)
+            for cols, keep_cols in self._spans(np.flatnonzero(mask[slice(*keep_rows)].any(axis=0)), width)
         )
 
     def pad(self, image: ndarray, fill: int) -> ndarray:
@@ -108,12 +108,11 @@ class Tiling:
             out[rows, cols] = tile[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
         return out[: self.height, : self.width]
 
-    def _spans(self, needed: Bool[ndarray, "n"], length: int) -> Iterator[tuple[Range, Range]]:
-        """(tile, kept part) along one axis of a padded length: as few as will do, of equal kept parts."""
-        found = np.flatnonzero(needed)
-        if len(found) == 0:
+    def _spans(self, needed: Int64[ndarray, "n"], length: int) -> Iterator[tuple[Range, Range]]:
+        """(tile, kept part) along one axis of a padded length, over ascending indices: as few as will do, even ones."""
+        if len(needed) == 0:
             return
-        first, stop = int(found[0]) // GRID_PX * GRID_PX, _round_up(int(found[-1]) + 1)
+        first, stop = int(needed[0]) // GRID_PX * GRID_PX, _round_up(int(needed[-1]) + 1)
         count = -(-(stop - first) // (self.tile - 2 * self.halo))
         side = _round_up(-(-(stop - first) // count))
         for start in range(first, stop, side):

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import cv2
+import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
@@ -18,7 +20,7 @@ from ma_cluster.bundle import Bundle, load_bundle, load_weights
 from ma_cluster.config import Recipe
 from ma_cluster.hypotheses.fitting import build_hgn
 from ma_cluster.hypotheses.folding import fold_batch_norms
-from ma_cluster.hypotheses.fusion import fuse, upsample_half
+from ma_cluster.hypotheses.fusion import can_reach, fuse, upsample_half
 from ma_cluster.hypotheses.segment import probability_map
 from ma_cluster.hypotheses.symmetric import Symmetric
 from ma_cluster.images.contrast import Prepared, prepare
@@ -76,8 +78,7 @@ class Detector:
         for name, network in networks.items():
             load_weights(network, bundle.weights[name], name)
             network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        for name in ("hgn_1x", "hgn_half"):
-            fold_batch_norms(networks[name])
+            fold_batch_norms(network)
         networks["hgn_1x"] = Symmetric(networks["hgn_1x"], recipe.detector.flips_1x)
         networks["hgn_half"] = Symmetric(networks["hgn_half"], recipe.detector.flips_half)
         for name, network in networks.items():
@@ -130,9 +131,9 @@ class Detector:
         return prepare(fundus, self.recipe.image)
 
     def segment(self, prepared: Prepared) -> Detection:
-        """The networks, their fusion, and the lesion table."""
+        """The networks, their fusion, and the lesion table. The PRN looks only where its answer can make a lesion."""
         seconds: dict[str, float] = {}
-        maps = self.maps(prepared, seconds)
+        maps = self._maps(prepared, seconds, exits_early=True)
         return self.decide(prepared, maps, seconds)
 
     def decide(self, prepared: Prepared, maps: Maps, seconds: dict[str, float] | None = None) -> Detection:
@@ -146,13 +147,16 @@ class Detector:
 
     def maps(self, prepared: Prepared, seconds: dict[str, float] | None = None) -> Maps:
         """The probability maps of every stage; wall times are added to `seconds`."""
-        seconds = {} if seconds is None else seconds
+        return self._maps(prepared, {} if seconds is None else seconds, exits_early=False)
+
+    def _maps(self, prepared: Prepared, seconds: dict[str, float], *, exits_early: bool) -> Maps:
         with _timed(seconds, "hgn"):
             hypotheses = self.hypotheses(prepared)
         if "prn" not in self._networks:
             return hypotheses
         with _timed(seconds, "prn"):
-            return self.refinements(prepared, hypotheses)
+            needed = self._undecided(prepared, hypotheses) if exits_early else prepared.fov_1x
+            return self._refinements(prepared, hypotheses, "prn", needed)
 
     def hypotheses(self, prepared: Prepared) -> Maps:
         """The maps of the two hypothesis networks alone."""
@@ -170,22 +174,46 @@ class Detector:
 
         With `network` "cls" they are those of the PRN trained without triplet loss, in the PRN's place.
         """
-        one, half = hypotheses.hgn_1x, hypotheses.hgn_half
-        config = self.recipe.detector
-        rois = one > config.roi_threshold_1x, half > config.roi_threshold_half
+        return self._refinements(prepared, hypotheses, network, prepared.fov_1x)
+
+    def _refinements(
+        self, prepared: Prepared, hypotheses: Maps, network: Refiner, needed: Bool[ndarray, "ch cw"]
+    ) -> Maps:
+        """All maps; the PRN's hold where `needed`, elsewhere they may be lower than they should."""
+        rois = self._regions(hypotheses)
         union = rois[0] | rois[1]
         if self.recipe.prn.scale == "1x":
-            refined = self._refine(network, prepared.enhanced_1x, union)
-        else:
-            union_half = union[::2, ::2] | union[1::2, ::2] | union[::2, 1::2] | union[1::2, 1::2]
-            refined = upsample_half(self._refine(network, prepared.enhanced_half, union_half), union.shape)
-        return Maps(one, half, refined * rois[0], refined * rois[1])
+            refined = self._refine(network, prepared.enhanced_1x, union & needed)
+        else:  # a pixel at 1x is interpolated from the pixels at 0.5x that its neighbours lie in
+            region = _halved(union) & _halved(_grown(needed, 1))
+            refined = upsample_half(self._refine(network, prepared.enhanced_half, region), union.shape)
+        return Maps(hypotheses.hgn_1x, hypotheses.hgn_half, refined * rois[0], refined * rois[1])
+
+    def _regions(self, hypotheses: Maps) -> tuple[Bool[ndarray, "ch cw"], Bool[ndarray, "ch cw"]]:
+        config = self.recipe.detector
+        return hypotheses.hgn_1x > config.roi_threshold_1x, hypotheses.hgn_half > config.roi_threshold_half
+
+    def _undecided(self, prepared: Prepared, hypotheses: Maps) -> Bool[ndarray, "ch cw"]:
+        """Pixels that the PRN can make part of a lesion, and those whose values it takes to say so."""
+        config = self.recipe.detector
+        open_yet = can_reach(config.threshold, hypotheses.stack(), self._regions(hypotheses), config.fusion)
+        return _grown(open_yet, prepared.grid.reach_px)
 
     def _refine(self, name: Refiner, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"]) -> Map:
         network = self._networks[name]
         if isinstance(network, DensePrn):
             return refine_dense(network, enhanced, roi)
         return refine(network, enhanced, roi, self.recipe.prn.cut_px, self.recipe.detector.prn_stride_px)
+
+
+def _halved(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "hh hw"]:
+    """Pixels at 0.5x of whose four one is set."""
+    return mask[::2, ::2] | mask[1::2, ::2] | mask[::2, 1::2] | mask[1::2, 1::2]
+
+
+def _grown(mask: Bool[ndarray, "h w"], by_px: int) -> Bool[ndarray, "h w"]:
+    side = 2 * by_px + 1
+    return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from torch import nn
 from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.refinement.fitting import prn_probability
 
-BATCH = 512
+BATCH = 32
+"""Patches in one forward pass, whose feature maps then stay in a CPU's cache: 512 take a tenth longer."""
 
 
 def refine(
@@ -38,8 +39,9 @@ def refine(
     views = np.lib.stride_tricks.sliding_window_view(padded, (patch_px, patch_px), axis=(0, 1))  # row col 3 s s
     for start in range(0, len(rows), BATCH):
         part = slice(start, start + BATCH)
-        patches = views[rows[part] * stride_px, cols[part] * stride_px]
-        lattice[rows[part], cols[part]] = prn_probability(model, torch.from_numpy(patches)).numpy()
+        patches = torch.from_numpy(views[rows[part] * stride_px, cols[part] * stride_px])
+        patches = patches.contiguous(memory_format=torch.channels_last)
+        lattice[rows[part], cols[part]] = prn_probability(model, patches).numpy()
     return interpolate(lattice, roi.shape, stride_px) * roi
 
 

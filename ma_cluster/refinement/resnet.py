@@ -36,9 +36,9 @@ class Bottleneck(nn.Module):
         self.skip = nn.Identity() if same else _conv_bn(inputs, outputs, 1, stride)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d hs ws"]:
-        y = F.relu(self.reduce(x))
-        y = F.relu(self.spatial(y))
-        return F.relu(self.skip(x) + self.expand(y))
+        y = F.relu(self.reduce(x), inplace=True)
+        y = F.relu(self.spatial(y), inplace=True)
+        return self.expand(y).add_(self.skip(x)).relu_()
 
 
 class Prn(nn.Module):
@@ -49,7 +49,7 @@ class Prn(nn.Module):
         super().__init__()
         self.context = context
         channels = max(8, 8 * round(64 * width / 8))
-        self.stem = nn.Sequential(_conv_bn(3, channels, 7, 2), nn.ReLU())
+        self.stem = nn.Sequential(_conv_bn(3, channels, 7, 2), nn.ReLU(inplace=True))
         stages: list[nn.Module] = []
         inputs = channels
         for number, (blocks, stride) in enumerate(((3, 1), (4, 2), (6, 2), (3, 2))):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ma_cluster.config import Fusion
-from ma_cluster.hypotheses.fusion import fuse, upsample_half
+from ma_cluster.hypotheses.fusion import can_reach, fuse, upsample_half
 from ma_cluster.images.fundus import half_scale
 
 HOWS: list[Fusion] = ["geometric", "arithmetic"]
@@ -64,3 +64,25 @@ def test_the_half_map_comes_back_to_the_places_it_was_reduced_from() -> None:
 
 def test_a_flat_half_map_stays_flat() -> None:
     assert (upsample_half(np.full((5, 7), 0.3, np.float32), (10, 14)) == np.float32(0.3)).all()
+
+
+def test_what_can_reach_a_threshold_by_hand() -> None:
+    maps = [np.array([[0.9, 0.9, 0.5, 0.1]], np.float32), np.array([[0.9, 0.9, 0.5, 0.1]], np.float32)]
+    regions = [np.array([[True, True, True, True]]), np.array([[True, False, True, True]])]
+    assert can_reach(0.7, maps, regions, "arithmetic").tolist() == [[True, True, True, False]]  # 0.95 0.7 0.75 0.55
+    assert can_reach(0.7, maps, regions, "geometric").tolist() == [[True, False, True, False]]  # 0.95 0 0.71 0.32
+
+
+@pytest.mark.parametrize("how", HOWS)
+@settings(deadline=None, max_examples=60)
+@given(
+    hypotheses=st.lists(probabilities, min_size=2, max_size=2),
+    refined=st.lists(probabilities, min_size=2, max_size=2),
+    threshold=st.floats(0.05, 0.95),
+)
+def test_what_reaches_the_threshold_could_reach_it(
+    how: Fusion, hypotheses: list[np.ndarray], refined: list[np.ndarray], threshold: float
+) -> None:
+    regions = [hypothesis > 0.3 for hypothesis in hypotheses]
+    fused = fuse([*hypotheses, *(map_ * region for map_, region in zip(refined, regions, strict=True))], how)
+    assert can_reach(threshold, hypotheses, regions, how)[fused >= threshold].all()

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import skimage.data
@@ -113,3 +114,35 @@ def test_refinement_in_shared_computation_is_what_the_configuration_says(bundle,
     np.testing.assert_allclose(maps.prn_1x, expected, atol=1e-5)
     assert (expected[one > 0] > 0).all()
     assert not maps.prn_half.any()
+
+
+def resized(photograph, side):
+    return cv2.resize(photograph, (side, side), interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize(
+    ("prn_scale", "joined", "side"),
+    [
+        ("0.5x", {"fusion": "arithmetic", "prn_dense": False}, 1411),
+        ("0.5x", {"fusion": "geometric", "prn_dense": False}, 400),
+        ("1x", {"fusion": "geometric", "prn_dense": True}, 1411),
+        ("1x", {"fusion": "arithmetic", "prn_dense": True}, 400),
+    ],
+)
+def test_looking_only_where_it_matters_changes_no_lesion(bundle, photograph, prn_scale, joined, side):
+    joined = {**joined, "prn_stride_px": 8, "roi_threshold_1x": 0.51, "min_area_px": 2}
+    prn = dataclasses.replace(bundle.recipe.prn, scale=prn_scale)
+    detector = dataclasses.replace(bundle.recipe.detector, **joined)
+    bundle = dataclasses.replace(bundle, recipe=dataclasses.replace(bundle.recipe, prn=prn, detector=detector))
+    everywhere = Detector(bundle)
+    prepared = everywhere.prepare(cv2.resize(photograph, (side, side), interpolation=cv2.INTER_AREA))
+    maps = everywhere.maps(prepared)
+    threshold = float(np.quantile(fuse(maps.stack(), detector.fusion), 0.98))
+    detector = dataclasses.replace(detector, threshold=threshold)
+    early = Detector(dataclasses.replace(bundle, recipe=dataclasses.replace(bundle.recipe, detector=detector)))
+    expected, found = early.decide(prepared, maps), early.segment(prepared)
+    assert expected.mask.any()
+    assert (found.mask == expected.mask).all()
+    assert len(found.lesions) == len(expected.lesions)
+    for one, other in zip(found.lesions, expected.lesions, strict=True):
+        assert one.score_mean == pytest.approx(other.score_mean, abs=1e-5)
