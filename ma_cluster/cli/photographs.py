@@ -129,6 +129,17 @@ def status(
 
 
 @app.command()
+def report(dest: Dest) -> None:
+    """Write a page of an archive run: DEST/report/index.html.
+
+    Counts, times, what was not scored and why, and the overlays with the most lesions. The run may still go on.
+    """
+    from ma_cluster.report.run_report import write_report
+
+    typer.echo(write_report(dest))
+
+
+@app.command()
 def sample(
     dest: Annotated[str, typer.Argument(metavar="DEST", help="Folder or s3:// prefix of the archive.")],
     images: Annotated[int, typer.Option(min=1, help="Photographs.")] = 6,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from typing import Any
 
 from ma_cluster.bundle import Bundle
@@ -14,11 +15,15 @@ from ma_cluster.cluster.archive_metrics import ArchiveMetrics
 from ma_cluster.cluster.http_api import Answer
 from ma_cluster.cluster.job_runner import JobRunner
 from ma_cluster.cluster.outcomes import Outcome
+from ma_cluster.cluster.replicas import Reading, Segmentation
 from ma_cluster.cluster.scoring_app import ScoringApp
 from ma_cluster.cluster.status import read_status, to_json
-from ma_cluster.errors import ImageError
+from ma_cluster.errors import ImageError, Reason, WorkerLostError
 from ma_cluster.images.store import open_store
 from ma_cluster.lesions.table import to_values
+
+_PAUSE_S = 2.0
+"""After a lost replica: until then Serve still sends requests to it."""
 
 
 class FleetService:
@@ -36,19 +41,27 @@ class FleetService:
         """Score an upload, which counts in the metrics as a photograph of an archive does; raises ImageError."""
         self._recorder.begun()
         try:
-            reading = self._app.read_upload(data)
-            segmentation = self._app.segment(reading)
+            reading, segmentation = self._attempt(data)
         except ImageError as error:
-            self._decided(Outcome(key="", etag="", reason=error.reason, attempts=1))
+            self._recorder.decided(Outcome(key="", etag="", reason=error.reason, attempts=1))
             raise
         facts, lesions = reading.facts, segmentation.lesions
-        self._decided(Outcome(key="", etag="", reason=None, attempts=1, facts=facts, lesions=lesions))
+        self._recorder.decided(Outcome(key="", etag="", reason=None, attempts=1, facts=facts, lesions=lesions))
         values = to_values(lesions, facts.fov, (facts.height, facts.width))
         more = {"quality": dataclasses.asdict(facts.quality), "seconds": facts.seconds | segmentation.seconds}
         return Answer(self._model | values | more, segmentation.mask_png, segmentation.overlay_jpeg)
 
-    def _decided(self, outcome: Outcome) -> None:
-        self._recorder.decided(outcome)
+    def _attempt(self, data: bytes) -> tuple[Reading, Segmentation]:
+        """Once more where a replica was lost, perhaps to somebody else's photograph, or was dead already."""
+        try:
+            reading = self._app.read_upload(data)
+            return reading, self._app.segment(reading)
+        except WorkerLostError as lost:
+            if lost.reason is not Reason.CRASHED_WORKER:
+                raise
+        time.sleep(_PAUSE_S)
+        reading = self._app.read_upload(data)
+        return reading, self._app.segment(reading)
 
     def ready(self) -> bool:
         """Whether the fleet is up."""

@@ -1,0 +1,112 @@
+"""An archive run as a page that people look through: DEST/report/index.html, from the outcomes in the store alone.
+
+What was counted, how long it took, why photographs were refused, and the overlays with the most lesions first. A key is
+somebody else's text: the template escapes all that it shows.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count, pairwise
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import numpy as np
+
+from ma_cluster.cluster.outcomes import STAGES
+from ma_cluster.cluster.retry import latest_outcomes
+from ma_cluster.cluster.status import RunStatus, open_run, read_status
+from ma_cluster.errors import Status
+
+INDEX = "report/index.html"
+_SHOWN = 120
+"""Photographs of each kind on the page: a browser holds so many overlays, a person looks at fewer."""
+_LESION_BINS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
+_COLUMNS = ["status", "reason", "attempts", "lesion_count", "overlay_key", "quality_sharpness", "quality_brightness"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar of a chart: what it counts, how many, and its length over the longest."""
+
+    label: str
+    value: str
+    share: float
+
+
+@dataclass
+class Digest:
+    """What the page shows of a run's outcomes, gathered part by part."""
+
+    most: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)
+    """A heap of (lesions, order of arrival, row)."""
+    unscored: list[dict[str, Any]] = field(default_factory=list)
+    unscored_in_all: int = 0
+    lesion_counts: np.ndarray = field(default_factory=lambda: np.zeros(len(_LESION_BINS), np.int64))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    _arrival: Iterator[int] = field(default_factory=lambda: count(0, -1))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take one photograph's outcome."""
+        for stage in STAGES:
+            self.seconds[stage] += row[f"seconds_{stage}"] or 0.0
+        if row["status"] != Status.SCORED:
+            self.unscored_in_all += 1
+            if len(self.unscored) < _SHOWN:
+                self.unscored.append(row)
+            return
+        self.lesion_counts[np.searchsorted(_LESION_BINS, row["lesion_count"], side="right") - 1] += 1
+        push = heapq.heappush if len(self.most) < _SHOWN else heapq.heappushpop
+        push(self.most, (row["lesion_count"], next(self._arrival), row))
+
+    def photographs(self) -> list[dict[str, Any]]:
+        """Those with the most lesions, most first."""
+        return [row | {"overlay": quote(row["overlay_key"])} for *_, row in sorted(self.most, reverse=True)]
+
+    def lesion_bars(self) -> list[Bar]:
+        """How many photographs have how many lesions."""
+        last = len(_LESION_BINS) - 1
+        ends = [
+            str(first) if first + 1 == after else f"{first} to {after - 1}" for first, after in pairwise(_LESION_BINS)
+        ]
+        return _bars([*ends, f"{_LESION_BINS[last]} or more"], self.lesion_counts.tolist(), "{:,}")
+
+    def stage_bars(self) -> list[Bar]:
+        """Where the time went."""
+        return _bars(list(self.seconds), list(self.seconds.values()), "{:,.1f} s")
+
+
+def write_report(dest_url: str) -> str:
+    """Write the page of a run, finished or not, and return its URL; an earlier one is replaced.
+
+    Raises:
+        UsageError: there is no run.
+        StoreError: an outcome cannot be read, or the page not be written.
+    """
+    dest, _ = open_run(dest_url)
+    digest = Digest()
+    for table in latest_outcomes(dest, [*_COLUMNS, *(f"seconds_{stage}" for stage in STAGES)]):
+        for row in table.to_pylist():
+            digest.add(row)
+    dest.put(INDEX, render(read_status(dest_url), digest).encode())
+    return f"{dest.url}/{INDEX}"
+
+
+def render(status: RunStatus, digest: Digest) -> str:
+    """The page as HTML. It loads nothing but the overlays, by paths relative to itself."""
+    loader = jinja2.PackageLoader("ma_cluster.report")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    reasons = _bars(list(status.reasons), list(status.reasons.values()), "{:,}")
+    page: str = environment.get_template("run.html").render(
+        status=status, digest=digest, reasons=reasons, written=datetime.now(UTC).isoformat(timespec="seconds")
+    )
+    return page
+
+
+def _bars(labels: Sequence[str], values: Sequence[float | int], form: str) -> list[Bar]:
+    longest = max(values, default=0) or 1
+    return [Bar(label, form.format(value), value / longest) for label, value in zip(labels, values, strict=True)]

@@ -1,0 +1,100 @@
+"""The page of a run, from outcomes as a run commits them, looked at as a browser's parser sees it."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from ma_cluster.cluster.archive import begin_run, commit, pending
+from ma_cluster.cluster.outcomes import Outcome
+from ma_cluster.cluster.plan import read_shard
+from ma_cluster.cluster.reading import Facts, Quality
+from ma_cluster.errors import Reason, UsageError
+from ma_cluster.images.fundus import Fov
+from ma_cluster.images.store import LocalStore
+from ma_cluster.lesions.table import Lesion
+from ma_cluster.report.run_report import Digest, write_report
+
+HOSTILE = '<script>alert(1)</script>"onerror=x'
+FACTS = Facts(100, 120, Fov(50.0, 60.0, 90.0), Quality(0.4, 0.1, 0.02), {})
+LESION = Lesion(1, 5.0, 6.0, (4, 5, 7, 8), 9, 3.4, 0.5, 0.9, 40.0)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text between them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+
+def committed_run(root: Path) -> Path:
+    """Two photographs with 3 and 7 lesions and one that was refused, whose key is HTML."""
+    source, dest = root / "source", root / "dest"
+    source.mkdir()
+    for name in ("a b.jpg", "c.jpg", HOSTILE.replace("/", ":")):
+        (source / name).write_bytes(b"x")
+    store = LocalStore(dest)
+    dest.mkdir()
+    run = begin_run(LocalStore(source), store, "m" * 64, "c" * 64)
+    for shard in pending(store, run):
+        outcomes = []
+        for entry in read_shard(store, shard):
+            if "script" in entry.key:
+                outcomes.append(Outcome(key=entry.key, etag=entry.etag, reason=Reason.NOT_AN_IMAGE, attempts=1))
+                continue
+            lesions = (LESION,) * (3 if entry.key == "a b.jpg" else 7)
+            keys = {"mask_key": f"masks/{entry.key}.png", "overlay_key": f"overlays/{entry.key}"}
+            scored = {"attempts": 1, "facts": FACTS, "lesions": lesions, "seconds": {"hgn": 2.0}}
+            outcomes.append(Outcome(key=entry.key, etag=entry.etag, reason=None, **scored, **keys))
+        commit(store, run, shard, outcomes)
+    return dest
+
+
+def test_the_page_shows_counts_reasons_and_the_overlays_with_most_lesions_first(tmp_path: Path) -> None:
+    dest = committed_run(tmp_path)
+    assert write_report(str(dest)) == f"{dest}/report/index.html"
+    page = Page((dest / "report/index.html").read_text())
+    overlays = [kept["src"] for tag, kept in page.tags if tag == "img"]
+    assert overlays == ["../overlays/c.jpg", "../overlays/a%20b.jpg"]
+    assert "not_an_image" in page.texts
+    assert "4.0 s" in page.texts
+    assert {"7 lesions, sharpness 0.020", "3 lesions, sharpness 0.020"} <= set(page.texts)
+    assert write_report(str(dest))  # again, over the first
+
+
+def test_a_key_is_text_whatever_it_holds(tmp_path: Path) -> None:
+    dest = committed_run(tmp_path)
+    write_report(str(dest))
+    page = Page((dest / "report/index.html").read_text())
+    assert HOSTILE.replace("/", ":") in page.texts
+    assert [tag for tag, _ in page.tags if tag == "script"] == []
+    assert [kept for _, kept in page.tags if "onerror" in kept] == []
+
+
+def test_lesions_are_counted_in_bins() -> None:
+    digest = Digest()
+    for lesions in (0, 0, 1, 4, 5, 9, 10, 99, 100, 400):
+        seconds = dict.fromkeys((f"seconds_{stage}" for stage in digest.seconds), 1.0)
+        digest.add({"status": "scored", "lesion_count": lesions, "overlay_key": "x", **seconds})
+    bars = {bar.label: bar.value for bar in digest.lesion_bars()}
+    assert bars == {
+        "0": "2", "1": "1", "2": "0", "3 to 4": "1", "5 to 9": "2", "10 to 19": "1", "20 to 49": "0", "50 to 99": "1",
+        "100 or more": "2",
+    }  # fmt: skip
+    assert digest.seconds["hgn"] == 10.0
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run"):
+        write_report(str(tmp_path))
