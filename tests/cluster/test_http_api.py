@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ma_cluster.cluster.http_api import Answer, HttpLimits, create_api
 from ma_cluster.errors import (
@@ -22,6 +24,7 @@ from ma_cluster.errors import (
     ImageRefusedError,
     ObjectMissingError,
     Reason,
+    RequestFault,
     RunConflictError,
     StoreError,
     UsageError,
@@ -30,6 +33,15 @@ from ma_cluster.errors import (
 
 TOKEN = "a token of the tests"
 LIMITS = HttpLimits(max_body_bytes=1000, body_deadline_s=0.5, waiting=2)
+ROUTES = [
+    ("POST", "/v1/segment"),
+    ("POST", "/v1/archives"),
+    ("GET", "/v1/archives"),
+    ("GET", "/v1/archives/abd"),
+    ("DELETE", "/v1/archives/abd"),
+    ("GET", "/metrics"),
+    ("GET", "/healthz"),
+]
 REASONS = {
     b"text": (ImageRefusedError(Reason.NOT_AN_IMAGE, "no known format"), 415),
     b"film": (ImageRefusedError(Reason.UNSUPPORTED, "many frames"), 415),
@@ -254,3 +266,26 @@ def test_the_document_describes_each_route_and_its_errors(open_server: Server) -
     assert segment["requestBody"]["content"]["application/octet-stream"]["schema"]["format"] == "binary"
     reasons = document["components"]["schemas"]["Problem"]["properties"]["reason"]["anyOf"]
     assert len(reasons) == 2
+
+
+KINDS = st.sampled_from(
+    ["application/json", "application/octet-stream", "image/jpeg", "text/html", "multipart/form-data"]
+)
+VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=4)
+OBJECTS = st.dictionaries(st.sampled_from(["source", "destination", "more"]), VALUES)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(route=st.sampled_from(ROUTES), body=st.binary(max_size=1200) | OBJECTS, kind=KINDS)
+def test_whatever_is_sent_is_answered_as_the_document_says(
+    open_server: Server, route: tuple[str, str], body: bytes | dict[str, Any], kind: str
+) -> None:
+    method, path = route
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    status, answer, headers = open_server.ask(method, path, data, content_type=kind)
+    document = open_server.ask("GET", "/openapi.json")[1]
+    assert str(status) in document["paths"][path.replace("abd", "{job_id}")][method.lower()]["responses"]
+    if status >= 400:
+        assert headers["content-type"] == "application/json"
+        assert answer.keys() == {"reason", "detail"}
+        assert answer["reason"] in {*Reason, *RequestFault}
