@@ -1,7 +1,8 @@
-"""Archive runs as tests look at them: outcomes by key, the fleet's processes, and drivers that may be killed."""
+"""Archive runs as tests need them: photographs, outcomes by key, the fleet's processes, drivers that may be killed."""
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from processes import Process, descendants, kill, processes, wait_until_gone
 
 from ma_cluster.cluster.outcomes import SCHEMA
@@ -17,6 +19,17 @@ from ma_cluster.cluster.retry import latest_outcomes
 from ma_cluster.images.store import Store
 
 JOB = Path(__file__).parents[1] / "jobs" / "score_archive.py"
+
+
+def upload_eyes(source: Store, count: int) -> None:
+    """Variants of a small real photograph, no two alike."""
+    import skimage.data
+
+    retina = Image.fromarray(skimage.data.retina())
+    for number in range(count):
+        out, side = io.BytesIO(), 300 + number
+        retina.resize((side, side)).rotate(90 * (number % 4)).save(out, "JPEG", quality=90)
+        source.put(f"eye-{number:02d}.jpg", out.getvalue())
 
 
 def rows(dest: Store) -> dict[str, dict[str, Any]]:

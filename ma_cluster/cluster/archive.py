@@ -128,6 +128,15 @@ def committed(dest: Store) -> set[int]:
     return {int(number) for number in numbers if number.isdecimal()}
 
 
+def is_committed(dest: Store, shard: Shard) -> bool:
+    """Whether a shard is done by now, be it by another driver."""
+    try:
+        dest.head(_outcomes_key(shard.number))
+    except ObjectMissingError:
+        return False
+    return True
+
+
 def read_outcomes(dest: Store, number: int, columns: list[str] | None = None) -> pa.Table:
     """The committed outcomes of a shard.
 

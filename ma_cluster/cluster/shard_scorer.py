@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from ma_cluster.cluster.archive import Run, commit
+from ma_cluster.cluster.archive import Run, commit, is_committed
 from ma_cluster.cluster.outcomes import Outcome, artefact_name
 from ma_cluster.cluster.plan import Shard, read_shard
 from ma_cluster.cluster.replicas import Reading, Segmentation
@@ -57,10 +57,14 @@ class ShardScorer:
     def score(self, shard: Shard) -> int:
         """Score a shard, write its masks and overlays, commit it, and return the number of its photographs.
 
+        One that another driver has committed meanwhile is left as it is.
+
         Raises:
             StoreError: the destination cannot be written; the shard stays uncommitted.
             FleetBrokenError: the fleet fails whatever it is given; the shard stays uncommitted.
         """
+        if is_committed(self.dest, shard):
+            return shard.images
         entries = read_shard(self.dest, shard)
         with ThreadPoolExecutor(self.in_flight) as threads:
             outcomes = list(threads.map(self.decide, entries))

@@ -133,6 +133,14 @@ def test_a_destination_that_takes_no_masks_leaves_the_shard_uncommitted(tmp_path
     assert committed(dest) == set()
 
 
+def test_a_shard_that_another_driver_has_committed_is_not_scored_again(tmp_path: Path) -> None:
+    scorer = scorer_of(tmp_path, FakeFleet({}, {}))
+    (shard,) = shards(scorer.dest, scorer.run.plan)
+    assert (scorer.score(shard), scorer.score(shard)) == (1, 1)
+    assert isinstance(scorer.recorder, Heard)
+    assert scorer.recorder.counts == {"begun": 1, "scored": 1}
+
+
 def test_a_photograph_that_came_too_late_is_tried_again(tmp_path: Path) -> None:
     late = ImageFailedError(Reason.TIMEOUT, "not decoded within 60 s")
     row = outcome_of(scorer_of(tmp_path, FakeFleet({"eye.jpg": [late]}, {})))

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
-from archive_runs import driver, masks, results, rows
+from archive_runs import driver, masks, results, rows, upload_eyes
 from fault_proxy import Fault, Kind, fault_proxy
-from PIL import Image
 from servers import Weed
 
 from ma_cluster.cluster.driver import retry_archive, score_archive
 from ma_cluster.cluster.scoring_app import Fleet
-from ma_cluster.images.store import Store, open_store
+from ma_cluster.images.store import open_store
 
 pytestmark = pytest.mark.slow
 
 FLEET = Fleet(segmenters=1)
 ALWAYS = 1_000
 EYES = 12
-
-
-def upload_eyes(source: Store, count: int) -> None:
-    """Variants of a small real photograph, no two alike."""
-    import skimage.data
-
-    retina = Image.fromarray(skimage.data.retina())
-    for number in range(count):
-        out, side = io.BytesIO(), 300 + number
-        retina.resize((side, side)).rotate(90 * (number % 4)).save(out, "JPEG", quality=90)
-        source.put(f"eye-{number:02d}.jpg", out.getvalue())
 
 
 def faults() -> list[Fault]:

@@ -33,12 +33,13 @@ STORE_BYTES = 200 * 2**20
 def second_node(cpus: int) -> Iterator[subprocess.Popen[bytes]]:
     """A second raylet on the loopback interface, of the Ray that is up in this process."""
     ray_command = str(Path(sys.executable).with_name("ray"))
+    wanted = ray.cluster_resources()["CPU"] + cpus
     command = [ray_command, "start", f"--address={ray.get_runtime_context().gcs_address}", "--block"]
     command += ["--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", f"--object-store-memory={STORE_BYTES}"]
     node = subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr)
     try:
         deadline = time.monotonic() + 120
-        while ray.cluster_resources().get("CPU", 0) < HEAD_CPUS + cpus:
+        while ray.cluster_resources()["CPU"] < wanted:
             if node.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("the second node did not come up")
             time.sleep(0.2)
