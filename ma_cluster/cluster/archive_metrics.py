@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ma_cluster.cluster.archive import Run, committed, read_run
+from ma_cluster.cluster.metrics import ARCHIVE_STATE
 from ma_cluster.cluster.retry import retries
 from ma_cluster.cluster.summary import PartCounts, count_part, count_parts, total
 from ma_cluster.errors import MaClusterError, Status
@@ -79,7 +80,7 @@ class _RunCounts:
 
 
 def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
-    return (
-        GaugeMetricFamily("ma_archive_images", "Photographs of an archive run by status", labels=["run", "status"]),
-        GaugeMetricFamily("ma_archive_remaining", "Photographs of an archive run without an outcome", labels=["run"]),
+    images, remaining = (
+        GaugeMetricFamily(metric.name, metric.help, labels=list(metric.labels)) for metric in ARCHIVE_STATE
     )
+    return images, remaining

@@ -110,7 +110,7 @@ def frame(view: View) -> RenderableType:
     """Everything there is to see, as rich draws it; a word where there is nothing yet."""
     parts = [table for build in (_archives, _runs, _stages, _refusals, _training, _ledger) if (table := build(view))]
     if not parts:
-        return Text("no photograph has been scored, and nothing trained, since this Ray was started")
+        return Text("no Ray that is up here has scored a photograph or trained")
     return Group(*parts, Text(f"rates over the last {view.seconds:.0f} s", style="dim"))
 
 

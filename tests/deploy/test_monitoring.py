@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -263,3 +264,20 @@ def test_top_shows_it_in_the_terminal(story: Story, place: Callable[[Story], tup
     assert re.search(r"not_an_image +16 ", shown)
     for title in ("archives", "stage times", "refused and failed", "training"):
         assert title in shown
+
+
+def test_a_local_ray_without_a_dashboard_tells_where_its_metrics_are() -> None:
+    code = """
+import sys
+from ma_cluster.cluster.connection import connected
+from ma_cluster.report.exporters import Exporters
+with connected(None, waiting_cpus=0):
+    print(Exporters(sys.argv[1]).read().samples)
+"""
+    with tempfile.TemporaryDirectory(prefix="ma-") as folder:  # short: Ray makes the paths of sockets from it
+        listed = f"{folder}/ray/session_latest/prom_metrics_service_discovery.json"
+        environment = os.environ | {"RAY_TMPDIR": folder}
+        environment.pop("RAY_ADDRESS", None)
+        command = [sys.executable, "-c", code, listed]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "{}\n", done.stderr

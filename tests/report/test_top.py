@@ -79,7 +79,7 @@ def test_a_frame_holds_what_runs() -> None:
 
 def test_an_idle_ray_is_told_in_words() -> None:
     idle = Page.parse(0.0, ['ray_node_cpu_utilization{ip="127.0.0.1"} 1.0\n'])
-    assert shown(View(idle, idle))[0][:3] == ["no", "photograph", "has"]
+    assert shown(View(idle, idle))[0][:3] == ["no", "Ray", "that"]
 
 
 def test_a_quantile_is_interpolated_within_its_bucket() -> None:
