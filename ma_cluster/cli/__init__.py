@@ -4,7 +4,17 @@ Exit status: 0 all scored; 1 the run failed; 2 wrong usage; 3 finished, but some
 130 on Ctrl-C; 143 on SIGTERM. torch and Ray are imported by the commands that need them.
 """
 
-from ma_cluster.cli import evaluation, monitoring, photographs, service, setup, submission, training
+from ma_cluster.cli import benchmarks, evaluation, monitoring, photographs, service, setup, submission, training
 from ma_cluster.cli.app import main
 
-__all__ = ["evaluation", "main", "monitoring", "photographs", "service", "setup", "submission", "training"]
+__all__ = [
+    "benchmarks",
+    "evaluation",
+    "main",
+    "monitoring",
+    "photographs",
+    "service",
+    "setup",
+    "submission",
+    "training",
+]
