@@ -9,7 +9,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo demo-sample demo-own test lint check monitor clean
+.PHONY: demo demo-sample demo-own test lint check monitor clean rehearse
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -44,6 +44,10 @@ lint: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# S3, a Ray of two nodes and Prometheus on this machine; a submitted job scores a sample archive. Minutes.
+rehearse: .venv/.installed-test
+	deploy/local/rehearse.sh
 
 check: lint
 	$(BIN)/pytest
