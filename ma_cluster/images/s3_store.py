@@ -6,7 +6,6 @@ itself. So it tries once, and what may pass is tried again here, bodies included
 
 from __future__ import annotations
 
-import itertools
 import random
 import threading
 import time
@@ -59,6 +58,10 @@ class S3Limits:
     """Before the second attempt; each later pause is twice as long, seconds."""
     longest_pause_s: float = 16.0
     """No pause is longer, seconds: together they outlast the restart of a server."""
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or min(self.connect_s, self.stall_s, self.deadline_s) <= 0:
+            raise ValueError("an S3 store needs one attempt and positive times at least: connect_s, stall_s, deadline_s")
 
     def pause_s(self, attempt: int) -> float:
         """Seconds to wait after an attempt, 1 being the first: half to all of the pause, so that clients spread out."""
@@ -147,8 +150,8 @@ class S3Store:
         Raises:
             StoreError: as the last attempt failed.
         """
-        last = time.monotonic() + self._limits.deadline_s
-        for attempt in itertools.count(1):
+        attempt, last = 1, time.monotonic() + self._limits.deadline_s
+        while True:
             try:
                 return request()
             except _FAULTS as error:
@@ -157,7 +160,7 @@ class S3Store:
                 if given_up or not _may_pass(error):
                     raise _store_error(action, error) from error
             time.sleep(pause_s)
-        raise AssertionError("counting never ends")
+            attempt += 1
 
 
 def _read(body: Any, limits: S3Limits) -> bytes:
