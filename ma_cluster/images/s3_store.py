@@ -61,7 +61,7 @@ class S3Limits:
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or min(self.connect_s, self.stall_s, self.deadline_s) <= 0:
-            raise ValueError("an S3 store needs one attempt and positive times at least: connect_s, stall_s, deadline_s")
+            raise ValueError("S3 limits need one attempt at least, and connect_s, stall_s and deadline_s positive")
 
     def pause_s(self, attempt: int) -> float:
         """Seconds to wait after an attempt, 1 being the first: half to all of the pause, so that clients spread out."""

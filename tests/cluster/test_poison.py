@@ -49,11 +49,13 @@ def eye() -> bytes:
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize(("good", "poison"), [(18, [ABORT, HANG]), (5, [ABORT, EXIT, MEMORY, HANG, SLEEP])])
+@pytest.mark.parametrize(
+    ("good", "poison"), [(99, [EXIT]), (18, [ABORT, HANG]), (5, [ABORT, EXIT, MEMORY, HANG, SLEEP])]
+)
 def test_photographs_that_kill_their_decoder_fail_and_no_other_is_touched(
     eye: bytes, tiny_bundle: Path, tmp_path: Path, good: int, poison: list[bytes]
 ) -> None:
-    """T15, T16, T17 with a poison share of 10 % and 50 %."""
+    """T15, T16, T17 with a poison share of 1 %, 10 % and 50 %."""
     source = LocalStore(tmp_path / "source")
     for number in range(good):
         source.create(f"{number:02d} good.jpg", eye)
