@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from ma_cluster.bundle import Bundle, load_bundle, save_bundle
 from ma_cluster.cli.app import app
 from ma_cluster.refinement.fitting import build_prn
+from ma_cluster.report.bench.halo import HALOS_PX, halo
 from ma_cluster.report.bench.peers import engine
 from ma_cluster.report.bench.stages import GROWTH
 from ma_cluster.report.bench.subject import SAMPLE_SIDE_PX, Subject
@@ -88,6 +89,13 @@ def test_growth_is_followed_from_the_smallest_photograph_on(model: Path, photogr
 def test_the_bare_loop_takes_the_tiles_of_the_detector(model: Path, photograph: Path) -> None:
     (row,) = engine(Subject(model=str(model), image=photograph))
     assert row["megapixels"] >= 0.05  # a field of view of 256 pixels, and a quarter of it
+
+
+def test_tiles_come_nearer_to_the_whole_photograph_as_their_halo_grows(model: Path, photograph: Path) -> None:
+    rows = list(halo(Subject(model=str(model), image=photograph)))
+    assert [row["halo_px"] for row in rows] == list(HALOS_PX)
+    assert rows[-1]["mean_difference"] <= rows[0]["mean_difference"] < 0.5
+    assert all(row["computed_over_fov_at_1x"] >= 1 for row in rows)
 
 
 def test_the_sample_photograph_has_twelve_megapixels_and_known_lesions() -> None:

@@ -34,6 +34,7 @@ from ma_cluster.refinement.resnet import Prn
 
 Map = Float32[ndarray, "ch cw"]
 Refiner = Literal["prn", "cls"]
+_GPU_TILES = 8  # the largest feature maps of the paper's network on tiles of 512 are then 0.4 GB each; never timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Detector:
             if isinstance(network, Prn) and recipe.detector.prn_dense:
                 networks[name] = DensePrn(network, recipe.prn.patch_px, recipe.detector.prn_stride_px)
         self._networks = networks
+        self._batch_tiles = 1 if torch.device(device).type == "cpu" else _GPU_TILES
 
     @classmethod
     def load(cls, model: str | Path = "lite", *, device: str = "cpu", threads: int | None = None) -> Detector:
@@ -167,7 +169,7 @@ class Detector:
     def _hypothesis(self, name: str, enhanced: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]) -> Map:
         config = self.recipe.detector
         tiling = Tiling(fov.shape[0], fov.shape[1], config.tile_px, config.halo_px)
-        return probability_map(self._networks[name], enhanced, fov, tiling)
+        return probability_map(self._networks[name], enhanced, fov, tiling, self._batch_tiles)
 
     def refinements(self, prepared: Prepared, hypotheses: Maps, network: Refiner = "prn") -> Maps:
         """All maps: the PRN runs once over the union of both regions of interest, its two maps are that within each.

@@ -10,6 +10,7 @@ from typing import Any
 
 from ma_cluster.errors import UsageError
 from ma_cluster.report.bench import peers, stages
+from ma_cluster.report.bench.halo import halo
 from ma_cluster.report.bench.machine import describe_machine
 from ma_cluster.report.bench.subject import Subject
 
@@ -18,6 +19,7 @@ BENCHMARKS: dict[str, Callable[[Subject], Iterator[dict[str, Any]]]] = {
     "detect": stages.detect,
     "monai": peers.monai,
     "engine": peers.engine,
+    "halo": halo,
     "dense": peers.dense,
     "growth": stages.growth,
 }
