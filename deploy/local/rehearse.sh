@@ -5,7 +5,7 @@
 #
 #     deploy/local/rehearse.sh [--stay]     --stay: leave it up, to look around, until Ctrl-C
 #
-# IMAGES (2) and MODEL (lite) may be set. The commands come from .venv, or else from the PATH.
+# PHOTOGRAPHS (2) and MODEL (lite) may be set. The commands come from .venv, or else from the PATH.
 
 set -euo pipefail
 
@@ -67,7 +67,7 @@ start_prometheus() {
 
 rehearse() {
   local archive="s3://rehearsal/archive" results="s3://rehearsal/results"
-  ma-cluster sample "$archive" --images "${IMAGES:-2}"
+  ma-cluster sample "$archive" --images "${PHOTOGRAPHS:-2}"
   ma-cluster submit --address "$cluster" score_archive "$archive/A. Segmentation/1. Original Images" "$results" \
     --replicas 2 --model "${MODEL:-lite}"
   ma-cluster status "$results" --truth "$archive"
