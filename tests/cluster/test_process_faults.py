@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 FLEET = Fleet(segmenters=1)
 EYES = 20
-COPIES = 5
+COPIES = 3
 KILLS = 5
 ROUNDS = int(os.environ.get("MA_CLUSTER_KILL_ROUNDS", "1"))
 
