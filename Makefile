@@ -3,6 +3,7 @@
 # make test     the everyday tests; make check: what CI runs, that is lint, types and all tests, the slow ones too
 # make monitor  Prometheus on http://127.0.0.1:9090, with the alerts of deploy/prometheus: it watches the Ray that was
 #               started last on this machine, that of a `make demo` beside it for one; MONITOR=<host:port> elsewhere
+# make rehearse a deployment in small: store, Ray of two nodes, Prometheus; a submitted job scores two photographs
 # make clean    removes what these targets made, .venv included
 # Everything is installed into .venv on first use, and again when pyproject.toml changes.
 
@@ -45,7 +46,6 @@ lint: .venv/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# S3, a Ray of two nodes and Prometheus on this machine; a submitted job scores a sample archive. Minutes.
 rehearse: .venv/.installed-test
 	deploy/local/rehearse.sh
 
