@@ -49,6 +49,7 @@ def train(
     from ma_cluster.cluster.train_hgn import train_hgn
     from ma_cluster.cluster.train_prn import train_prn
     from ma_cluster.cluster.train_request import Network, TrainRequest
+    from ma_cluster.images.store import open_store
 
     if recipe not in RECIPES or scale not in ("1x", "0.5x"):
         raise UsageError(f"recipes are {', '.join(RECIPES)}, scales 1x and 0.5x")
@@ -61,7 +62,7 @@ def train(
     request = TrainRequest(
         network=hypothesis if stage is Stage.HGN else refinement,
         data=data,
-        out=out,
+        out=open_store(out).url,  # a relative path leads elsewhere in the workers
         recipe=chosen,
         healthy=healthy,
         workers=workers if min_workers is None else (min_workers, workers),

@@ -33,7 +33,7 @@ class FleetService:
         self._app, self._jobs, self._runner = app, jobs, runner
         self._model = {"model_digest": bundle.digest, "threshold": bundle.recipe.detector.threshold}
         self._recorder = metrics.Recorder()
-        self._metrics = ArchiveMetrics(lambda: [job.destination for job in jobs.list()])
+        self._metrics = ArchiveMetrics(lambda: [job.destination for job in jobs.list() if not job.cancelled])
         self.changed = threading.Event()
         """Set where somebody asked for something of the jobs."""
 
