@@ -83,7 +83,7 @@ def test_growth_is_followed_from_the_smallest_photograph_on(model: Path, photogr
     sizes = [row["fov_megapixels"] for row in rows]
     assert sizes == sorted(sizes)
     assert len(sizes) == sum(factor >= 1 for factor in GROWTH)  # the model's own diameter is the smallest allowed
-    assert all(row["seconds_per_fov_megapixel"] > 0 for row in rows)
+    assert all(row["hgn_seconds_per_fov_megapixel"] > 0 for row in rows)
 
 
 def test_the_bare_loop_takes_the_tiles_of_the_detector(model: Path, photograph: Path) -> None:

@@ -56,8 +56,9 @@ def growth(subject: Subject) -> Iterator[dict[str, Any]]:
         yield {
             "fov_diameter_px": round(diameter),
             "fov_megapixels": round(megapixels, 2),
+            "seconds": {stage: round(value, 2) for stage, value in best.seconds.items()},
             "total_seconds": round(total, 2),
-            "seconds_per_fov_megapixel": round(total / megapixels, 3),
+            "hgn_seconds_per_fov_megapixel": round(best.seconds["hgn"] / megapixels, 3),
             "peak_mb": peak_mb(),
         }
 
