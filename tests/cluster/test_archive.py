@@ -32,10 +32,10 @@ from ma_cluster.cluster.plan import (
     write_plan,
 )
 from ma_cluster.cluster.retry import begin_retry, latest_outcomes
+from ma_cluster.cluster.status import missing_keys, read_status
 from ma_cluster.cluster.summary import finish_run
 from ma_cluster.errors import MaClusterError, Reason, RunConflictError, StoreError
 from ma_cluster.images.store import Entry, LocalStore
-from ma_cluster.cluster.status import missing_keys, read_status
 
 
 def folders(tmp_path: Path, images: int) -> tuple[LocalStore, LocalStore]:
