@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,10 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def submit(head: Head, *arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
     command = [COMMAND, "submit", "--address", head.dashboard, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=cwd, env=dict(head.environment) | environment, text=True, **pipes)
+    # a shell starts what it puts into the background, this test run perhaps, with SIGINT ignored
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    given = dict(head.environment) | environment
+    return subprocess.Popen(command, cwd=cwd, env=given, text=True, preexec_fn=heeding, **pipes)
 
 
 def test_a_job_gets_the_source_and_the_named_variables_and_its_exit_status_comes_back(head: Head, probe: Path) -> None:
