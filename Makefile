@@ -1,6 +1,7 @@
 # make demo     from a clean clone to scored photographs; IMAGES=<folder or s3:// prefix> scores one's own,
 #               MODEL=<folder> with another model
-# make test     the everyday tests; make check: what CI runs, that is lint, types and all tests, the slow ones too
+# make test     the everyday tests; make check: what CI runs, that is lint, types and the slow tests too;
+#               make long: what takes longer still, a lost node, two drivers, a rehearsed deployment
 # make monitor  Prometheus on http://127.0.0.1:9090, with the alerts of deploy/prometheus: it watches the Ray that was
 #               started last on this machine, that of a `make demo` beside it for one; MONITOR=<host:port> elsewhere
 # make rehearse a deployment in small: store, Ray of two nodes, Prometheus; a submitted job scores two photographs
@@ -10,7 +11,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo demo-sample demo-own test lint check monitor clean rehearse
+.PHONY: demo demo-sample demo-own test lint check long monitor clean rehearse
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,7 +40,7 @@ demo-own: .venv/.installed
 	$(BIN)/ma-cluster status demo/results
 
 test: .venv/.installed-test
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not long"
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
@@ -50,7 +51,10 @@ rehearse: .venv/.installed-test
 	deploy/local/rehearse.sh
 
 check: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not long"
+
+long: .venv/.installed-test
+	$(BIN)/pytest -m long
 
 monitor:
 	@command -v prometheus >/dev/null || { echo "no prometheus on the PATH: apt-get install prometheus," \

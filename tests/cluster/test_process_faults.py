@@ -25,8 +25,6 @@ from ma_cluster.cluster.driver import Progress, score_archive
 from ma_cluster.cluster.scoring_app import Fleet
 from ma_cluster.images.store import Store, open_store
 
-pytestmark = pytest.mark.slow
-
 FLEET = Fleet(segmenters=1)
 EYES = 20
 COPIES = 3
@@ -63,6 +61,7 @@ def scored(weed: Weed, local_ray: None, tiny_bundle: Path) -> Scored:
     return Scored(bucket, source.url, str(tiny_bundle), results(clean, "attempts"), masks(clean))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_of_ray_data_costs_nothing(scored: Scored) -> None:
     """T1: kill -9. What it had under way is done by another, and what it has committed stays."""
     killed: list[Process] = []
@@ -78,6 +77,7 @@ def test_a_killed_worker_of_ray_data_costs_nothing(scored: Scored) -> None:
     scored.check(dest)
 
 
+@pytest.mark.long
 def test_a_lost_node_costs_nothing(scored: Scored, tmp_path: Path) -> None:
     """T3: kill -9 of the second raylet, with replicas, workers and pixels on its node."""
     dest, log = scored.store("node"), tmp_path / "log.txt"
@@ -91,6 +91,7 @@ def test_a_lost_node_costs_nothing(scored: Scored, tmp_path: Path) -> None:
     scored.check(dest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_a_run_that_is_killed_with_all_its_processes_at_random_moments_ends_as_a_clean_one(
     scored: Scored, tmp_path: Path, seed: int
@@ -113,6 +114,7 @@ def test_a_run_that_is_killed_with_all_its_processes_at_random_moments_ends_as_a
     scored.check(dest)
 
 
+@pytest.mark.long
 def test_two_drivers_of_one_run_share_it(scored: Scored, tmp_path: Path) -> None:
     """T13: each on a Ray of its own, over copies enough for both to be at work at once. Neither fails, each key has one
     outcome, that of its original.

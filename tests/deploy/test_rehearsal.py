@@ -13,7 +13,7 @@ from processes import processes
 SCRIPT = Path(__file__).parents[2] / "deploy" / "local" / "rehearse.sh"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_is_submitted_between_two_nodes_a_store_and_prometheus_and_nothing_is_left(tiny_bundle: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="ma-") as folder:  # short, as Ray makes the paths of sockets from it
         environment = os.environ | {"MODEL": str(tiny_bundle), "PHOTOGRAPHS": "2", "TMPDIR": folder}
