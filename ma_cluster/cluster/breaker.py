@@ -52,7 +52,7 @@ class SharedCount:
         return in_a_row
 
     def won(self) -> None:
-        self._actor.won.remote()  # nobody waits for it
+        ray.get(self._actor.won.remote())  # or it might come after `close`, and Ray would complain of it
 
     def close(self) -> None:
         """End the actor. What Ray Data keeps of a finished run would keep it, too."""
