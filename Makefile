@@ -1,7 +1,7 @@
 # make demo     from a clean clone to scored photographs; IMAGES=<folder or s3:// prefix> scores one's own,
 #               MODEL=<folder> with another model
 # make test     the everyday tests; make check: what CI runs, that is lint, types and the slow tests too;
-#               make long: what takes longer still, a lost node, two drivers, a rehearsed deployment
+#               make long: what takes longer still: a lost node, two drivers, every panel and alert, a deployment
 # make monitor  Prometheus on http://127.0.0.1:9090, with the alerts of deploy/prometheus: it watches the Ray that was
 #               started last on this machine, that of a `make demo` beside it for one; MONITOR=<host:port> elsewhere
 # make rehearse a deployment in small: store, Ray of two nodes, Prometheus; a submitted job scores two photographs

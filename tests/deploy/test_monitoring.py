@@ -39,7 +39,7 @@ from servers import free_ports
 
 from ma_cluster.cluster.archive_metrics import ArchiveMetrics
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 NEEDS_GPU = {"GPU in use", "GPU memory in use"}
 """Panels without data here: no machine with a GPU."""
 INJECTED = {"MaRefusalsHigh", "MaThroughputStalled"}
