@@ -132,14 +132,15 @@ def stop_segmenters() -> None:
 
 
 def write_archives(folder: Path) -> None:
-    """A sound archive; one whose first files are no photographs; a training set."""
+    """A sound archive; one of whose files a fifth are no photographs; a training set."""
     import skimage.data
 
     eye = Image.fromarray(skimage.data.retina()).resize((400, 400))
     for name, photographs, pages in (("sound", 16, 0), ("bad", 60, 16)):
         (folder / name).mkdir()
         for number in range(pages):
-            (folder / name / f"a{number:02}.jpg").write_text("<html>the archive is closed</html>")
+            # among the photographs: a counter's first value says nothing of an increase
+            (folder / name / f"b{4 * number:02}x.jpg").write_text("<html>the archive is closed</html>")
         for number in range(photographs):
             eye.rotate(5 * number).save(folder / name / f"b{number:02}.jpg")
     write_training_set(folder / "set")
