@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from ma_cluster.bundle import load_bundle
+from ma_cluster.bundle import Bundle, load_bundle
 from ma_cluster.cluster import metrics
 from ma_cluster.cluster.archive import Run, begin_run, pending
 from ma_cluster.cluster.breaker import Breaker, SharedCount
@@ -107,16 +107,11 @@ def retry_archive(
 def _begin(archive: Source, root: Store, fleet: Fleet, model: str) -> tuple[_Driver, Run]:
     bundle = load_bundle(model)
     run = begin_run(archive, root, bundle.digest, config_digest(bundle.recipe, fleet.sandbox.decoder))
-    return _Driver(root, model_of(model), fleet), run
+    return _Driver(root, model_of(model, bundle), fleet), run
 
 
-def model_of(model: str) -> Model:
-    """What the Segmenters need to know of a model, by its name or folder.
-
-    Raises:
-        BundleError: it is damaged or not there.
-    """
-    bundle = load_bundle(model)
+def model_of(model: str, bundle: Bundle) -> Model:
+    """What the Segmenters need to know of a bundle that was loaded by its name or folder."""
     return Model(_location(model), bundle.digest, bundle.recipe.image)
 
 

@@ -54,12 +54,14 @@ class FleetService:
     def _attempt(self, data: bytes) -> tuple[Reading, Segmentation]:
         """Once more where a replica was lost, perhaps to somebody else's photograph, or was dead already."""
         try:
-            reading = self._app.read_upload(data)
-            return reading, self._app.segment(reading)
+            return self._scored(data)
         except WorkerLostError as lost:
             if lost.reason is not Reason.CRASHED_WORKER:
                 raise
         time.sleep(_PAUSE_S)
+        return self._scored(data)
+
+    def _scored(self, data: bytes) -> tuple[Reading, Segmentation]:
         reading = self._app.read_upload(data)
         return reading, self._app.segment(reading)
 

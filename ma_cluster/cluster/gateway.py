@@ -114,7 +114,7 @@ def serving(config: GatewayConfig, host: str, port: int) -> Iterator[str]:
         raise UsageError(
             f"to listen on {host} the service needs a token: set {TOKEN_VARIABLE}, or use --host 127.0.0.1"
         )
-    model, jobs = model_of(config.model), ArchiveJobs(config.state)
+    model, jobs = model_of(config.model, load_bundle(config.model)), ArchiveJobs(config.state)
     limits = dataclasses.replace(config.limits, token_sha256=_sha256(token))
     with connected(config.fleet.address, waiting_cpus=config.fleet.readers + 1):
         fleet = dataclasses.replace(config.fleet.sized(_MANY), name=config.fleet.name or FLEET_NAME)
@@ -186,12 +186,12 @@ class ServiceArguments(BaseModel):
 
 def reader(arguments: ServiceArguments) -> serve.Application:
     """For a Serve config file: the application `<name>-reader`."""
-    return reader_app(model_of(arguments.model), arguments.config().fleet)
+    return reader_app(model_of(arguments.model, load_bundle(arguments.model)), arguments.config().fleet)
 
 
 def segmenter(arguments: ServiceArguments) -> serve.Application:
     """For a Serve config file: the application `<name>-segmenter`."""
-    return segmenter_app(model_of(arguments.model), arguments.config().fleet)
+    return segmenter_app(model_of(arguments.model, load_bundle(arguments.model)), arguments.config().fleet)
 
 
 def gateway(arguments: ServiceArguments) -> serve.Application:
