@@ -78,6 +78,16 @@ def test_peers_are_timed_in_the_same_run(model: Path, photograph: Path, tmp_path
         assert row["speed_up"] > 0 and row["difference_at_1x"]["median"] < 1e-2
 
 
+@pytest.mark.slow
+def test_a_run_is_timed_beside_a_bare_loop(
+    model: Path, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    bare, run, ratio = report_of(["score"], model, photograph, tmp_path / "bench.json")["results"]["score"]
+    assert run["photographs_per_second"] > run["with_start"] > 0
+    assert ratio["ratio"] == pytest.approx(run["photographs_per_second"] / bare["photographs_per_second"])
+
+
 def test_growth_is_followed_from_the_smallest_photograph_on(model: Path, photograph: Path, tmp_path: Path) -> None:
     rows = report_of(["growth"], model, photograph, tmp_path / "bench.json")["results"]["growth"]
     sizes = [row["fov_megapixels"] for row in rows]

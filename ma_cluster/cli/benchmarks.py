@@ -16,7 +16,9 @@ def bench(
     out: Annotated[Path, typer.Option(metavar="FILE.json", dir_okay=False, help="Where the figures go.")],
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="detect, monai, engine, halo, dense, growth; all without a name."),
+        typer.Argument(
+            metavar="[NAME]...", help="detect, monai, engine, halo, dense, growth, score; all without a name."
+        ),
     ] = None,
     model: Model = "lite",
     image: Annotated[
@@ -32,7 +34,7 @@ def bench(
     detect: seconds of each stage, for several flips at 0.5x. monai: the hypothesis networks against MONAI's sliding
     window. engine: the same against a bare loop over their tiles. halo: how far tiles are from the whole photograph.
     dense: the refinement in shared computation against patch by patch. growth: time and memory against the
-    photograph's size. Every ratio is of times of one run.
+    photograph's size. score: an archive run against a bare loop. Every ratio is of times of one run.
     """
     from ma_cluster.report.bench.run import run_benchmarks
     from ma_cluster.report.bench.subject import Subject

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from machine import machine
 
 from ma_cluster.cluster.archive import Run, begin_run, pending
 from ma_cluster.cluster.driver import WorkerSpec, score_shards
@@ -27,6 +26,7 @@ from ma_cluster.cluster.replicas import Reading, Segmentation
 from ma_cluster.cluster.summary import finish_run
 from ma_cluster.errors import ImageRefusedError, Reason
 from ma_cluster.images.store import Entry, LocalStore
+from ma_cluster.report.bench.machine import describe_machine
 
 _WORKERS, _IN_FLIGHT = 2, 8
 
@@ -80,7 +80,7 @@ def main() -> None:
         "benchmark": "archive",
         "workers": _WORKERS,
         "in_flight": _IN_FLIGHT,
-        "machine": machine("ray"),
+        "machine": describe_machine(),
         "sizes": rows,
     }
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -28,7 +28,6 @@ from typing import Any
 
 import ray
 import torch
-from machine import machine
 from patch_peers import SEED, WORKERS, Epoch, consume, figures_of, loader, webdataset_side
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -38,6 +37,7 @@ from ma_cluster.cluster.patch_stream import HgnSource, Work, open_streams, prepa
 from ma_cluster.config import HgnConfig, ImageConfig, SplitConfig, lite
 from ma_cluster.hypotheses.sampling import HgnCuts, hgn_batch
 from ma_cluster.images.datasets import Sample, read_dataset
+from ma_cluster.report.bench.machine import describe_machine
 
 _AHEAD_BYTES = 2**28  # of patches cut before they are asked for: fewer than `--lead-steps` deliver
 
@@ -68,7 +68,7 @@ def main() -> None:
         "batch_patches": config.batch_patches,
         "steps": arguments.steps,
         "step_ms": arguments.step_ms,
-        "machine": machine("numpy", "torch"),
+        "machine": describe_machine(),
         "sides": figures,
     }
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -38,6 +38,8 @@ from ray_head import Head, running_head
 from servers import free_ports
 
 from ma_cluster.cluster.archive_metrics import ArchiveMetrics
+from ma_cluster.cluster.metrics import REFUSED
+from ma_cluster.report.top import exported
 
 pytestmark = pytest.mark.long
 NEEDS_GPU = {"GPU in use", "GPU memory in use"}
@@ -263,7 +265,8 @@ def test_alerts_are_quiet_on_a_sound_archive_and_fire_on_refusals_and_a_stalled_
 def test_top_shows_it_in_the_terminal(story: Story, place: Callable[[Story], tuple[str, str]]) -> None:
     command = [sys.executable, "-m", "ma_cluster", "top", "--once", "--every", "1", *place(story)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert re.search(r"not_an_image +16 ", shown)
+    (refused,) = story.watch.ask("query", query=f'sum({exported(REFUSED)}{{reason="not_an_image"}})')["result"]
+    assert re.search(rf"not_an_image +{refused['value'][1]} ", shown)
     for title in ("archives", "stage times", "refused and failed", "training"):
         assert title in shown
 

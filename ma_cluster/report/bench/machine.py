@@ -8,13 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "numpy", "opencv-python-headless", "monai")
+_PACKAGES = ("torch", "numpy", "opencv-python-headless", "ray", "monai")
 
 
-def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, its vector extensions, load, versions, and the GPU where `device` is one."""
-    import torch
+def describe_machine(device: str = "cpu") -> dict[str, Any]:
+    """Processor, its vector extensions, load, versions, and the GPU where `device` is one.
 
+    Imports nothing for a CPU: a benchmark may be about memory.
+    """
     described = {
         "cpu": _cpu_field("model name") or platform.processor(),
         "cores": os.cpu_count(),
@@ -24,7 +25,9 @@ def describe_machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: found for package in _PACKAGES if (found := _version(package))},
     }
-    if torch.device(device).type == "cuda":
+    if device.startswith("cuda"):
+        import torch
+
         described["gpu"] = torch.cuda.get_device_name(device)
     return described
 

@@ -12,6 +12,7 @@ from ma_cluster.errors import UsageError
 from ma_cluster.report.bench import peers, stages
 from ma_cluster.report.bench.halo import halo
 from ma_cluster.report.bench.machine import describe_machine
+from ma_cluster.report.bench.score import score
 from ma_cluster.report.bench.subject import Subject
 
 Rows = list[dict[str, Any]]
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[Subject], Iterator[dict[str, Any]]]] = {
     "halo": halo,
     "dense": peers.dense,
     "growth": stages.growth,
+    "score": score,
 }
 
 
