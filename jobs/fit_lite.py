@@ -15,13 +15,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import nn
 
 from ma_cluster.bundle import load_checkpoint, save_checkpoint
-from ma_cluster.config import RECIPES, HgnConfig, PrnConfig, Recipe, Scale
+from ma_cluster.config import RECIPES, HgnConfig, Negatives, PrnConfig, Recipe, Scale
 from ma_cluster.hypotheses.fitting import build_hgn, build_optimizer, hgn_step
 from ma_cluster.hypotheses.sampling import HgnDraws
 from ma_cluster.hypotheses.segment import probability_map
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("network", choices=("hgn_1x", "hgn_half", "prn", "cls"))
     parser.add_argument("--data", required=True, help="folder or prefix in IDRiD's layout, or a manifest")
     parser.add_argument("--healthy", help="folder or prefix of photographs without retinopathy")
-    parser.add_argument("--negatives", choices=("regions", "photographs", "both"), default="both")
+    parser.add_argument("--negatives", choices=get_args(Negatives), default=PrnConfig().negatives)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="lite")
     parser.add_argument("--init", type=Path, help="begin with the weights of this checkpoint (a warm restart)")
