@@ -24,6 +24,7 @@ from torch import nn
 from ma_cluster.bundle import load_checkpoint, save_checkpoint
 from ma_cluster.config import RECIPES, HgnConfig, Negatives, PrnConfig, Recipe, Scale
 from ma_cluster.hypotheses.fitting import build_hgn, build_optimizer, hgn_step
+from ma_cluster.hypotheses.proposals import Proposals
 from ma_cluster.hypotheses.sampling import HgnDraws
 from ma_cluster.hypotheses.segment import probability_map
 from ma_cluster.images.annotated import Annotated, load_annotated
@@ -41,7 +42,8 @@ Losses = dict[str, float]
 def load_split(recipe: Recipe, scale: Scale, arguments: argparse.Namespace, split: str) -> list[Annotated]:
     known = read_dataset(arguments.data, recipe.split, arguments.healthy)
     samples = [sample for sample in known if sample.split == split and (sample.mask or sample.label == "healthy")]
-    return [load_annotated(sample, scale, recipe.image) for sample in samples]
+    propose = Proposals(arguments.hgn_half, recipe) if arguments.hgn_half else None
+    return [load_annotated(sample, scale, recipe.image, propose) for sample in samples]
 
 
 def validate_hgn(model: nn.Module, photographs: Sequence[Annotated], recipe: Recipe) -> Losses:
@@ -154,6 +156,7 @@ def main() -> None:
     parser.add_argument("network", choices=("hgn_1x", "hgn_half", "prn", "cls"))
     parser.add_argument("--data", required=True, help="folder or prefix in IDRiD's layout, or a manifest")
     parser.add_argument("--healthy", help="folder or prefix of photographs without retinopathy")
+    parser.add_argument("--hgn-half", help="checkpoint: the refinement trains where this hypothesis network errs")
     parser.add_argument("--negatives", choices=get_args(Negatives), default=PrnConfig().negatives)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="lite")

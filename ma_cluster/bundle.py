@@ -118,15 +118,18 @@ def load_checkpoint(
     Raises:
         BundleError: no safetensors file, or of another network.
     """
-    from safetensors import safe_open
-
     if not path.is_file():
         raise BundleError(f"there is no checkpoint {path.name}")
+    return restore_checkpoint(path.read_bytes(), path.name, model, optimizer)
 
-    data = path.read_bytes()
-    tensors = _load_safetensors(data, path.name)
+
+def restore_checkpoint(
+    data: bytes, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, int]:
+    """The same from a checkpoint's bytes; errors call it `name`."""
+    tensors = _load_safetensors(data, name)
     weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
-    load_weights(model, weights, path.name)
+    load_weights(model, weights, name)
     if optimizer is not None:
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
@@ -134,8 +137,8 @@ def load_checkpoint(
                 _, number, name = key.split(".", 2)
                 state.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    with safe_open(path, framework="pt") as file:
-        return {key: int(value) for key, value in (file.metadata() or {}).items()}
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # its length, then JSON: the format's layout
+    return {key: int(value) for key, value in header.get("__metadata__", {}).items()}
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], name: str) -> None:

@@ -123,6 +123,9 @@ class PrnConfig:
     tell cameras: with IDRiD's healthy ones, at 0.30 of the scale, `both` lost what `regions` learnt."""
     negative_margin_px: int = 16
     """Healthy centres keep this distance from every annotated microaneurysm, pixels of the PRN's grid [U]."""
+    proposal_probability: float = 0.03
+    """Probability from which a place that the 0.5x hypothesis network proposes is a candidate for a healthy patch,
+    where training is given such a network [U]."""
     healthy_per_image: int = 75_000
     """Healthy candidate centres for each training photograph: 6 million over 80 [I]."""
 
@@ -227,20 +230,20 @@ def lite() -> Recipe:
     hgn_1x = dataclasses.replace(hgn, patch_px=192, batch_patches=8)
     prn = PrnConfig(
         width=1 / 4,
-        scale="0.5x",
-        patch_px=64,
+        patch_px=64,  # the 0.5x network has seen the surroundings; this one looks closely
         triplets=16,
         steps=2500,
-        learning_rate=1e-3,
-        warmup_steps=100,
+        learning_rate=1.5e-3,
+        warmup_steps=50,
         weight_decay=1e-2,
         refresh_steps=250,
+        per_lesion=True,
         negative_margin_px=6,
-        healthy_per_image=2_000,
+        healthy_per_image=800,
         colour_jitter=0.1,
     )
-    # each pixel of a region costs a ResNet-50 on its patch: regions are kept tight, and every fourth pixel is looked at
-    detector = DetectorConfig(tile_px=768, flips_half=4, roi_recall=0.8, prn_stride_px=4)
+    # each pixel of a region costs a ResNet-50 on its patch: every eighth pixel of every eighth row is looked at
+    detector = DetectorConfig(tile_px=768, flips_half=4, prn_stride_px=8)
     return Recipe(name="lite", hgn_1x=hgn_1x, hgn_half=hgn, prn=prn, detector=detector)
 
 

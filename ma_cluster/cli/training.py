@@ -29,6 +29,10 @@ def train(
     recipe: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = "lite",
     scale: Annotated[str, typer.Option(help="Of a hypothesis network: 1x or 0.5x.")] = "1x",
     healthy: Annotated[str | None, typer.Option(metavar="URL", help="Photographs without retinopathy as well.")] = None,
+    hgn_half: Annotated[
+        str | None,
+        typer.Option("--hgn-half", metavar="URL", help="Of the refinement: it trains where this checkpoint errs."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Train workers.")] = 1,
     min_workers: Annotated[int | None, typer.Option(min=1, help="Go on with as few where nodes are lost.")] = None,
     gpus: Annotated[float, typer.Option(min=0, help="For each worker.")] = 0.0,
@@ -65,6 +69,7 @@ def train(
         out=open_store(out).url,  # a relative path leads elsewhere in the workers
         recipe=chosen,
         healthy=healthy,
+        hgn_half=hgn_half,
         workers=workers if min_workers is None else (min_workers, workers),
         gpus_per_worker=gpus,
         steps=steps,

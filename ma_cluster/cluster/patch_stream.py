@@ -29,6 +29,7 @@ from ray.exceptions import RayTaskError
 
 from ma_cluster.config import ImageConfig, Scale
 from ma_cluster.errors import ImageError, MaClusterError, UsageError
+from ma_cluster.hypotheses.proposals import Proposals
 from ma_cluster.hypotheses.sampling import HgnCuts
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, load_annotated
 from ma_cluster.images.datasets import Sample
@@ -62,15 +63,18 @@ class Photographs:
         return [ray.get(ref).marks() for ref in self.refs]
 
 
-def prepare_photographs(samples: Sequence[Sample], scale: Scale, config: ImageConfig) -> Photographs:
-    """Fetch, decode, scale and enhance each sample in a task of its own.
+def prepare_photographs(
+    samples: Sequence[Sample], scale: Scale, config: ImageConfig, proposals: Proposals | None = None
+) -> Photographs:
+    """Fetch, decode, scale and enhance each sample in a task of its own, and have lesions proposed there.
 
     Raises:
         UsageError: a photograph cannot be used.
         StoreError: a photograph or mask cannot be read.
     """
     task: Any = ray.remote(_prepare).options(num_cpus=1, num_returns=2)
-    prepared = [task.remote(sample, scale, config) for sample in samples]
+    propose = ray.put(proposals)
+    prepared = [task.remote(sample, scale, config, propose) for sample in samples]
     lesion_px = []
     for number, (_, pixels) in enumerate(prepared, 1):
         try:
@@ -229,7 +233,7 @@ def _cut(photographs: Photographs, cuts: Cuts, rows: Rows, patch_px: int) -> tup
     return cut(photographs.fetch(mine.centres[:, 0].tolist()), mine, patch_px)
 
 
-def _prepare(sample: Sample, scale: Scale, config: ImageConfig) -> tuple[Annotated, int]:
+def _prepare(sample: Sample, scale: Scale, config: ImageConfig, propose: Proposals | None) -> tuple[Annotated, int]:
     """The photograph, and apart from it, so that nobody need fetch it to know, how many lesion pixels it has."""
-    photograph = load_annotated(sample, scale, config)
+    photograph = load_annotated(sample, scale, config, propose)
     return photograph, int(photograph.lesion.sum())

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ma_cluster.bundle import load_checkpoint, save_checkpoint
+from ma_cluster.bundle import restore_checkpoint, save_checkpoint
 from ma_cluster.errors import ObjectMissingError, RunConflictError, UsageError
 from ma_cluster.images.store import open_store
 
@@ -101,10 +101,7 @@ class TrainFolder:
             data = open_store(self.url).get(LAST)
         except ObjectMissingError:
             return None
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / LAST
-            file.write_bytes(data)
-            return load_checkpoint(file, model, optimizer)["step"]
+        return restore_checkpoint(data, LAST, model, optimizer)["step"]
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, epoch: Epoch | None = None) -> None:
         """Make a step the one to go on from; `best` too, where its epoch is better than all before."""

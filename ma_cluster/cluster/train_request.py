@@ -31,6 +31,9 @@ class TrainRequest:
     """Of the whole model; the network's own part says how it trains."""
     healthy: str | None = None
     """URL of a folder of photographs without retinopathy, used beside the data set's lesion-free regions."""
+    hgn_half: str | None = None
+    """URL of a checkpoint of the 0.5x hypothesis network: healthy patches of the refinement then come from where it
+    suspects lesions; else from anywhere away from lesions."""
     workers: int | tuple[int, int] = 1
     """Train workers; (fewest, most) for as many as the cluster has room for, also after it has shrunk or grown."""
     gpus_per_worker: float = 0.0

@@ -5,6 +5,7 @@ samples -> photographs, pools (object store) -> Train workers: a loop of train_h
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from ma_cluster.cluster.train_progress import Progress, listening
 from ma_cluster.cluster.train_request import TrainRequest
 from ma_cluster.config import digest, to_dict
 from ma_cluster.errors import MaClusterError, UsageError
-from ma_cluster.images.datasets import Sample, Split, read_dataset
+from ma_cluster.hypotheses.proposals import Proposals
+from ma_cluster.images.datasets import Sample, Split, read_checkpoint, read_dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,13 @@ def run(
     training, validation = _read_split(request, "training"), _read_split(request, "validation")
     folder = _begin(request, [*training, *validation])
     if not _finished(request, folder):
+        proposals = Proposals(request.hgn_half, request.recipe) if request.hgn_half else None
         image = request.recipe.image
         waiting = -(-request.fewest_and_most[1] * request.cpus_per_worker // 1)  # so that patches are cut beside them
         ray_up = connected(request.address, waiting_cpus=int(waiting), object_store_bytes=request.object_store_bytes)
         with ray_up, listening(on_progress) as queue:
-            photographs = prepare_photographs(training, request.scale, image)
-            unseen = prepare_photographs(validation, request.scale, image)
+            photographs = prepare_photographs(training, request.scale, image, proposals)
+            unseen = prepare_photographs(validation, request.scale, image, proposals)
             _run_workers(loop, job_of(Ground(request, folder, photographs, unseen, queue)), request)
     return TrainResult(f"{folder.url}/{LAST}", f"{folder.url}/{BEST}", folder.epochs)
 
@@ -103,6 +106,8 @@ def _begin(request: TrainRequest, samples: Sequence[Sample]) -> TrainFolder:
         "batch_norm": request.batch_norm,
         "photographs": digest([[sample.name, sample.split] for sample in samples]),
     }
+    if request.hgn_half:
+        what["proposals"] = hashlib.sha256(read_checkpoint(request.hgn_half)).hexdigest()
     return TrainFolder.begin(request.out, what, resume=request.resume)
 
 

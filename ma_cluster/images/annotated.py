@@ -6,7 +6,7 @@ the cutting may happen on different machines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -16,10 +16,11 @@ from numpy import ndarray
 
 from ma_cluster.config import ImageConfig, Scale
 from ma_cluster.images.augment import SYMMETRIES, draw_gains, scale_contrast, turn
-from ma_cluster.images.contrast import MID_GREY, prepare
+from ma_cluster.images.contrast import MID_GREY, Prepared, prepare
 from ma_cluster.images.datasets import Sample, decode_mask, read_object
 from ma_cluster.images.fundus import half_scale_mask, read_fundus
 from ma_cluster.images.patches import crop
+from ma_cluster.images.pool import holds_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,12 @@ class Annotated:
     enhanced: UInt8[ndarray, "h w 3"]
     fov: Bool[ndarray, "h w"]
     lesion: Bool[ndarray, "h w"]
+    proposed: Bool[ndarray, "h w"] | None = None
+    """Where a hypothesis network suspects lesions; None where none was asked."""
 
     def marks(self) -> Marks:
         """A copy of the masks, which keeps nothing of the photograph in memory."""
-        return Marks(self.fov.copy(), self.lesion.copy())
+        return Marks(self.fov.copy(), self.lesion.copy(), None if self.proposed is None else self.proposed.copy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Marks:
 
     fov: Bool[ndarray, "h w"]
     lesion: Bool[ndarray, "h w"]
+    proposed: Bool[ndarray, "h w"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,10 @@ class Cuts:
         return Cuts(self.centres[rows], self.symmetries[rows], self.gains[rows])
 
 
-def load_annotated(sample: Sample, scale: Scale, config: ImageConfig) -> Annotated:
-    """Fetch, decode, scale and enhance a sample, its mask alongside.
+def load_annotated(
+    sample: Sample, scale: Scale, config: ImageConfig, propose: Callable[[Prepared], Bool[ndarray, "h w"]] | None = None
+) -> Annotated:
+    """Fetch, decode, scale and enhance a sample, its mask alongside; `propose` says where lesions are suspected, at 1x.
 
     Raises:
         ImageRefusedError: the photograph cannot be used.
@@ -71,9 +77,11 @@ def load_annotated(sample: Sample, scale: Scale, config: ImageConfig) -> Annotat
         lesion = np.zeros(prepared.fov_1x.shape, dtype=bool)
     else:
         lesion = fundus.grid.crop_mask(decode_mask(read_object(sample.mask)))
+    proposed = None if propose is None else propose(prepared)
     if scale == "1x":
-        return Annotated(prepared.enhanced_1x, prepared.fov_1x, lesion)
-    return Annotated(prepared.enhanced_half, prepared.fov_half, half_scale_mask(lesion))
+        return Annotated(prepared.enhanced_1x, prepared.fov_1x, lesion, proposed)
+    halved = None if proposed is None else half_scale_mask(proposed)
+    return Annotated(prepared.enhanced_half, prepared.fov_half, half_scale_mask(lesion), halved)
 
 
 def draw_cuts(centres: Int32[ndarray, "n 3"], rng: np.random.Generator, colour_jitter: float) -> Cuts:
@@ -100,6 +108,11 @@ def cut(
 
 
 def lesion_free(photograph: Annotated | Marks, margin_px: int) -> Bool[ndarray, "h w"]:
-    """The field of view without every pixel within `margin_px` of an annotated lesion."""
+    """Where healthy patches may come from: not within `margin_px` of an annotated lesion, and where a hypothesis
+    network suspects one all the same; anywhere in the field of view where none was asked, or suspects nothing.
+    """
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin_px + 1, 2 * margin_px + 1))
-    return photograph.fov & ~cv2.dilate(photograph.lesion.astype(np.uint8), kernel).astype(bool)
+    free = photograph.fov & ~cv2.dilate(photograph.lesion.astype(np.uint8), kernel).astype(bool)
+    if photograph.proposed is None or not holds_place(free & photograph.proposed):
+        return free
+    return free & photograph.proposed

@@ -86,14 +86,24 @@ class RegionPool:
         """The cells that lie in each image's region wholly."""
         numbers, columns = [], []
         for number, region in enumerate(self.regions):
-            height, width = (side // _CELL for side in region.shape)
-            blocks = region[: height * _CELL, : width * _CELL].reshape(height, _CELL, width, _CELL)
-            numbers.append(np.flatnonzero(blocks.all(axis=(1, 3))).astype(np.uint32))
-            columns.append(width)
+            cells = _whole_cells(region)
+            numbers.append(np.flatnonzero(cells).astype(np.uint32))
+            columns.append(cells.shape[1])
             if len(numbers[-1]) == 0:
                 raise ValueError(f"image {number} of the pool has no allowed region")
         counts = np.array([len(part) for part in numbers], np.uint64)
         return _Cells(np.concatenate(numbers), np.cumsum(counts) - counts, counts, np.array(columns, np.uint64))
+
+
+def holds_place(region: Bool[ndarray, "_ _"]) -> bool:
+    """Whether a region has any place for a `RegionPool`."""
+    return bool(_whole_cells(region).any())
+
+
+def _whole_cells(region: Bool[ndarray, "_ _"]) -> Bool[ndarray, "_ _"]:
+    height, width = (side // _CELL for side in region.shape)
+    blocks = region[: height * _CELL, : width * _CELL].reshape(height, _CELL, width, _CELL)
+    return np.asarray(blocks.all(axis=(1, 3)))
 
 
 @dataclass(frozen=True, slots=True)

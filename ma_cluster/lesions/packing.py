@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from torch import nn
 
-from ma_cluster.bundle import Bundle, load_checkpoint
+from ma_cluster.bundle import Bundle, restore_checkpoint
 from ma_cluster.config import Recipe
-from ma_cluster.errors import ObjectMissingError, UsageError
 from ma_cluster.hypotheses.fitting import build_hgn
-from ma_cluster.images.datasets import Sample, read_object
+from ma_cluster.images.datasets import Sample, read_checkpoint
 from ma_cluster.lesions.calibration import calibrate
 from ma_cluster.refinement.fitting import build_prn
 
@@ -32,13 +29,10 @@ def pack(checkpoints: Mapping[str, str], recipe: Recipe, attribution: str, valid
         UsageError: there is no such checkpoint.
     """
     weights = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, url in checkpoints.items():
-            network = _build(name, recipe)
-            file = Path(scratch) / f"{name}.safetensors"
-            file.write_bytes(_fetch(url))
-            load_checkpoint(file, network)
-            weights[name] = network.state_dict()
+    for name, url in checkpoints.items():
+        network = _build(name, recipe)
+        restore_checkpoint(read_checkpoint(url), name, network)
+        weights[name] = network.state_dict()
     bundle = Bundle(recipe, weights, attribution)
     return calibrate(bundle, validation) if validation else bundle
 
@@ -47,10 +41,3 @@ def _build(name: str, recipe: Recipe) -> nn.Module:
     if name in ("prn", "cls"):
         return build_prn(recipe.prn)
     return build_hgn(recipe.hgn_1x if name == "hgn_1x" else recipe.hgn_half)
-
-
-def _fetch(url: str) -> bytes:
-    try:
-        return read_object(url)
-    except ObjectMissingError as error:
-        raise UsageError(f"no checkpoint at {url}; training writes one every so many steps") from error

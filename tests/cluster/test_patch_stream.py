@@ -13,6 +13,7 @@ from fundus_set import NAMES, write_training_set
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ma_cluster.bundle import save_checkpoint
 from ma_cluster.cluster.patch_stream import (
     HealthySource,
     HgnSource,
@@ -26,6 +27,8 @@ from ma_cluster.cluster.patch_stream import (
 )
 from ma_cluster.config import ImageConfig, SplitConfig, tiny
 from ma_cluster.errors import UsageError
+from ma_cluster.hypotheses.fitting import build_hgn, build_optimizer
+from ma_cluster.hypotheses.proposals import Proposals
 from ma_cluster.hypotheses.sampling import HgnCuts
 from ma_cluster.images.annotated import Annotated, cut, load_annotated
 from ma_cluster.images.datasets import read_dataset
@@ -121,11 +124,16 @@ def test_rows_of_another_worker_are_refused(stored: Photographs) -> None:
 def test_photographs_are_prepared_as_a_single_process_would(tmp_path: Path, local_ray: None) -> None:
     write_training_set(tmp_path)
     samples = read_dataset(str(tmp_path), SplitConfig())
-    prepared = prepare_photographs(samples, "0.5x", tiny().image)
+    recipe = tiny()
+    network = build_hgn(recipe.hgn_half)
+    save_checkpoint(tmp_path / "hgn.safetensors", network, build_optimizer(network, recipe.hgn_half), {"step": 0})
+    propose = Proposals(str(tmp_path / "hgn.safetensors"), recipe)
+    prepared = prepare_photographs(samples, "0.5x", recipe.image, propose)
     assert [sample.name for sample in samples] == list(NAMES)
     (ours,) = prepared.fetch([1]).values()
-    wanted = load_annotated(samples[1], "0.5x", tiny().image)
+    wanted = load_annotated(samples[1], "0.5x", recipe.image, propose)
     assert np.array_equal(ours.enhanced, wanted.enhanced) and np.array_equal(ours.lesion, wanted.lesion)
+    assert np.array_equal(ours.proposed, wanted.proposed) and ours.proposed[ours.fov].any()
     assert prepared.lesion_px[1] == wanted.lesion.sum() > 0
 
 

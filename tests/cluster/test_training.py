@@ -120,13 +120,21 @@ def test_what_was_trained_is_packed_and_detects(
     runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], data: str, tmp_path: Path
 ) -> None:
     fresh = {"workers": 1, "batch_norm": "batch", "steps": 2}
-    cls = train_prn(request_for("cls", tmp_path / "cls", selective=False, **fresh))
+    asked = runs["hgn_half"].best
+    cls = train_prn(request_for("cls", tmp_path / "cls", selective=False, hgn_half=asked, **fresh))
     one = train_hgn(request_for("hgn_1x", tmp_path / "hgn_1x", **fresh))
     assert cls.epochs[-1].losses["triplet"] == 0
     results = {"hgn_1x": one, "hgn_half": runs["hgn_half"], "prn": runs["prn"], "cls": cls}
     bundle = pack({name: result.best for name, result in results.items()}, RECIPE, "drawn lesions")
     photograph = Path(data) / IMAGES_FOLDER / PART / f"{NAMES[-1]}.jpg"
     assert Detector(bundle).detect(photograph).shape == (600, 600)
+
+
+def test_a_network_to_propose_places_that_is_not_there_is_refused(
+    request_for: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no checkpoint at"):
+        train_prn(request_for("prn", tmp_path / "run", hgn_half=str(tmp_path / "none.safetensors")))
 
 
 def test_a_finished_run_is_not_trained_again(

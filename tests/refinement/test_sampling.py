@@ -44,6 +44,16 @@ def test_negatives_keep_their_distance_from_lesions() -> None:
     assert np.hypot(np.maximum(off_rows, 0), np.maximum(off_cols, 0)).min() > 5
 
 
+def test_negatives_come_from_what_a_hypothesis_network_proposes() -> None:
+    proposed = np.zeros((64, 64), bool)
+    proposed[8:16, 8:16] = proposed[28:40, 20:24] = True  # the second lies on a lesion
+    asked, unasked = replace(WITH, proposed=proposed), replace(WITH, proposed=np.zeros((64, 64), bool))
+    cuts = TripletCuts([asked, unasked], replace(CONFIG, negatives="regions", healthy_per_image=500), seed=1)
+    image, row, col = cuts.plain(np.arange(cuts.healthy)).centres.T
+    assert proposed[row[image == 0], col[image == 0]].all() and row[image == 0].max() < 16
+    assert len(np.unique(row[image == 1])) > 50  # where nothing is suspected any place will do
+
+
 def test_anchors_and_positives_lie_on_lesions() -> None:
     cuts, ids = TripletCuts(MIXED, CONFIG, seed=1).of_step(0, np.arange(CONFIG.triplets))
     image, row, col = cuts.centres[: 2 * CONFIG.triplets].T
