@@ -163,6 +163,9 @@ class DetectorConfig:
     """Share of the validation's lesion pixels that each region of interest keeps: it sets the two thresholds [U]."""
     prn_stride_px: int = 1
     """Step of the PRN over the region of interest, pixels of its grid; between steps it is interpolated."""
+    prn_odds: float = 1.0
+    """Factor on the odds p / (1 - p) of the PRN, which has learnt from as many lesions as healthy places, and those
+    hard ones; the bundle's is from validation [U]."""
     prn_dense: bool = False
     """Whether patches share their feature maps, which then see the photograph around a patch, and not zeros: many times
     faster over wide regions, for networks trained with that context. The other, exact way is the paper's [T]."""
@@ -181,6 +184,7 @@ class DetectorConfig:
         _require(self.fusion in ("geometric", "arithmetic"), "detector.fusion is geometric or arithmetic")
         _require(0 < self.roi_recall <= 1, "detector.roi_recall must lie in (0, 1]")
         _require(self.prn_stride_px >= 1, "detector.prn_stride_px must be at least 1")
+        _require(self.prn_odds > 0, "detector.prn_odds must be positive")
         divides = 16 % self.prn_stride_px == 0
         _require(divides or not self.prn_dense, "detector.prn_dense needs a prn_stride_px of 1, 2, 4, 8 or 16")
 

@@ -27,6 +27,11 @@ def fuse(maps: Sequence[Float32[ndarray, "h w"]], how: Fusion) -> Float32[ndarra
     return total / np.float32(len(maps)) if how == "arithmetic" else np.power(total, np.float32(1 / len(maps)))
 
 
+def scale_odds(probability: Float32[ndarray, "h w"], factor: float) -> Float32[ndarray, "h w"]:
+    """The probability whose odds p / (1 - p) are `factor` times as large; 0 and 1 stay, and so does the order."""
+    return probability * np.float32(factor) / (1 + np.float32(factor - 1) * probability)
+
+
 def can_reach(
     threshold: float,
     maps: Sequence[Float32[ndarray, "h w"]],

@@ -1,4 +1,4 @@
-"""What is chosen on validation photographs once the networks are trained: regions of interest, fusion, threshold.
+"""What is chosen on validation photographs once the networks are trained: regions of interest, odds, fusion, threshold.
 
 Photographs of the validation split and their masks go in; a recipe whose `DetectorConfig` holds the choice, and the
 figures that justify it, come out. Pixels are counted on each photograph's own grid.
@@ -16,12 +16,15 @@ from numpy import ndarray
 
 from ma_cluster.bundle import Bundle
 from ma_cluster.config import Fusion
+from ma_cluster.hypotheses.fusion import scale_odds
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import Sample, decode_mask, read_object
 from ma_cluster.lesions.detector import Detector, Maps
-from ma_cluster.lesions.rows import row_map, rows_given
+from ma_cluster.lesions.rows import network_of, row_map, rows_given
 from ma_cluster.lesions.scoring import PixelCounts, auc_pr_33, average_precision, best_f1, threshold_keeping
 
+_FUSIONS: tuple[Fusion, Fusion] = ("geometric", "arithmetic")
+_ODDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _SMALLEST = 1e-3  # networks that tell nothing apart do best to call every pixel; a detector must not
 
 
@@ -37,10 +40,13 @@ def calibrate(bundle: Bundle, samples: Sequence[Sample]) -> Bundle:
     config = dataclasses.replace(recipe.detector, roi_threshold_1x=roi[0], roi_threshold_half=roi[1])
     refiner = Detector(dataclasses.replace(bundle, recipe=dataclasses.replace(recipe, detector=config)))
     cases = [_refined(case, refiner) for case in cases]
-    figures = {name: _figures(_pool(cases, name)) for name in rows_given(bundle.weights)}
     stage = "prn" if "prn" in bundle.weights else "hgn"
-    fusions: tuple[Fusion, Fusion] = ("geometric", "arithmetic")
-    fusion = max(fusions, key=lambda how: figures[f"{stage}_{how}"]["average_precision"])
+    if stage == "prn":
+        rows = [f"prn_{how}" for how in _FUSIONS]
+        odds = max(_ODDS, key=lambda odds: max(average_precision(_pool(cases, row, odds)) for row in rows))
+        config = dataclasses.replace(config, prn_odds=odds)
+    figures = {name: _figures(_pool(cases, name, config.prn_odds)) for name in rows_given(bundle.weights)}
+    fusion = max(_FUSIONS, key=lambda how: figures[f"{stage}_{how}"]["average_precision"])
     threshold = min(max(figures[f"{stage}_{fusion}"]["threshold"], _SMALLEST), 1 - _SMALLEST)
     config = dataclasses.replace(config, fusion=fusion, threshold=threshold)
     validation = {"photographs": [sample.name for sample in samples], "rows": figures}
@@ -68,10 +74,22 @@ def _refined(case: _Case, detector: Detector) -> _Case:
     return dataclasses.replace(case, maps=case.maps | maps)
 
 
-def _pool(cases: Sequence[_Case], row: str) -> PixelCounts:
-    """Pixel counts of a row over all photographs."""
-    counts = [PixelCounts.of(row_map(row, case.maps, case.prepared), case.truth) for case in cases]
+def _pool(cases: Sequence[_Case], row: str, odds: float = 1.0) -> PixelCounts:
+    """Pixel counts of a row over all photographs, the refinement's odds scaled."""
+    counts = [
+        PixelCounts.of(row_map(row, _scaled(case.maps, network_of(row), odds), case.prepared), case.truth)
+        for case in cases
+    ]
     return sum(counts[1:], counts[0])
+
+
+def _scaled(maps: dict[str, Maps], network: str, odds: float) -> dict[str, Maps]:
+    """The maps of a network alone, its refinement's odds scaled."""
+    own = maps[network]
+    if own.prn_1x is None or own.prn_half is None:
+        return {network: own}
+    prn = {"prn_1x": scale_odds(own.prn_1x, odds), "prn_half": scale_odds(own.prn_half, odds)}
+    return {network: dataclasses.replace(own, **prn)}
 
 
 def _figures(counts: PixelCounts) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ma_cluster.bundle import Bundle, load_bundle, load_weights
 from ma_cluster.config import Recipe
 from ma_cluster.hypotheses.fitting import build_hgn
 from ma_cluster.hypotheses.folding import fold_batch_norms
-from ma_cluster.hypotheses.fusion import can_reach, fuse, upsample_half
+from ma_cluster.hypotheses.fusion import can_reach, fuse, scale_odds, upsample_half
 from ma_cluster.hypotheses.segment import probability_map
 from ma_cluster.hypotheses.symmetric import Symmetric
 from ma_cluster.images.contrast import Prepared, prepare
@@ -189,6 +189,7 @@ class Detector:
         else:  # a pixel at 1x is interpolated from the pixels at 0.5x that its neighbours lie in
             region = _halved(union) & _halved(_grown(needed, 1))
             refined = upsample_half(self._refine(network, prepared.enhanced_half, region), union.shape)
+        refined = scale_odds(refined, self.recipe.detector.prn_odds)
         return Maps(hypotheses.hgn_1x, hypotheses.hgn_half, refined * rois[0], refined * rois[1])
 
     def _regions(self, hypotheses: Maps) -> tuple[Bool[ndarray, "ch cw"], Bool[ndarray, "ch cw"]]:

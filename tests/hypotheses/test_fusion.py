@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ma_cluster.config import Fusion
-from ma_cluster.hypotheses.fusion import can_reach, fuse, upsample_half
+from ma_cluster.hypotheses.fusion import can_reach, fuse, scale_odds, upsample_half
 from ma_cluster.images.fundus import half_scale
 
 HOWS: list[Fusion] = ["geometric", "arithmetic"]
@@ -86,3 +86,8 @@ def test_what_reaches_the_threshold_could_reach_it(
     regions = [hypothesis > 0.3 for hypothesis in hypotheses]
     fused = fuse([*hypotheses, *(map_ * region for map_, region in zip(refined, regions, strict=True))], how)
     assert can_reach(threshold, hypotheses, regions, how)[fused >= threshold].all()
+
+
+def test_odds_are_scaled_and_certainty_stays():
+    ours = scale_odds(np.array([[0.0, 0.2, 0.5, 1.0]], np.float32), 4.0)
+    assert ours[0].tolist() == pytest.approx([0.0, 0.5, 0.8, 1.0])

@@ -76,6 +76,26 @@ def test_the_figures_of_a_row_are_those_of_its_maps(calibrated: Bundle, samples:
     assert row["average_precision"] == pytest.approx(average_precision(total), abs=1e-4)
 
 
+def test_no_other_odds_of_the_refinement_would_do_better(calibrated: Bundle, samples: list[Sample]) -> None:
+    def best_of(odds: float) -> float:
+        detector = dataclasses.replace(calibrated.recipe.detector, prn_odds=odds)
+        changed = Detector(
+            dataclasses.replace(calibrated, recipe=dataclasses.replace(calibrated.recipe, detector=detector))
+        )
+        totals: dict[str, PixelCounts] = {}
+        for sample in samples:
+            prepared = changed.prepare(read_object(sample.image))
+            maps, truth = changed.maps(prepared), decode_mask(read_object(str(sample.mask)))
+            for row in ("prn_geometric", "prn_arithmetic"):
+                own = prepared.grid.uncrop(ROWS[row](maps), prepared.shape)
+                counts = PixelCounts.of(np.clip(own, 0, 1), truth)
+                totals[row] = totals[row] + counts if row in totals else counts
+        return max(average_precision(counts) for counts in totals.values())
+
+    chosen = calibrated.recipe.detector.prn_odds
+    assert best_of(chosen) >= max(best_of(odds) for odds in (1.0, 4.0, 16.0)) - 1e-6
+
+
 def test_the_better_fusion_and_its_best_threshold_are_kept(calibrated: Bundle) -> None:
     rows, config = calibrated.validation["rows"], calibrated.recipe.detector
     better = max(("geometric", "arithmetic"), key=lambda how: rows[f"prn_{how}"]["average_precision"])
