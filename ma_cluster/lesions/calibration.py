@@ -37,7 +37,7 @@ def calibrate(bundle: Bundle, samples: Sequence[Sample]) -> Bundle:
     detector = Detector(bundle)
     cases = [_case(sample, detector) for sample in samples]
     roi = [threshold_keeping(_pool(cases, name), recipe.detector.roi_recall) for name in ("hgn_1x", "hgn_half")]
-    config = dataclasses.replace(recipe.detector, roi_threshold_1x=roi[0], roi_threshold_half=roi[1])
+    config = dataclasses.replace(recipe.detector, roi_threshold_1x=roi[0], roi_threshold_half=roi[1], prn_odds=1.0)
     refiner = Detector(dataclasses.replace(bundle, recipe=dataclasses.replace(recipe, detector=config)))
     cases = [_refined(case, refiner) for case in cases]
     stage = "prn" if "prn" in bundle.weights else "hgn"
