@@ -1,15 +1,54 @@
-"""Batch norms put into the convolutions before them: for inference, one pass through memory less each."""
+"""A trained network made ready for inference: fewer and faster passes through memory, the same answers to rounding."""
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-def fold_batch_norms(network: nn.Module) -> None:
-    """Change a network in eval mode in place; its answers stay the same to rounding, it cannot be trained any more."""
-    for module in network.modules():
-        if isinstance(module, nn.Sequential):
-            conv, norm = module[0], module[1]
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                module[0], module[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+def fold(network: nn.Module) -> None:
+    """Change a network in eval mode in place; it cannot be trained any more.
+
+    Batch norms go into the convolutions before them. On a CPU with oneDNN the convolutions become its own, which take
+    the ReLU that follows along; torch's take longer, most of all over 8 channels and with kernels of 1 x 1.
+    """
+    for sequence in _beginning_with(network, nn.Conv2d, nn.BatchNorm2d):
+        sequence[0], sequence[1] = fuse_conv_bn_eval(sequence[0], sequence[1]), nn.Identity()
+    if not torch.backends.mkldnn.is_available() or next(network.parameters()).device.type != "cpu":
+        return
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Conv2d:
+                setattr(module, name, OneDnnConv2d.of(child))
+    for sequence in _beginning_with(network, OneDnnConv2d, nn.Identity, nn.ReLU):
+        sequence[0].after, sequence[2] = "relu", nn.Identity()
+
+
+def _beginning_with(network: nn.Module, *kinds: type[nn.Module]) -> list[Any]:
+    """The sequences whose first modules are of these kinds."""
+    sequences = [module for module in network.modules() if isinstance(module, nn.Sequential)]
+    return [found for found in sequences if [*map(type, found)][: len(kinds)] == [*kinds]]
+
+
+class OneDnnConv2d(nn.Conv2d):
+    """A convolution by oneDNN, with what comes `after` it in the same pass: none or relu. Inference only."""
+
+    after = "none"
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> OneDnnConv2d:
+        """With the geometry and the weights of a convolution."""
+        ours = cls.__new__(cls)
+        ours.__dict__ = conv.__dict__
+        return ours
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d hs ws"]:
+        geometry = (self.padding, self.stride, self.dilation, self.groups)
+        answer: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, *geometry, self.after, [], ""
+        )
+        return answer

@@ -40,17 +40,21 @@ def _conv_bn(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     )
 
 
+def _conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    return _conv_bn(inputs, outputs, kernel).append(nn.ReLU(inplace=True))
+
+
 class ResidualUnit(nn.Module):
     """x + BN(conv3(ReLU(BN(conv3(x))))); nothing after the sum. A 1x1 projection on the skip where channels change."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.first = _conv_bn(inputs, outputs, 3)
+        self.first = _conv_bn_relu(inputs, outputs, 3)
         self.second = _conv_bn(outputs, outputs, 3)
         self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
-        return self.second(F.relu(self.first(x), inplace=True)).add_(self.skip(x))
+        return self.second(self.first(x)).add_(self.skip(x))
 
 
 class FullResolutionResidualUnit(nn.Module):
@@ -58,15 +62,14 @@ class FullResolutionResidualUnit(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, residual: int) -> None:
         super().__init__()
-        self.first = _conv_bn(inputs + residual, outputs, 3)
-        self.second = _conv_bn(outputs, outputs, 3)
+        self.first = _conv_bn_relu(inputs + residual, outputs, 3)
+        self.second = _conv_bn_relu(outputs, outputs, 3)
         self.back = nn.Conv2d(outputs, residual, 1)
 
     def forward(
         self, y: Float[Tensor, "n c hs ws"], pooled: Float[Tensor, "n r hs ws"]
     ) -> tuple[Float[Tensor, "n d hs ws"], Float[Tensor, "n r hs ws"]]:
-        y = F.relu(self.first(torch.cat([y, pooled], dim=1)), inplace=True)
-        y = F.relu(self.second(y), inplace=True)
+        y = self.second(self.first(torch.cat([y, pooled], dim=1)))
         return y, self.back(y)
 
 
@@ -94,7 +97,7 @@ class Frrn(nn.Module):
     def __init__(self, width: float = 1.0, classes: int = 2) -> None:
         super().__init__()
         base, residual = _channels(48, width), _channels(32, width)
-        self.stem = nn.Sequential(_conv_bn(3, base, 5), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(_conv_bn_relu(3, base, 5))
         self.stem_units = nn.Sequential(*[ResidualUnit(base, base) for _ in range(3)])
         self.split = _conv_bn(base, residual, 1)
         channels = base

@@ -12,7 +12,7 @@ from numpy import ndarray
 from ma_cluster.bundle import restore_checkpoint
 from ma_cluster.config import Recipe
 from ma_cluster.hypotheses.fitting import build_hgn
-from ma_cluster.hypotheses.folding import fold_batch_norms
+from ma_cluster.hypotheses.folding import fold
 from ma_cluster.hypotheses.fusion import upsample_half
 from ma_cluster.hypotheses.segment import probability_map
 from ma_cluster.images.contrast import Prepared
@@ -32,7 +32,7 @@ class Proposals:
         """
         self._network = build_hgn(recipe.hgn_half)
         restore_checkpoint(read_checkpoint(checkpoint), "hgn_half", self._network)
-        fold_batch_norms(self._network.eval())
+        fold(self._network.eval())
         self._recipe = recipe
 
     def __call__(self, prepared: Prepared) -> Bool[ndarray, "ch cw"]:

@@ -19,7 +19,7 @@ from torch import nn
 from ma_cluster.bundle import Bundle, load_bundle, load_weights
 from ma_cluster.config import Recipe
 from ma_cluster.hypotheses.fitting import build_hgn
-from ma_cluster.hypotheses.folding import fold_batch_norms
+from ma_cluster.hypotheses.folding import fold
 from ma_cluster.hypotheses.fusion import can_reach, fuse, scale_odds, upsample_half
 from ma_cluster.hypotheses.segment import probability_map
 from ma_cluster.hypotheses.symmetric import Symmetric
@@ -79,7 +79,7 @@ class Detector:
         for name, network in networks.items():
             load_weights(network, bundle.weights[name], name)
             network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-            fold_batch_norms(network)
+            fold(network)
         networks["hgn_1x"] = Symmetric(networks["hgn_1x"], recipe.detector.flips_1x)
         networks["hgn_half"] = Symmetric(networks["hgn_half"], recipe.detector.flips_half)
         for name, network in networks.items():

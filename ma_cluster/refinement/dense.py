@@ -19,7 +19,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from ma_cluster.hypotheses.fitting import normalise
-from ma_cluster.hypotheses.folding import fold_batch_norms
+from ma_cluster.hypotheses.folding import fold
 from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.refinement.patchwise import interpolate, lattice_nodes
 from ma_cluster.refinement.resnet import STRIDE, Prn
@@ -60,7 +60,7 @@ class DensePrn(nn.Module):
         spacings, reaches = _dilate(self.trunk, stride_px)
         self.halo_px = -(-sum(reaches) // STRIDE) * STRIDE
         self._crops = _crops(spacings, reaches, self.halo_px)
-        fold_batch_norms(self.trunk)
+        fold(self.trunk)
         weight, bias = model.classify.weight.detach(), model.classify.bias.detach()
         self.register_buffer("weight", (weight[1] - weight[0])[None, :, None, None])  # of the difference of logits
         self.register_buffer("bias", (bias[1] - bias[0])[None])

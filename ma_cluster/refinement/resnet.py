@@ -15,7 +15,6 @@ implementations; `width` scales every channel count, in multiples of 8.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -29,16 +28,14 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, channels: int, stride: int) -> None:
         super().__init__()
         outputs = channels * _EXPANSION
-        self.reduce = _conv_bn(inputs, channels, 1, 1)
-        self.spatial = _conv_bn(channels, channels, 3, stride)
+        self.reduce = _conv_bn_relu(inputs, channels, 1, 1)
+        self.spatial = _conv_bn_relu(channels, channels, 3, stride)
         self.expand = _conv_bn(channels, outputs, 1, 1)
         same = inputs == outputs and stride == 1
         self.skip = nn.Identity() if same else _conv_bn(inputs, outputs, 1, stride)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d hs ws"]:
-        y = F.relu(self.reduce(x), inplace=True)
-        y = F.relu(self.spatial(y), inplace=True)
-        return self.expand(y).add_(self.skip(x)).relu_()
+        return self.expand(self.spatial(self.reduce(x))).add_(self.skip(x)).relu_()
 
 
 class Prn(nn.Module):
@@ -49,7 +46,7 @@ class Prn(nn.Module):
         super().__init__()
         self.context = context
         channels = max(8, 8 * round(64 * width / 8))
-        self.stem = nn.Sequential(_conv_bn(3, channels, 7, 2), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(_conv_bn_relu(3, channels, 7, 2))
         stages: list[nn.Module] = []
         inputs = channels
         for number, (blocks, stride) in enumerate(((3, 1), (4, 2), (6, 2), (3, 2))):
@@ -73,6 +70,10 @@ def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequenti
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
     )
+
+
+def _conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
+    return _conv_bn(inputs, outputs, kernel, stride).append(nn.ReLU(inplace=True))
 
 
 def _he_normal(module: nn.Module) -> None:

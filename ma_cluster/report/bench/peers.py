@@ -15,7 +15,7 @@ from numpy import ndarray
 from ma_cluster.bundle import load_weights
 from ma_cluster.errors import UsageError
 from ma_cluster.hypotheses.fitting import normalise
-from ma_cluster.hypotheses.folding import fold_batch_norms
+from ma_cluster.hypotheses.folding import fold
 from ma_cluster.hypotheses.losses import lesion_probability
 from ma_cluster.images.contrast import MID_GREY, Prepared
 from ma_cluster.images.patches import Tiling
@@ -114,7 +114,7 @@ def dense(subject: Subject) -> Iterator[dict[str, Any]]:
     network = build_prn(config)
     load_weights(network, bundle.weights["prn"], "prn")
     network.to(subject.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    fold_batch_norms(network)
+    fold(network)
     enhanced = Detector(bundle).prepare(subject.photograph().data).enhanced_half
     middle = tuple(slice(max(0, side - ROI_SIDE) // 2, (side + ROI_SIDE) // 2) for side in enhanced.shape[:2])
     enhanced = enhanced[middle]

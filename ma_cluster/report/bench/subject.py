@@ -20,7 +20,7 @@ from torch import nn
 
 from ma_cluster.bundle import Bundle, load_bundle, load_weights
 from ma_cluster.hypotheses.fitting import build_hgn
-from ma_cluster.hypotheses.folding import fold_batch_norms
+from ma_cluster.hypotheses.folding import fold
 from ma_cluster.hypotheses.symmetric import Symmetric
 from ma_cluster.images.datasets import decode_mask
 from ma_cluster.images.sample_archive import write_sample
@@ -85,7 +85,7 @@ def hypothesis_network(bundle: Bundle, name: str, device: str, *, folded: bool) 
     network.to(device).eval()
     if folded:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        fold_batch_norms(network)
+        fold(network)
     flips = recipe.detector.flips_1x if name == "hgn_1x" else recipe.detector.flips_half
     return Symmetric(network, flips)
 
