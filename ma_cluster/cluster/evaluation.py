@@ -122,13 +122,10 @@ def _look(model: tuple[ray.ObjectRef[Bundle]], job: _Job, cuda: bool) -> Tally:
 
 @lru_cache(maxsize=1)
 def _detector(bundle: ray.ObjectRef[Bundle], cuda: bool) -> Any:
-    """The worker's model. One thread: the order of sums, and so a score's last digit, is everywhere the same."""
-    import torch
-
+    """The worker's model."""
     from ma_cluster.lesions.detector import Detector
 
-    torch.set_num_threads(1)
-    return Detector(ray.get(bundle), device="cuda" if cuda else "cpu")
+    return Detector(ray.get(bundle), device="cuda" if cuda else "cpu", threads=1)
 
 
 def _result(done: ray.ObjectRef[Tally], number: int, total: int) -> Tally:

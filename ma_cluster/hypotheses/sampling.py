@@ -11,27 +11,36 @@ from numpy import ndarray
 
 from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.fitting import HgnBatch
-from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts
+from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
 
 _PLACES_PER_IMAGE = 10**6
 
 
 class HgnCuts:
-    """A share of each mini-batch near lesion pixels, the rest anywhere in the field of view. Keeps no pixels."""
+    """A share of each mini-batch near lesion pixels, one near places falsely proposed as lesions, where such are known,
+    the rest anywhere in the field of view. Keeps no pixels."""
 
     def __init__(self, photographs: Sequence[Annotated | Marks], config: HgnConfig, seed: int) -> None:
         self._config, self._seed = config, seed
         self._lesions = LesionPool([photograph.lesion for photograph in photographs])
         self._anywhere = RegionPool([photograph.fov for photograph in photographs], _PLACES_PER_IMAGE, seed)
+        self._suspects: RegionPool | None = None
+        if any(photograph.proposed is not None for photograph in photographs):
+            falsely = [lesion_free(photograph, margin_px=0) for photograph in photographs]
+            self._suspects = RegionPool(falsely, _PLACES_PER_IMAGE, seed)
 
     def of_step(self, step: int) -> Cuts:
-        """The patches of a mini-batch, those near lesions first."""
+        """The patches of a mini-batch: those near lesions, those near false proposals, the others."""
         config, rng = self._config, np.random.default_rng([self._seed, step])
         near = round(config.batch_patches * config.lesion_share)
         ids = self._lesions.draw(near, rng, per_lesion=config.per_lesion)
-        others = rng.integers(len(self._anywhere), size=config.batch_patches - near)
-        centres = np.concatenate([self._lesions.centres(ids), self._anywhere.centres(others)])
+        drawn = [self._lesions.centres(ids)]
+        if self._suspects is not None:
+            suspects = rng.integers(len(self._suspects), size=round(config.batch_patches * config.suspect_share))
+            drawn.append(self._suspects.centres(suspects))
+        others = rng.integers(len(self._anywhere), size=config.batch_patches - sum(map(len, drawn)))
+        centres = np.concatenate([*drawn, self._anywhere.centres(others)])
         # the network must not learn that lesions lie in the middle: shift by up to a quarter of the patch
         reach = config.patch_px // 4
         centres[:, 1:] += rng.integers(-reach, reach + 1, size=(len(centres), 2), dtype=np.int32)

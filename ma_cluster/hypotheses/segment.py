@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -10,9 +11,10 @@ from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 from torch import nn
 
+from ma_cluster.hypotheses.dedication import ONE_AT_A_TIME, Lanes
 from ma_cluster.hypotheses.fitting import hgn_probability
 from ma_cluster.images.contrast import MID_GREY
-from ma_cluster.images.patches import Tiling
+from ma_cluster.images.patches import Tiling, Window
 
 
 def probability_map(
@@ -20,7 +22,7 @@ def probability_map(
     enhanced: UInt8[ndarray, "h w 3"],
     fov: Bool[ndarray, "h w"],
     tiling: Tiling,
-    batch_tiles: int = 1,
+    lanes: Lanes = ONE_AT_A_TIME,
 ) -> Float32[ndarray, "h w"]:
     """Lesion probability of each pixel, 0 outside the FOV. Only tiles that meet the FOV are computed.
 
@@ -29,14 +31,16 @@ def probability_map(
         enhanced: the photograph on the network's grid.
         fov: its field of view.
         tiling: of the same shape.
-        batch_tiles: tiles in one forward pass; does not change the answer. On a CPU one is fastest: it stays in cache.
+        lanes: tiles in a forward pass, and passes at a time; neither changes the answer.
     """
-    windows = sorted(tiling.covering(fov), key=lambda window: window.shape)  # those of one shape make a batch
+    # those of one shape make a batch; the largest first, as smaller ones fit into the memory that they leave
+    windows = sorted(tiling.covering(fov), key=lambda window: window.shape, reverse=True)
     padded = tiling.pad(enhanced, fill=MID_GREY)
-    answers: list[Float32[ndarray, "_ _"]] = []
-    for _, alike in groupby(windows, key=lambda window: window.shape):
-        tiles = [tiling.crop(padded, window) for window in alike]
-        for start in range(0, len(tiles), batch_tiles):
-            batch = torch.from_numpy(np.stack(tiles[start : start + batch_tiles])).permute(0, 3, 1, 2)
-            answers.extend(hgn_probability(model, batch).numpy())
-    return tiling.stitch(windows, answers) * fov
+
+    def answer(batch: Sequence[Window]) -> Iterable[Float32[ndarray, "_ _"]]:
+        tiles = torch.from_numpy(np.stack([tiling.crop(padded, window) for window in batch])).permute(0, 3, 1, 2)
+        return hgn_probability(model, tiles).numpy()
+
+    alike = (tuple(same) for _, same in groupby(windows, key=lambda window: window.shape))
+    batches = (same[start : start + lanes.tiles] for same in alike for start in range(0, len(same), lanes.tiles))
+    return tiling.stitch(windows, [tile for tiles in lanes.spread(answer, batches) for tile in tiles]) * fov

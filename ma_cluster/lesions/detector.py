@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ from torch import nn
 
 from ma_cluster.bundle import Bundle, load_bundle, load_weights
 from ma_cluster.config import Recipe
+from ma_cluster.hypotheses.dedication import Lanes, dedicate
 from ma_cluster.hypotheses.fitting import build_hgn
 from ma_cluster.hypotheses.folding import fold
 from ma_cluster.hypotheses.fusion import can_reach, fuse, scale_odds, upsample_half
@@ -29,11 +30,12 @@ from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.table import Lesion, find_lesions
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.fitting import build_prn
-from ma_cluster.refinement.patchwise import refine
+from ma_cluster.refinement.patchwise import Patchwise, refine
 from ma_cluster.refinement.resnet import Prn
 
 Map = Float32[ndarray, "ch cw"]
 Refiner = Literal["prn", "cls"]
+REFINERS: tuple[Refiner, ...] = get_args(Refiner)
 _GPU_TILES = 8  # the largest feature maps of the paper's network on tiles of 512 are then 0.4 GB each; never timed
 
 
@@ -70,23 +72,30 @@ class Maps:
 class Detector:
     """A loaded model, ready to look at photographs. Stateless between calls."""
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu") -> None:
+    def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> None:
+        """
+        Args:
+            bundle: the model.
+            device: where the networks run: cpu, cuda, cuda:1, ...
+            threads: tiles at a time on a CPU; the process is dedicated to them (`hypotheses/dedication.py`). None: one
+                at a time by torch's own threads, which then share it.
+        """
         recipe = bundle.recipe
         self.recipe: Recipe = recipe
         self.digest = bundle.digest
         networks: dict[str, nn.Module] = {"hgn_1x": build_hgn(recipe.hgn_1x), "hgn_half": build_hgn(recipe.hgn_half)}
-        networks |= {name: build_prn(recipe.prn) for name in ("prn", "cls") if name in bundle.weights}
+        networks |= {name: build_prn(recipe.prn) for name in REFINERS if name in bundle.weights}
         for name, network in networks.items():
             load_weights(network, bundle.weights[name], name)
             network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             fold(network)
-        networks["hgn_1x"] = Symmetric(networks["hgn_1x"], recipe.detector.flips_1x)
-        networks["hgn_half"] = Symmetric(networks["hgn_half"], recipe.detector.flips_half)
-        for name, network in networks.items():
-            if isinstance(network, Prn) and recipe.detector.prn_dense:
-                networks[name] = DensePrn(network, recipe.prn.patch_px, recipe.detector.prn_stride_px)
-        self._networks = networks
-        self._batch_tiles = 1 if torch.device(device).type == "cpu" else _GPU_TILES
+        self._hypotheses = {
+            "hgn_1x": Symmetric(networks["hgn_1x"], recipe.detector.flips_1x),
+            "hgn_half": Symmetric(networks["hgn_half"], recipe.detector.flips_half),
+        }
+        self._refiners = {name: _refiner(networks[name], recipe) for name in REFINERS if name in networks}
+        tiles = 1 if torch.device(device).type == "cpu" else _GPU_TILES
+        self._lanes = Lanes(tiles, map if threads is None else dedicate(threads))
 
     @classmethod
     def load(cls, model: str | Path = "lite", *, device: str = "cpu", threads: int | None = None) -> Detector:
@@ -95,20 +104,17 @@ class Detector:
         Args:
             model: name or folder.
             device: where the networks run: cpu, cuda, cuda:1, ...
-            threads: CPU threads of the whole process's torch; None leaves torch's choice.
+            threads: tiles at a time on a CPU, the process dedicated to them; None: one, by torch's own threads.
 
         Raises:
             BundleError: the model is not there or damaged.
         """
-        if threads is not None:
-            torch.set_num_threads(threads)
-        return cls(load_bundle(model), device=device)
+        return cls(load_bundle(model), device=device, threads=threads)
 
     @property
     def refiners(self) -> tuple[Refiner, ...]:
         """The refinement networks that the bundle has."""
-        both: tuple[Refiner, Refiner] = ("prn", "cls")
-        return tuple(name for name in both if name in self._networks)
+        return tuple(self._refiners)
 
     def detect(self, image: str | Path | bytes | UInt8[ndarray, "h w 3"]) -> Detection:
         """Find the lesions of one photograph: a path, encoded bytes, or upright RGB.
@@ -154,7 +160,7 @@ class Detector:
     def _maps(self, prepared: Prepared, seconds: dict[str, float], *, exits_early: bool) -> Maps:
         with _timed(seconds, "hgn"):
             hypotheses = self.hypotheses(prepared)
-        if "prn" not in self._networks:
+        if "prn" not in self._refiners:
             return hypotheses
         with _timed(seconds, "prn"):
             needed = self._undecided(prepared, hypotheses) if exits_early else prepared.fov_1x
@@ -169,7 +175,7 @@ class Detector:
     def _hypothesis(self, name: str, enhanced: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]) -> Map:
         config = self.recipe.detector
         tiling = Tiling(fov.shape[0], fov.shape[1], config.tile_px, config.halo_px)
-        return probability_map(self._networks[name], enhanced, fov, tiling, self._batch_tiles)
+        return probability_map(self._hypotheses[name], enhanced, fov, tiling, self._lanes)
 
     def refinements(self, prepared: Prepared, hypotheses: Maps, network: Refiner = "prn") -> Maps:
         """All maps: the PRN runs once over the union of both regions of interest, its two maps are that within each.
@@ -203,10 +209,19 @@ class Detector:
         return _grown(open_yet, prepared.grid.reach_px)
 
     def _refine(self, name: Refiner, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"]) -> Map:
-        network = self._networks[name]
-        if isinstance(network, DensePrn):
-            return refine_dense(network, enhanced, roi)
-        return refine(network, enhanced, roi, self.recipe.prn.cut_px, self.recipe.detector.prn_stride_px)
+        refiner = self._refiners[name]
+        if isinstance(refiner, DensePrn):
+            return refine_dense(refiner, enhanced, roi, self._lanes.spread)
+        return refine(refiner, enhanced, roi, self._lanes.spread)
+
+
+def _refiner(network: nn.Module, recipe: Recipe) -> DensePrn | Patchwise:
+    """A folded PRN as the recipe runs it."""
+    stride_px = recipe.detector.prn_stride_px
+    if not recipe.detector.prn_dense:
+        return Patchwise(network, recipe.prn.cut_px, stride_px)
+    assert isinstance(network, Prn)
+    return DensePrn(network, recipe.prn.patch_px, stride_px)
 
 
 def _halved(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "hh hw"]:

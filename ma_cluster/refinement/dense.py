@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
+from ma_cluster.hypotheses.dedication import Spread
 from ma_cluster.hypotheses.fitting import normalise
 from ma_cluster.hypotheses.folding import fold
 from ma_cluster.images.contrast import MID_GREY
@@ -75,9 +76,8 @@ class DensePrn(nn.Module):
         return F.conv2d(scores, mean, dilation=STRIDE // self.stride_px)[:, 0]
 
 
-@torch.inference_mode()
 def refine_dense(
-    model: DensePrn, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"]
+    model: DensePrn, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"], spread: Spread = map
 ) -> Float32[ndarray, "h w"]:
     """Probability that each ROI pixel is a lesion, 0 elsewhere; between lattice points interpolated bilinearly.
 
@@ -89,13 +89,21 @@ def refine_dense(
     margin = model.patch_px // 2 + model.halo_px
     pads = (margin, margin + 2 * STRIDE)  # the lattice's last points, and the last core, may lie beyond the grid
     padded = np.pad(enhanced, (pads, pads, (0, 0)), constant_values=MID_GREY)
-    for rows, cols in _cores(nodes, min(_CORE_PX, _CORE_NODES * stride) // stride, STRIDE // stride):
-        tile = torch.from_numpy(padded[_tile(rows, model), _tile(cols, model)]).permute(2, 0, 1)[None]
-        device = next(model.parameters()).device
-        logits = model(normalise(tile.to(device)))[0].float()
-        within = lattice[rows, cols]
-        within[:] = torch.sigmoid(logits).cpu().numpy()[: within.shape[0], : within.shape[1]]
+
+    def look(core: tuple[slice, slice]) -> None:
+        tile, within = padded[_tile(core[0], model), _tile(core[1], model)], lattice[core]
+        within[:] = _probability(model, tile)[: within.shape[0], : within.shape[1]]
+
+    for _ in spread(look, _cores(nodes, min(_CORE_PX, _CORE_NODES * stride) // stride, STRIDE // stride)):
+        pass
     return interpolate(lattice * nodes, roi.shape, stride) * roi
+
+
+@torch.inference_mode()
+def _probability(model: DensePrn, tile: UInt8[ndarray, "th tw 3"]) -> Float32[ndarray, "mh mw"]:
+    device = next(model.parameters()).device
+    logits = model(normalise(torch.from_numpy(tile).permute(2, 0, 1)[None].to(device)))[0].float()
+    return torch.sigmoid(logits).cpu().numpy()
 
 
 def _cores(nodes: Bool[ndarray, "lh lw"], side: int, multiple: int) -> Iterator[tuple[slice, slice]]:

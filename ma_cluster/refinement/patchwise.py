@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 from torch import nn
 
+from ma_cluster.hypotheses.dedication import Spread
 from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.refinement.fitting import prn_probability
 
@@ -16,12 +19,19 @@ BATCH = 32
 """Patches in one forward pass, whose feature maps then stay in a CPU's cache: 512 take a tenth longer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Patchwise:
+    """A network, and the patches that it is shown."""
+
+    model: nn.Module
+    patch_px: int
+    """Side, with any context."""
+    stride_px: int
+    """From one patch to the next, across and down."""
+
+
 def refine(
-    model: nn.Module,
-    enhanced: UInt8[ndarray, "h w 3"],
-    roi: Bool[ndarray, "h w"],
-    patch_px: int,
-    stride_px: int,
+    prn: Patchwise, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"], spread: Spread = map
 ) -> Float32[ndarray, "h w"]:
     """Probability that each ROI pixel is a lesion, 0 elsewhere.
 
@@ -30,6 +40,7 @@ def refine(
 
         stride 2, ROI pixels 3 and 4:   lattice 0 . 2 . 4 . 6     3 = (2 + 4) / 2, so 2 and 4 are computed, 6 is not
     """
+    patch_px, stride_px = prn.patch_px, prn.stride_px
     nodes = lattice_nodes(roi, stride_px)
     rows, cols = np.nonzero(nodes)
     lattice = np.zeros(nodes.shape, dtype=np.float32)
@@ -37,11 +48,14 @@ def refine(
     after = half + stride_px  # the lattice's last points may lie beyond the grid
     padded = np.pad(enhanced, ((half, after), (half, after), (0, 0)), constant_values=MID_GREY)
     views = np.lib.stride_tricks.sliding_window_view(padded, (patch_px, patch_px), axis=(0, 1))  # row col 3 s s
-    for start in range(0, len(rows), BATCH):
-        part = slice(start, start + BATCH)
+
+    def look(part: slice) -> None:
         patches = torch.from_numpy(views[rows[part] * stride_px, cols[part] * stride_px])
         patches = patches.contiguous(memory_format=torch.channels_last)
-        lattice[rows[part], cols[part]] = prn_probability(model, patches).numpy()
+        lattice[rows[part], cols[part]] = prn_probability(prn.model, patches).numpy()
+
+    for _ in spread(look, [slice(start, start + BATCH) for start in range(0, len(rows), BATCH)]):
+        pass
     return interpolate(lattice, roi.shape, stride_px) * roi
 
 
@@ -64,5 +78,5 @@ def interpolate(lattice: Float32[ndarray, "lh lw"], shape: tuple[int, int], stri
     """Values at multiples of `stride_px` -> every pixel of `shape`, bilinear."""
     if stride_px == 1:
         return lattice
-    cols, rows = np.meshgrid(np.arange(shape[1]) / stride_px, np.arange(shape[0]) / stride_px)
-    return cv2.remap(lattice, cols.astype(np.float32), rows.astype(np.float32), cv2.INTER_LINEAR)
+    down = np.array([[1 / stride_px, 0, 0], [0, 1 / stride_px, 0]])
+    return cv2.warpAffine(lattice, down, shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)

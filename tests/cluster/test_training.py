@@ -74,7 +74,7 @@ def test_the_losses_of_tiny_are_golden(runs: dict[str, TrainResult]) -> None:
     golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
     for network, result in runs.items():
         for epoch, losses in zip(result.epochs, golden[network], strict=True):
-            assert epoch.losses == pytest.approx(losses, rel=0.02)  # bfloat16 differs among CPUs
+            assert epoch.losses == pytest.approx(losses, rel=0.04)  # bfloat16 differs among CPUs, with AMX most
 
 
 @pytest.mark.parametrize(("network", "train"), [("hgn_half", train_hgn), ("prn", train_prn)], ids=["hgn", "prn"])
@@ -87,7 +87,7 @@ def test_one_worker_learns_what_two_learn(
 ) -> None:
     alone = train(request_for(network, tmp_path / "alone", workers=1))
     assert {epoch.workers for epoch in runs[network].epochs} == {2} and alone.epochs[0].workers == 1
-    assert_same(alone, runs[network], tolerance=0.02)  # bfloat16: kernels differ with the size of the part
+    assert_same(alone, runs[network], tolerance=0.04)  # bfloat16: kernels differ with the size of the part
 
 
 def test_a_run_that_lost_its_worker_for_good_is_resumed_and_ends_as_the_undisturbed_one(

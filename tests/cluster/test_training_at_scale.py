@@ -87,4 +87,4 @@ def test_a_run_between_buckets_is_resumed_and_ends_as_one_between_folders(
     assert {"ledger-0/ledger.json", "ledger-1/ledger.json"} < written
     golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())["prn"]
     for epoch, losses in zip(result.epochs, golden, strict=True):
-        assert epoch.losses == pytest.approx(losses, rel=0.02)  # bfloat16 differs among CPUs
+        assert epoch.losses == pytest.approx(losses, rel=0.04)  # bfloat16 differs among CPUs, with AMX most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,9 +82,17 @@ def test_the_terms_of_a_step_add_up() -> None:
     assert 0 < terms["dice"] < 1
 
 
-def test_the_losses_of_the_tiny_recipe_are_golden() -> None:
-    golden = [2.9995, 2.3865, 1.9955, 1.7532]
-    assert run(*fresh(), range(CONFIG.steps)) == pytest.approx(golden, rel=0.02)  # bfloat16 differs among CPUs
+def test_the_losses_of_the_tiny_recipe_are_golden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, since bfloat16 differs among CPUs by some percent after four steps."""
+    monkeypatch.setattr(torch, "autocast", lambda *_: nullcontext())
+    golden = [3.01273, 2.35348, 2.01650, 1.79658]
+    assert run(*fresh(), range(CONFIG.steps)) == pytest.approx(golden, rel=1e-3)
+
+
+def test_bfloat16_stays_near_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded = run(*fresh(), range(CONFIG.steps))
+    monkeypatch.setattr(torch, "autocast", lambda *_: nullcontext())
+    assert rounded == pytest.approx(run(*fresh(), range(CONFIG.steps)), rel=0.05)
 
 
 def test_training_finds_the_dots() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,13 @@ from hypothesis import strategies as st
 from networks import calibrated_frrn
 from torch import Tensor, nn
 
+from ma_cluster.hypotheses.dedication import Lanes
 from ma_cluster.hypotheses.fitting import hgn_probability
 from ma_cluster.hypotheses.segment import probability_map
 from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.images.patches import Tiling
+
+LANES = st.builds(Lanes, st.integers(1, 9), st.sampled_from([map, ThreadPoolExecutor(3).map]))
 
 
 class Pixelwise(nn.Module):
@@ -39,11 +44,11 @@ def grain(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(20, 150), st.integers(20, 150), st.integers(1, 4), st.integers(0, 1), st.integers(1, 9))
-def test_every_pixel_gets_its_own_answer(height: int, width: int, room: int, halo: int, batch_tiles: int) -> None:
+@given(st.integers(20, 150), st.integers(20, 150), st.integers(1, 4), st.integers(0, 1), LANES)
+def test_every_pixel_gets_its_own_answer(height: int, width: int, room: int, halo: int, lanes: Lanes) -> None:
     enhanced, fov = grain(height, width), disc(height, width)
     tiling = Tiling(height, width, 16 * (2 * halo + room), 16 * halo)
-    found = probability_map(Pixelwise(), enhanced, fov, tiling, batch_tiles)
+    found = probability_map(Pixelwise(), enhanced, fov, tiling, lanes)
     expected = fov / (1 + np.exp(-(enhanced[:, :, 0].astype(float) - MID_GREY) / 128))
     assert found.dtype == np.float32
     assert found == pytest.approx(expected, abs=1e-6)
@@ -67,14 +72,14 @@ def test_a_photograph_without_a_field_of_view_asks_the_network_nothing() -> None
 def test_no_batch_is_larger_than_asked() -> None:
     network = Pixelwise()
     tiling, fov = Tiling(200, 200, 64, 16), np.ones((200, 200), bool)
-    probability_map(network, grain(200, 200), fov, tiling, batch_tiles=4)
+    probability_map(network, grain(200, 200), fov, tiling, Lanes(tiles=4))
     assert max(network.batches) == 4 and sum(network.batches) == len(tiling.covering(fov)) == 49
 
 
 def test_the_batch_size_does_not_change_the_map() -> None:
     network, fov = calibrated_frrn(), disc(200, 170)
     tiling = Tiling(200, 170, 96, 32)
-    one, three, all_tiles = (probability_map(network, grain(200, 170), fov, tiling, n) for n in (1, 3, 100))
+    one, three, all_tiles = (probability_map(network, grain(200, 170), fov, tiling, Lanes(n)) for n in (1, 3, 100))
     assert np.abs(one - three).max() < 1e-4
     assert np.abs(one - all_tiles).max() < 1e-4
 

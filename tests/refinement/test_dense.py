@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ma_cluster.images.patches import crop
 from ma_cluster.refinement.dense import DensePrn, refine_dense
-from ma_cluster.refinement.patchwise import refine
+from ma_cluster.refinement.patchwise import Patchwise, refine
 from ma_cluster.refinement.resnet import STRIDE, Prn
 
 STRIDES = (1, 2, 4, 8, 16)
@@ -58,7 +58,7 @@ def roi():
 @pytest.mark.parametrize("stride_px", STRIDES)
 def test_where_padding_cannot_matter_the_answer_is_the_patchwise_one(narrow, image, roi, patch_px, stride_px):
     dense = refine_dense(DensePrn(narrow, patch_px, stride_px), image, roi)
-    reference = refine(narrow, image, roi, patch_px, stride_px)
+    reference = refine(Patchwise(narrow, patch_px, stride_px), image, roi)
     assert np.ptp(reference[roi]) > 0.1
     np.testing.assert_allclose(dense, reference, atol=1e-4)
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ma_cluster.images.patches import crop
-from ma_cluster.refinement.patchwise import interpolate, lattice_nodes, refine
+from ma_cluster.refinement.patchwise import Patchwise, interpolate, lattice_nodes, refine
 from ma_cluster.refinement.resnet import Prn
 
 
@@ -38,14 +38,14 @@ def roi():
 
 
 def test_each_pixel_of_the_region_gets_the_answer_of_the_patch_around_it(ramp, roi):
-    answer = refine(CentreBrightness(), ramp, roi, patch_px=16, stride_px=1)
+    answer = refine(Patchwise(CentreBrightness(), patch_px=16, stride_px=1), ramp, roi)
     expected = 1 / (1 + np.exp(-(ramp[:, :, 0].astype(float) - 128) / 128))
     assert np.abs(answer - expected * roi).max() < 1e-6
 
 
 def test_a_stride_interpolates_between_answers(ramp, roi):
-    exact = refine(CentreBrightness(), ramp, roi, patch_px=16, stride_px=1)
-    coarse = refine(CentreBrightness(), ramp, roi, patch_px=16, stride_px=4)
+    exact = refine(Patchwise(CentreBrightness(), patch_px=16, stride_px=1), ramp, roi)
+    coarse = refine(Patchwise(CentreBrightness(), patch_px=16, stride_px=4), ramp, roi)
     inner = roi.copy()
     inner[39, 49] = False  # beyond the last lattice point the grid ends, there is nothing to interpolate towards
     assert np.abs(coarse - exact)[inner].max() < 2e-3
@@ -74,4 +74,4 @@ def test_the_network_sees_what_crop_cuts():
     with torch.inference_mode():
         _, logits = model((patch.float() - 128) / 128)
     alone = torch.sigmoid(logits[0, 1] - logits[0, 0]).item()
-    assert refine(model, image, roi, patch_px=32, stride_px=1)[2, 37] == pytest.approx(alone, abs=1e-6)
+    assert refine(Patchwise(model, patch_px=32, stride_px=1), image, roi)[2, 37] == pytest.approx(alone, abs=1e-6)

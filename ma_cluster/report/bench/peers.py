@@ -23,7 +23,7 @@ from ma_cluster.lesions.detector import Detector, Maps
 from ma_cluster.lesions.scoring import PixelCounts, average_precision
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.fitting import build_prn
-from ma_cluster.refinement.patchwise import lattice_nodes, refine
+from ma_cluster.refinement.patchwise import Patchwise, lattice_nodes, refine
 from ma_cluster.report.bench.subject import Subject, hypothesis_network
 
 NETWORKS = ("hgn_1x", "hgn_half")
@@ -37,8 +37,7 @@ def engine(subject: Subject) -> Iterator[dict[str, Any]]:
     """What the detector's hypothesis stage makes of the networks: a bare loop over the same tiles is 1."""
     torch.set_num_threads(subject.threads)
     bundle = subject.bundle()
-    detector = Detector(bundle, device=subject.device)
-    prepared = detector.prepare(subject.photograph().data)
+    prepared = subject.prepared()
     work = [
         (hypothesis_network(bundle, name, subject.device, folded=True), tile)
         for name in NETWORKS
@@ -51,6 +50,7 @@ def engine(subject: Subject) -> Iterator[dict[str, Any]]:
                 network(tile)
 
     bare = subject.fastest(loop)
+    detector = Detector(bundle, device=subject.device, threads=subject.threads)  # not before: it sets the process up
     ours = subject.fastest(lambda: detector.hypotheses(prepared))
     yield {
         "tiles": len(work),
@@ -73,8 +73,7 @@ def monai(subject: Subject) -> Iterator[dict[str, Any]]:
         raise UsageError("MONAI is not installed: pip install 'ma_cluster[bench]'") from error
     torch.set_num_threads(subject.threads)
     bundle, photograph = subject.bundle(), subject.photograph()
-    detector = Detector(bundle, device=subject.device)
-    prepared = detector.prepare(photograph.data)
+    prepared = subject.prepared()
     theirs: dict[str, Map] = {}
 
     def slide() -> None:
@@ -89,6 +88,7 @@ def monai(subject: Subject) -> Iterator[dict[str, Any]]:
             theirs[name] = lesion_probability(logits)[0].cpu().numpy()
 
     peer_seconds = subject.fastest(slide)
+    detector = Detector(bundle, device=subject.device, threads=subject.threads)
     seconds = subject.fastest(lambda: detector.hypotheses(prepared))
     maps = detector.hypotheses(prepared)
     yield {
@@ -115,17 +115,18 @@ def dense(subject: Subject) -> Iterator[dict[str, Any]]:
     load_weights(network, bundle.weights["prn"], "prn")
     network.to(subject.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     fold(network)
-    enhanced = Detector(bundle).prepare(subject.photograph().data).enhanced_half
+    enhanced = subject.prepared().enhanced_half
     middle = tuple(slice(max(0, side - ROI_SIDE) // 2, (side + ROI_SIDE) // 2) for side in enhanced.shape[:2])
     enhanced = enhanced[middle]
     for stride in ROI_STRIDES:
         shared = DensePrn(network, config.patch_px, stride).to(subject.device)
+        patchwise = Patchwise(network, config.cut_px, stride)
         for share in ROI_SHARES:
             roi = _darkest(enhanced, share)
             answers: dict[str, Map] = {}
             fast = subject.fastest(lambda: answers.update(dense=refine_dense(shared, enhanced, roi)))  # noqa: B023
             slow = subject.fastest(
-                lambda: answers.update(exact=refine(network, enhanced, roi, config.cut_px, stride))  # noqa: B023
+                lambda: answers.update(exact=refine(patchwise, enhanced, roi))  # noqa: B023
             )
             yield {
                 "stride_px": stride,

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from ma_cluster.bundle import Bundle
 from ma_cluster.lesions.detector import Detection, Detector
@@ -27,7 +26,6 @@ def detect(subject: Subject) -> Iterator[dict[str, Any]]:
 
     The flips of the model itself come first, so that the process's largest memory is theirs.
     """
-    torch.set_num_threads(subject.threads)
     data, own = subject.photograph().data, subject.bundle().recipe.detector.flips_half
     for flips in (own, *(count for count in FLIPS if count != own)):
         best = _fastest(subject, subject.bundle(flips_half=flips), data)
@@ -45,7 +43,6 @@ def detect(subject: Subject) -> Iterator[dict[str, Any]]:
 
 def growth(subject: Subject) -> Iterator[dict[str, Any]]:
     """Seconds and this process's largest memory so far as the canonical photograph grows, the smallest first."""
-    torch.set_num_threads(subject.threads)
     bundle, data = subject.bundle(), subject.photograph().data
     diameters = (bundle.recipe.image.fov_diameter_px * factor for factor in GROWTH)
     for diameter in (each for each in diameters if each >= _SMALLEST_PX):
@@ -70,6 +67,6 @@ def peak_mb() -> int:
 
 
 def _fastest(subject: Subject, bundle: Bundle, data: bytes) -> Detection:
-    detector = Detector(bundle, device=subject.device)
+    detector = Detector(bundle, device=subject.device, threads=subject.threads)
     detections = [detector.detect(data) for _ in range(subject.repeats)]
     return min(detections, key=lambda detection: sum(detection.seconds.values()))

@@ -22,7 +22,9 @@ from ma_cluster.bundle import Bundle, load_bundle, load_weights
 from ma_cluster.hypotheses.fitting import build_hgn
 from ma_cluster.hypotheses.folding import fold
 from ma_cluster.hypotheses.symmetric import Symmetric
+from ma_cluster.images.contrast import Prepared, prepare
 from ma_cluster.images.datasets import decode_mask
+from ma_cluster.images.fundus import read_fundus
 from ma_cluster.images.sample_archive import write_sample
 
 SAMPLE_SIDE_PX = 3464
@@ -55,6 +57,11 @@ class Subject:
     def photograph(self) -> Photograph:
         """The photograph to look at."""
         return _sample() if self.image is None else Photograph(self.image.name, self.image.read_bytes(), None)
+
+    def prepared(self) -> Prepared:
+        """The photograph as the networks take it."""
+        image = self.bundle().recipe.image
+        return prepare(read_fundus(self.photograph().data, image), image)
 
     def fastest(self, work: Callable[[], Any]) -> float:
         """Seconds of the fastest pass; waits for a GPU to finish."""
