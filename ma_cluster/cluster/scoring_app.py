@@ -28,6 +28,7 @@ from ray.serve.schema import ApplicationStatus
 
 from ma_cluster.cluster.replicas import Model, Reader, Reading, Segmentation, Segmenter
 from ma_cluster.errors import FleetBrokenError, ImageError, Reason, UsageError, WorkerLostError
+from ma_cluster.hypotheses.dedication import MALLOC
 from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.images.store import Entry
 
@@ -200,9 +201,10 @@ def reader_app(model: Model, fleet: Fleet) -> serve.Application:
 def segmenter_app(model: Model, fleet: Fleet) -> serve.Application:
     """The Serve application of the Segmenters."""
     threads, gpus = fleet.threads_per_segmenter, fleet.gpus_per_segmenter
+    environment = {name: str(value) for name, value in MALLOC.items()}
     deployment = serve.deployment(
         num_replicas=fleet.segmenters,
-        ray_actor_options={"num_cpus": threads, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": threads, "num_gpus": gpus, "runtime_env": {"env_vars": environment}},
         max_ongoing_requests=1,
         **_options(fleet),
     )(Segmenter)

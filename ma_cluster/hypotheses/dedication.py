@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 _KEPT_BYTES = 2**30
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": _KEPT_BYTES, "MALLOC_TRIM_THRESHOLD_": _KEPT_BYTES, "MALLOC_ARENA_MAX": 1}
+"""Environment of a process whose threads are there before `dedicate` is called: they keep the arena that they have."""
+_MALLOPT = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_ARENA_MAX": -8}  # malloc.h of glibc
 
 Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """`map`, or one like it that works on several items at a time."""
@@ -38,6 +38,8 @@ def dedicate(threads: int) -> Spread:
     answers do not depend on how many there are. torch has one thread from now on, and memory that it frees is kept:
     else feature maps of over 32 MiB come from the kernel each time, cleared page by page, a tenth of a tile's time.
     """
+    import torch  # not for those who start such a process
+
     torch.set_num_threads(1)
     _keep_memory()
     if threads == 1:
@@ -51,5 +53,5 @@ def _keep_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for parameter, value in ((_M_MMAP_THRESHOLD, _KEPT_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_ARENA_MAX, 1)):
-            mallopt(parameter, value)
+        for name, value in MALLOC.items():
+            mallopt(_MALLOPT[name], value)

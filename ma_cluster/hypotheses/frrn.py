@@ -118,7 +118,8 @@ class Frrn(nn.Module):
         y = self.stem_units(self.stem(x))
         z = self.split(y)
         y, gained = self._pooling_stream(y, z)
-        return self.head(self.merge_units(torch.cat([_upsample2(y), z + _spread2(gained)], dim=1)))
+        z = _spread2(gained).add_(z)
+        return self.head(self.merge_units(torch.cat([_upsample2(y), z], dim=1)))
 
     def _pooling_stream(
         self, y: Float[Tensor, "n c h w"], z: Float[Tensor, "n r h w"]

@@ -12,7 +12,7 @@ from ma_cluster.hypotheses.segment import probability_map
 from ma_cluster.images.patches import Tiling
 from ma_cluster.report.bench.subject import Subject, hypothesis_network
 
-HALOS_PX = (0, 16, 32, 48, 64, 96)
+HALOS_PX = (0, 16, 32, 48, 64, 80, 96)
 WHOLE_PX, KEPT_PX = 1024, 256
 """Side of the part of the 0.5x grid that is looked at whole, and of the kept parts it is cut into: many seams."""
 
