@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("network", choices=("hgn_1x", "hgn_half", "prn", "cls"))
     parser.add_argument("--data", required=True, help="folder or prefix in IDRiD's layout, or a manifest")
     parser.add_argument("--healthy", help="folder or prefix of photographs without retinopathy")
-    parser.add_argument("--hgn-half", help="checkpoint: the refinement trains where this hypothesis network errs")
+    parser.add_argument("--hgn-half", help="checkpoint: training goes where this hypothesis network errs")
     parser.add_argument("--negatives", choices=get_args(Negatives), default=PrnConfig().negatives)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="lite")

@@ -29,7 +29,7 @@ def train(
     recipe: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = "lite",
     scale: Annotated[str, typer.Option(help="Of a hypothesis network: 1x or 0.5x.")] = "1x",
     healthy: Annotated[str | None, typer.Option(metavar="URL", help="Photographs without retinopathy as well.")] = None,
-    hgn_half: Annotated[str | None, typer.Option(metavar="URL", help="The prn trains where this one errs.")] = None,
+    hgn_half: Annotated[str | None, typer.Option(metavar="URL", help="Train more where this one errs.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Train workers.")] = 1,
     min_workers: Annotated[int | None, typer.Option(min=1, help="Go on with as few where nodes are lost.")] = None,
     gpus: Annotated[float, typer.Option(min=0, help="For each worker.")] = 0.0,

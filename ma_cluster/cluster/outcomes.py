@@ -22,6 +22,8 @@ from ma_cluster.lesions.table import Lesion
 
 FORMAT = "ma_cluster.outcomes/2"
 STAGES = ("fetch", "decode", "prepare", "hgn", "prn", "lesions", "write")
+SECONDS = {stage: f"seconds_{stage}" for stage in STAGES}
+"""The column of each stage's wall time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,7 @@ SCHEMA = pa.schema(
         _field("lesions", pa.list_(_LESION), "", "the lesions, surest first"),
         _field("mask_key", pa.string(), "", "1-bit PNG below the destination, white where there is a lesion"),
         _field("overlay_key", pa.string(), "", "JPEG below the destination, each lesion outlined"),
-        *[_field(f"seconds_{stage}", pa.float64(), "s", f"wall time of the stage {stage}") for stage in STAGES],
+        *[_field(column, pa.float64(), "s", f"wall time of the stage {stage}") for stage, column in SECONDS.items()],
     ]
 )
 
@@ -121,7 +123,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "attempts": outcome.attempts,
         "mask_key": outcome.mask_key,
         "overlay_key": outcome.overlay_key,
-        **{f"seconds_{stage}": outcome.seconds.get(stage) for stage in STAGES},
+        **{column: outcome.seconds.get(stage) for stage, column in SECONDS.items()},
     }
     if (facts := outcome.facts) is not None:
         row |= {"height": facts.height, "width": facts.width}

@@ -24,6 +24,8 @@ class RunStatus:
     statuses: dict[str, int]
     reasons: dict[str, int]
     lesions: int
+    seconds: dict[str, float]
+    """By stage, over all photographs."""
     images_per_second: float | None
     """Over the latest shards; None before there are two."""
 
@@ -48,7 +50,7 @@ def read_status(dest_url: str) -> RunStatus:
     parts = list(count_parts(dest))
     counts = total(parts)
     statuses, reasons = dict(sorted(counts.statuses.items())), dict(sorted(counts.reasons.items()))
-    return RunStatus(run, counts.images, statuses, reasons, counts.lesions, rate(parts))
+    return RunStatus(run, counts.images, statuses, reasons, counts.lesions, counts.seconds, rate(parts))
 
 
 def missing_keys(dest_url: str) -> Iterator[str]:
@@ -82,6 +84,7 @@ def to_json(status: RunStatus) -> dict[str, Any]:
         "statuses": status.statuses,
         "reasons": status.reasons,
         "lesions": status.lesions,
+        "seconds": status.seconds,
         "images_per_second": status.images_per_second,
         "eta_seconds": status.eta_seconds,
     }

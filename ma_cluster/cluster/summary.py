@@ -9,13 +9,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ma_cluster.cluster.archive import Run, committed_at, mark_finished, read_outcomes
+from ma_cluster.cluster.outcomes import SECONDS
 from ma_cluster.cluster.retry import latest_outcomes
 from ma_cluster.errors import MaClusterError
 from ma_cluster.images.store import Store
 
-_COLUMNS = ["status", "reason", "lesion_count", "height", "width"]
+_COLUMNS = ["status", "reason", "lesion_count", "height", "width", *SECONDS.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class PartCounts:
     lesions: int
     megapixels: float
     """Of the photographs that could be read."""
+    seconds: dict[str, float]
+    """By stage, over all photographs; stages of different photographs run beside each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,8 @@ class Summary:
     reasons: dict[str, int]
     lesions: int
     megapixels: float
+    seconds: dict[str, float]
+    """By stage, over all photographs."""
     started: str
     finished: str
 
@@ -63,7 +69,7 @@ def count_part(dest: Store, number: int) -> PartCounts:
 
 def total(parts: Iterable[PartCounts]) -> PartCounts:
     """The sum; `committed_at` is the latest."""
-    out = PartCounts(0.0, 0, Counter(), Counter(), 0, 0.0)
+    out = PartCounts(0.0, 0, Counter(), Counter(), 0, 0.0, dict.fromkeys(SECONDS, 0.0))
     for part in parts:
         out = PartCounts(
             max(out.committed_at, part.committed_at),
@@ -72,6 +78,7 @@ def total(parts: Iterable[PartCounts]) -> PartCounts:
             out.reasons + part.reasons,
             out.lesions + part.lesions,
             out.megapixels + part.megapixels,
+            {stage: seconds + part.seconds[stage] for stage, seconds in out.seconds.items()},
         )
     return out
 
@@ -96,6 +103,7 @@ def finish_run(dest: Store, run: Run) -> Summary:
         reasons=dict(sorted(counts.reasons.items())),
         lesions=counts.lesions,
         megapixels=round(counts.megapixels, 3),
+        seconds={stage: round(seconds, 3) for stage, seconds in counts.seconds.items()},
         started=run.started,
         finished=run.finished,
     )
@@ -109,4 +117,5 @@ def _count(outcomes: pa.Table) -> PartCounts:
     lesions = sum(count or 0 for count in outcomes["lesion_count"].to_pylist())
     sizes = zip(outcomes["height"].to_pylist(), outcomes["width"].to_pylist(), strict=True)
     megapixels = sum(height * width for height, width in sizes if height is not None) / 1e6
-    return PartCounts(committed_at(outcomes), outcomes.num_rows, statuses, reasons, lesions, megapixels)
+    seconds = {stage: pc.sum(outcomes[column]).as_py() or 0.0 for stage, column in SECONDS.items()}
+    return PartCounts(committed_at(outcomes), outcomes.num_rows, statuses, reasons, lesions, megapixels, seconds)

@@ -32,8 +32,8 @@ class TrainRequest:
     healthy: str | None = None
     """URL of a folder of photographs without retinopathy, used beside the data set's lesion-free regions."""
     hgn_half: str | None = None
-    """URL of a checkpoint of the 0.5x hypothesis network: healthy patches of the refinement then come from where it
-    suspects lesions; else from anywhere away from lesions."""
+    """URL of a checkpoint of the 0.5x hypothesis network. Where it suspects lesions that are none, the refinement then
+    takes its healthy patches, and a hypothesis network a share of its mini-batches; else from anywhere."""
     workers: int | tuple[int, int] = 1
     """Train workers; (fewest, most) for as many as the cluster has room for, also after it has shrunk or grown."""
     gpus_per_worker: float = 0.0

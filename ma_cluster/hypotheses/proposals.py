@@ -1,6 +1,6 @@
-"""Where a hypothesis network suspects lesions, rightly or not: on such places the refinement network is trained.
+"""Where a hypothesis network suspects lesions, rightly or not: on such places training learns most.
 
-That is where it will be asked. Of healthy places at large few look like a lesion, and those it would hardly meet.
+There the refinement will be asked. Of healthy places at large few look like a lesion, and those it would hardly meet.
 """
 
 from __future__ import annotations

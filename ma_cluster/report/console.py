@@ -29,6 +29,7 @@ def summary_lines(summary: Summary, images_per_second: float | None) -> Iterator
     else:
         megapixels_per_second = images_per_second * summary.megapixels / max(summary.images, 1)
         yield f"{images_per_second:.2f} photographs/s, {megapixels_per_second:.3g} megapixels/s"
+    yield from _stages(summary.seconds, summary.images)
 
 
 def status_lines(status: RunStatus) -> Iterator[str]:
@@ -59,6 +60,13 @@ def finding_line(finding: Finding) -> str:
 def _counts(statuses: dict[str, int], reasons: dict[str, int]) -> Iterator[str]:
     yield from (f"  {status:<8} {count}" for status, count in statuses.items())
     yield from (f"    {reason:<14} {count}" for reason, count in reasons.items())
+
+
+def _stages(seconds: dict[str, float], images: int) -> Iterator[str]:
+    """Where the time went, summed over photographs that run beside each other."""
+    whole = sum(seconds.values())
+    for stage, spent in seconds.items() if whole else ():
+        yield f"  {stage:<8} {spent / images:7.2f} s a photograph  {spent / whole:4.0%}"
 
 
 def _photographs(count: int) -> str:

@@ -17,7 +17,6 @@ from urllib.parse import quote
 import jinja2
 import numpy as np
 
-from ma_cluster.cluster.outcomes import STAGES
 from ma_cluster.cluster.retry import latest_outcomes
 from ma_cluster.cluster.status import RunStatus, open_run, read_status
 from ma_cluster.errors import Status
@@ -47,13 +46,10 @@ class Digest:
     unscored: list[dict[str, Any]] = field(default_factory=list)
     unscored_in_all: int = 0
     lesion_counts: np.ndarray = field(default_factory=lambda: np.zeros(len(_LESION_BINS), np.int64))
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     _arrival: Iterator[int] = field(default_factory=lambda: count(0, -1))
 
     def add(self, row: dict[str, Any]) -> None:
         """Take one photograph's outcome."""
-        for stage in STAGES:
-            self.seconds[stage] += row[f"seconds_{stage}"] or 0.0
         if row["status"] != Status.SCORED:
             self.unscored_in_all += 1
             if len(self.unscored) < _SHOWN:
@@ -75,10 +71,6 @@ class Digest:
         ]
         return _bars([*ends, f"{_LESION_BINS[last]} or more"], self.lesion_counts.tolist(), "{:,}")
 
-    def stage_bars(self) -> list[Bar]:
-        """Where the time went."""
-        return _bars(list(self.seconds), list(self.seconds.values()), "{:,.1f} s")
-
 
 def write_report(dest_url: str) -> str:
     """Write the page of a run, finished or not, and return its URL; an earlier one is replaced.
@@ -89,7 +81,7 @@ def write_report(dest_url: str) -> str:
     """
     dest, _ = open_run(dest_url)
     digest = Digest()
-    for table in latest_outcomes(dest, [*_COLUMNS, *(f"seconds_{stage}" for stage in STAGES)]):
+    for table in latest_outcomes(dest, _COLUMNS):
         for row in table.to_pylist():
             digest.add(row)
     dest.put(INDEX, render(read_status(dest_url), digest).encode())
@@ -101,8 +93,13 @@ def render(status: RunStatus, digest: Digest) -> str:
     loader = jinja2.PackageLoader("ma_cluster.report")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     reasons = _bars(list(status.reasons), list(status.reasons.values()), "{:,}")
+    stages = _bars(list(status.seconds), list(status.seconds.values()), "{:,.1f} s")
     page: str = environment.get_template("run.html").render(
-        status=status, digest=digest, reasons=reasons, written=datetime.now(UTC).isoformat(timespec="seconds")
+        status=status,
+        digest=digest,
+        reasons=reasons,
+        stages=stages,
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return page
 

@@ -121,6 +121,9 @@ def test_run_and_summary_say_what_was_done(scored_folder: ScoredFolder) -> None:
     assert run["versions"].keys() >= {"ma_cluster", "ray", "torch"}
     assert run["started"] <= run["finished"] == summary["finished"]
     assert summary["images"] == GOOD + len(POISON)
+    assert summary["seconds"]["hgn"] == pytest.approx(
+        sum(row["seconds_hgn"] or 0 for row in rows(LocalStore(scored_folder.dest)).values()), abs=0.01
+    )
 
 
 def test_status_needs_the_store_alone(scored_folder: ScoredFolder) -> None:

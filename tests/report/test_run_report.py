@@ -11,10 +11,13 @@ from ma_cluster.cluster.archive import begin_run, commit, pending
 from ma_cluster.cluster.outcomes import Outcome
 from ma_cluster.cluster.plan import read_shard
 from ma_cluster.cluster.reading import Facts, Quality
+from ma_cluster.cluster.status import open_run
+from ma_cluster.cluster.summary import finish_run
 from ma_cluster.errors import Reason, UsageError
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.store import LocalStore
 from ma_cluster.lesions.table import Lesion
+from ma_cluster.report.console import summary_lines
 from ma_cluster.report.run_report import Digest, write_report
 
 HOSTILE = '<script>alert(1)</script>"onerror=x'
@@ -73,6 +76,14 @@ def test_the_page_shows_counts_reasons_and_the_overlays_with_most_lesions_first(
     assert write_report(str(dest))  # again, over the first
 
 
+def test_a_finished_run_is_told_with_the_time_of_each_stage(tmp_path: Path) -> None:
+    dest = LocalStore(committed_run(tmp_path))
+    lines = list(summary_lines(finish_run(dest, open_run(dest.url)[1]), images_per_second=0.5))
+    assert lines[0].endswith("3 photographs, 10 lesions")
+    assert any(line.startswith("0.50 photographs/s") for line in lines)
+    assert [line.split() for line in lines if "hgn" in line] == [["hgn", "1.33", "s", "a", "photograph", "100%"]]
+
+
 def test_a_key_is_text_whatever_it_holds(tmp_path: Path) -> None:
     dest = committed_run(tmp_path)
     write_report(str(dest))
@@ -85,14 +96,12 @@ def test_a_key_is_text_whatever_it_holds(tmp_path: Path) -> None:
 def test_lesions_are_counted_in_bins() -> None:
     digest = Digest()
     for lesions in (0, 0, 1, 4, 5, 9, 10, 99, 100, 400):
-        seconds = dict.fromkeys((f"seconds_{stage}" for stage in digest.seconds), 1.0)
-        digest.add({"status": "scored", "lesion_count": lesions, "overlay_key": "x", **seconds})
+        digest.add({"status": "scored", "lesion_count": lesions, "overlay_key": "x"})
     bars = {bar.label: bar.value for bar in digest.lesion_bars()}
     assert bars == {
         "0": "2", "1": "1", "2": "0", "3 to 4": "1", "5 to 9": "2", "10 to 19": "1", "20 to 49": "0", "50 to 99": "1",
         "100 or more": "2",
     }  # fmt: skip
-    assert digest.seconds["hgn"] == 10.0
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ma_cluster.cluster.scoring_app import Fleet
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.report.bench.subject import Subject
 
-PHOTOGRAPHS = 12
+PHOTOGRAPHS = 20
 
 
 def score(subject: Subject) -> Iterator[dict[str, Any]]:
