@@ -128,8 +128,7 @@ def restore_checkpoint(
 ) -> dict[str, int]:
     """The same from a checkpoint's bytes; errors call it `name`."""
     tensors = _load_safetensors(data, name)
-    weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
-    load_weights(model, weights, name)
+    load_weights(model, _of_model(tensors), name)
     if optimizer is not None:
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
@@ -139,6 +138,15 @@ def restore_checkpoint(
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # its length, then JSON: the format's layout
     return {key: int(value) for key, value in header.get("__metadata__", {}).items()}
+
+
+def checkpoint_weights(data: bytes, name: str) -> dict[str, torch.Tensor]:
+    """A network's weights alone from a checkpoint's bytes; errors call it `name`."""
+    return _of_model(_load_safetensors(data, name))
+
+
+def _of_model(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], name: str) -> None:

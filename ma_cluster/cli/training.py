@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from ma_cluster.cli.app import app
 from ma_cluster.config import RECIPES, Negatives
 from ma_cluster.errors import UsageError
+
+if TYPE_CHECKING:
+    from ma_cluster.cluster.train_request import Network
 
 
 class Stage(StrEnum):
@@ -30,6 +33,7 @@ def train(
     scale: Annotated[str, typer.Option(help="Of a hypothesis network: 1x or 0.5x.")] = "1x",
     healthy: Annotated[str | None, typer.Option(metavar="URL", help="Photographs without retinopathy as well.")] = None,
     hgn_half: Annotated[str | None, typer.Option(metavar="URL", help="Train more where this one errs.")] = None,
+    init: Annotated[str | None, typer.Option(metavar="MODEL|URL", help="Begin with these weights.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Train workers.")] = 1,
     min_workers: Annotated[int | None, typer.Option(min=1, help="Go on with as few where nodes are lost.")] = None,
     gpus: Annotated[float, typer.Option(min=0, help="For each worker.")] = 0.0,
@@ -49,7 +53,7 @@ def train(
     """Train a network on Ray; ends with a checkpoint that `bundle` packs."""
     from ma_cluster.cluster.train_hgn import train_hgn
     from ma_cluster.cluster.train_prn import train_prn
-    from ma_cluster.cluster.train_request import Network, TrainRequest
+    from ma_cluster.cluster.train_request import TrainRequest
     from ma_cluster.images.store import open_store
 
     if recipe not in RECIPES or scale not in ("1x", "0.5x"):
@@ -58,15 +62,14 @@ def train(
         raise UsageError(f"negatives are {', '.join(get_args(Negatives))}, not '{negatives}'")
     chosen = RECIPES[recipe]()
     chosen = dataclasses.replace(chosen, prn=dataclasses.replace(chosen.prn, negatives=cast(Negatives, negatives)))
-    hypothesis: Network = "hgn_1x" if scale == "1x" else "hgn_half"
-    refinement: Network = "prn" if triplet else "cls"
     request = TrainRequest(
-        network=hypothesis if stage is Stage.HGN else refinement,
+        network=_network(stage, scale, triplet=triplet),
         data=data,
         out=open_store(out).url,  # a relative path leads elsewhere in the workers
         recipe=chosen,
         healthy=healthy,
         hgn_half=hgn_half,
+        init=init,
         workers=workers if min_workers is None else (min_workers, workers),
         gpus_per_worker=gpus,
         steps=steps,
@@ -82,6 +85,12 @@ def train(
     done = fit(request, on_progress=lambda progress: typer.echo(str(progress)))
     typer.echo(f"best  {done.best}")
     typer.echo(f"last  {done.last}")
+
+
+def _network(stage: Stage, scale: str, *, triplet: bool) -> Network:
+    if stage is Stage.HGN:
+        return "hgn_1x" if scale == "1x" else "hgn_half"
+    return "prn" if triplet else "cls"
 
 
 @app.command()

@@ -68,7 +68,7 @@ def _loop(given: dict[str, _Job]) -> None:
     torch.manual_seed(request.seed)
     model = team.place(build_hgn(config), request.batch_norm)
     optimizer = build_optimizer(model, config)
-    done = ground.folder.restore(model, optimizer) or 0
+    done = ground.begin(model, optimizer)
     parallel = team.parallel(model)
     reporter = Reporter(request.network, ground.queue if team.first else None)
     rows = share(config.batch_patches, team.rank, team.workers)

@@ -103,7 +103,7 @@ def _loop(given: dict[str, _Job]) -> None:
     torch.manual_seed(request.seed)
     model = team.place(build_prn(config), request.batch_norm)
     optimizer = build_optimizer(model, config)
-    done = ground.folder.restore(model, optimizer) or 0
+    done = ground.begin(model, optimizer)
     ledger = _ledger(job, done) if team.first else None
     parallel = team.parallel(model)
     reporter = Reporter(request.network, ground.queue if team.first else None)

@@ -34,6 +34,9 @@ class TrainRequest:
     hgn_half: str | None = None
     """URL of a checkpoint of the 0.5x hypothesis network. Where it suspects lesions that are none, the refinement then
     takes its healthy patches, and a hypothesis network a share of its mini-batches; else from anywhere."""
+    init: str | None = None
+    """What training begins with instead of random weights: a model's name or folder, or the URL of a checkpoint
+    (`.safetensors`) of the same network."""
     workers: int | tuple[int, int] = 1
     """Train workers; (fewest, most) for as many as the cluster has room for, also after it has shrunk or grown."""
     gpus_per_worker: float = 0.0

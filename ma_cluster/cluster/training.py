@@ -11,10 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
+from safetensors.torch import save
+from torch import Tensor, nn
 
+from ma_cluster.bundle import checkpoint_weights, load_bundle, load_weights
 from ma_cluster.cluster.connection import connected
 from ma_cluster.cluster.patch_stream import Photographs, prepare_photographs
 from ma_cluster.cluster.train_folder import BEST, LAST, Epoch, TrainFolder
@@ -24,6 +28,8 @@ from ma_cluster.config import digest, to_dict
 from ma_cluster.errors import MaClusterError, UsageError
 from ma_cluster.hypotheses.proposals import Proposals
 from ma_cluster.images.datasets import Sample, Split, read_checkpoint, read_dataset
+
+Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,18 @@ class Ground:
     training: Photographs
     validation: Photographs
     queue: Queue | None
+    first_weights: Weights | None
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Weights and optimiser as of the run's last checkpoint, or the first weights; returns the steps done.
+
+        Raises:
+            BundleError: they are damaged, or of another network.
+        """
+        done = self.folder.restore(model, optimizer)
+        if done is None and self.first_weights is not None:
+            load_weights(model, self.first_weights, "the model or checkpoint that training is to begin with")
+        return done or 0
 
 
 def run(
@@ -68,7 +86,8 @@ def run(
         MaClusterError: what the loop raised on purpose; or workers died too often.
     """
     training, validation = _read_split(request, "training"), _read_split(request, "validation")
-    folder = _begin(request, [*training, *validation])
+    first_weights = _first_weights(request)
+    folder = _begin(request, [*training, *validation], first_weights)
     if not _finished(request, folder):
         proposals = Proposals(request.hgn_half, request.recipe) if request.hgn_half else None
         image = request.recipe.image
@@ -77,7 +96,7 @@ def run(
         with ray_up, listening(on_progress) as queue:
             photographs = prepare_photographs(training, request.scale, image, proposals)
             unseen = prepare_photographs(validation, request.scale, image, proposals)
-            _run_workers(loop, job_of(Ground(request, folder, photographs, unseen, queue)), request)
+            _run_workers(loop, job_of(Ground(request, folder, photographs, unseen, queue, first_weights)), request)
     return TrainResult(f"{folder.url}/{LAST}", f"{folder.url}/{BEST}", folder.epochs)
 
 
@@ -94,7 +113,24 @@ def _read_split(request: TrainRequest, split: Split) -> list[Sample]:
     return known
 
 
-def _begin(request: TrainRequest, samples: Sequence[Sample]) -> TrainFolder:
+def _first_weights(request: TrainRequest) -> Weights | None:
+    """Of `request.init`.
+
+    Raises:
+        UsageError: there is no such checkpoint, or the model lacks the network.
+        BundleError: there is no such model, or it is damaged.
+    """
+    if request.init is None:
+        return None
+    if request.init.endswith(".safetensors"):
+        return checkpoint_weights(read_checkpoint(request.init), "the checkpoint that training is to begin with")
+    weights = load_bundle(request.init).weights
+    if request.network not in weights:
+        raise UsageError(f"model {request.init} has no network {request.network} to begin with")
+    return weights[request.network]
+
+
+def _begin(request: TrainRequest, samples: Sequence[Sample], first_weights: Weights | None) -> TrainFolder:
     """The place of a run; see `TrainFolder.begin` for what is raised."""
     what = {
         "network": request.network,
@@ -108,6 +144,8 @@ def _begin(request: TrainRequest, samples: Sequence[Sample]) -> TrainFolder:
     }
     if request.hgn_half:
         what["proposals"] = hashlib.sha256(read_checkpoint(request.hgn_half)).hexdigest()
+    if first_weights is not None:
+        what["first_weights"] = hashlib.sha256(save(first_weights)).hexdigest()
     return TrainFolder.begin(request.out, what, resume=request.resume)
 
 

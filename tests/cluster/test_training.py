@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from train_faults import Killer
 
 from ma_cluster import Detector
+from ma_cluster.bundle import save_bundle
 from ma_cluster.cluster.train_folder import Epoch, TrainFolder
 from ma_cluster.cluster.train_hgn import train_hgn
 from ma_cluster.cluster.train_prn import in_order, refreshed, train_prn
@@ -130,11 +131,29 @@ def test_what_was_trained_is_packed_and_detects(
     assert Detector(bundle).detect(photograph).shape == (600, 600)
 
 
-def test_a_network_to_propose_places_that_is_not_there_is_refused(
-    request_for: Callable[..., TrainRequest], tmp_path: Path
+def test_training_begins_with_the_weights_of_a_checkpoint_or_of_a_model(
+    runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    last = runs["hgn_half"].last
+    save_bundle(pack({"hgn_1x": last, "hgn_half": last}, RECIPE, "drawn lesions"), tmp_path / "model")
+    fresh = {"workers": 1, "steps": 1, "epoch_steps": 1}
+    begun = {None: {}, last: {}, str(tmp_path / "model"): {}}
+    for number, init in enumerate(begun):
+        result = train_hgn(request_for("hgn_half", tmp_path / f"run_{number}", init=init, **fresh))
+        begun[init] = result.epochs[0].losses
+    untrained, of_checkpoint, of_model = begun.values()
+    assert of_checkpoint == of_model
+    assert of_checkpoint["total"] < 0.9 * untrained["total"]
+    with pytest.raises(UsageError, match="no network prn to begin with"):
+        train_prn(request_for("prn", tmp_path / "run", init=str(tmp_path / "model")))
+
+
+@pytest.mark.parametrize("option", ["hgn_half", "init"])
+def test_a_checkpoint_that_is_not_there_is_refused(
+    option: str, request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="no checkpoint at"):
-        train_prn(request_for("prn", tmp_path / "run", hgn_half=str(tmp_path / "none.safetensors")))
+        train_prn(request_for("prn", tmp_path / "run", **{option: str(tmp_path / "none.safetensors")}))
 
 
 def test_a_finished_run_is_not_trained_again(
