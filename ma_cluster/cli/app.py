@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import textwrap
@@ -25,6 +26,8 @@ Dest = Annotated[str, typer.Argument(metavar="DEST", help="Folder or s3:// prefi
 
 INCOMPLETE = 3
 """Exit status of a run that finished though some photographs were refused or failed."""
+THREADS = min(8, os.cpu_count() or 1)
+"""Of a detector that has the process to itself; each takes some 300 MB."""
 _LONGEST_MESSAGE = 300  # characters: torch lists every tensor that does not fit
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ma_cluster.cli.app import INCOMPLETE, Dest, Model, app
-
-_MOST_TILES = 8
-"""At a time in one process; each takes some 300 MB."""
+from ma_cluster.cli.app import INCOMPLETE, THREADS, Dest, Model, app
 
 
 @app.command()
@@ -32,7 +28,7 @@ def detect(
     from ma_cluster.report.detections import check_stems, detect_file
 
     check_stems(images)
-    detector, store = Detector.load(model, threads=min(_MOST_TILES, os.cpu_count() or 1)), open_store(out)
+    detector, store = Detector.load(model, threads=THREADS), open_store(out)
     refused = 0
     for image in images:
         outcome = detect_file(detector, image, store)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from ma_cluster.cli.app import app
+from ma_cluster.cli.app import THREADS, app
 from ma_cluster.config import RECIPES, Negatives
 from ma_cluster.errors import UsageError
 
@@ -124,7 +124,7 @@ def bundle(
         raise UsageError(f"no annotated validation photographs in {data}")
     named = {"hgn_1x": hgn_1x, "hgn_half": hgn_half, "prn": prn, "cls": cls}
     checkpoints = {name: url for name, url in named.items() if url is not None}
-    packed = pack(checkpoints, chosen, attribution, validation)
+    packed = pack(checkpoints, chosen, attribution, validation, THREADS)
     typer.echo(f"{out}  digest {save_bundle(packed, out)}")
     for name, figures in packed.validation.get("rows", {}).items():
         typer.echo(f"{name:<15} average precision {figures['average_precision']:.4f}  best F1 {figures['f1']:.4f}")

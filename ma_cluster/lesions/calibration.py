@@ -28,17 +28,19 @@ _ODDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _SMALLEST = 1e-3  # networks that tell nothing apart do best to call every pixel; a detector must not
 
 
-def calibrate(bundle: Bundle, samples: Sequence[Sample]) -> Bundle:
+def calibrate(bundle: Bundle, samples: Sequence[Sample], threads: int | None = None) -> Bundle:
     """The bundle with the choices made on `samples` and their figures.
 
-    The maps of all samples are held at once, about 100 MB for each photograph of 12 megapixels.
+    The maps of all samples are held at once, about 100 MB for each photograph of 12 megapixels. `threads` is as for
+    `Detector`.
     """
     recipe = bundle.recipe
-    detector = Detector(bundle)
+    detector = Detector(bundle, threads=threads)
     cases = [_case(sample, detector) for sample in samples]
     roi = [threshold_keeping(_pool(cases, name), recipe.detector.roi_recall) for name in ("hgn_1x", "hgn_half")]
     config = dataclasses.replace(recipe.detector, roi_threshold_1x=roi[0], roi_threshold_half=roi[1], prn_odds=1.0)
-    refiner = Detector(dataclasses.replace(bundle, recipe=dataclasses.replace(recipe, detector=config)))
+    refined = dataclasses.replace(bundle, recipe=dataclasses.replace(recipe, detector=config))
+    refiner = Detector(refined, threads=threads)
     cases = [_refined(case, refiner) for case in cases]
     stage = "prn" if "prn" in bundle.weights else "hgn"
     if stage == "prn":

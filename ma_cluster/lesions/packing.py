@@ -14,7 +14,13 @@ from ma_cluster.lesions.calibration import calibrate
 from ma_cluster.refinement.fitting import build_prn
 
 
-def pack(checkpoints: Mapping[str, str], recipe: Recipe, attribution: str, validation: Sequence[Sample] = ()) -> Bundle:
+def pack(
+    checkpoints: Mapping[str, str],
+    recipe: Recipe,
+    attribution: str,
+    validation: Sequence[Sample] = (),
+    threads: int | None = None,
+) -> Bundle:
     """A bundle of what `save_checkpoint` wrote, calibrated where there are validation photographs.
 
     Args:
@@ -23,6 +29,7 @@ def pack(checkpoints: Mapping[str, str], recipe: Recipe, attribution: str, valid
         attribution: of the data they were trained on, as its licence asks for.
         validation: photographs with masks on which regions of interest, fusion and threshold are chosen; without any
             the recipe's stay.
+        threads: of the calibration, as for `Detector`.
 
     Raises:
         BundleError: a checkpoint is of another network, or a required one is missing.
@@ -34,7 +41,7 @@ def pack(checkpoints: Mapping[str, str], recipe: Recipe, attribution: str, valid
         restore_checkpoint(read_checkpoint(url), name, network)
         weights[name] = network.state_dict()
     bundle = Bundle(recipe, weights, attribution)
-    return calibrate(bundle, validation) if validation else bundle
+    return calibrate(bundle, validation, threads) if validation else bundle
 
 
 def _build(name: str, recipe: Recipe) -> nn.Module:
