@@ -142,7 +142,10 @@ def restore_checkpoint(
 
 def checkpoint_weights(data: bytes, name: str) -> dict[str, torch.Tensor]:
     """A network's weights alone from a checkpoint's bytes; errors call it `name`."""
-    return _of_model(_load_safetensors(data, name))
+    weights = _of_model(_load_safetensors(data, name))
+    if not weights:
+        raise BundleError(f"{name} is no checkpoint of training; for a file of a model name the model's folder")
+    return weights
 
 
 def _of_model(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

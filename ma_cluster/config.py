@@ -58,9 +58,9 @@ class HgnConfig:
     """Patches in a mini-batch [T]."""
     lesion_share: float = 0.5
     """Share of a mini-batch centred on a lesion pixel; the rest is centred anywhere in the FOV [U]."""
-    suspect_share: float = 0.25
-    """Share centred where the 0.5x network of an earlier training suspects a lesion and none is annotated, where
-    training is given such a network [U]."""
+    suspect_share: float = 0.5
+    """Share of the rest that is centred where the 0.5x network of an earlier training suspects a lesion and none is
+    annotated, where training is given such a network [U]."""
     per_lesion: bool = False
     """Draw lesion centres per lesion, not per pixel: large lesions then weigh no more than small ones [U]."""
     steps: int = 20_000
@@ -81,8 +81,8 @@ class HgnConfig:
     def __post_init__(self) -> None:
         _require(0 < self.width <= 4, "hgn.width must lie in (0, 4]")
         _require(self.patch_px % 16 == 0, "hgn.patch_px must be a multiple of 16, the network's overall stride")
-        shares = self.lesion_share, self.suspect_share
-        _require(min(shares) >= 0 and sum(shares) <= 1, "hgn.lesion_share and suspect_share must not exceed 1 together")
+        _require(0 <= self.lesion_share <= 1, "hgn.lesion_share must lie in [0, 1]")
+        _require(0 <= self.suspect_share <= 1, "hgn.suspect_share must lie in [0, 1]")
         _require(self.steps > self.warmup_steps >= 0, "hgn.warmup_steps must be below hgn.steps")
 
 

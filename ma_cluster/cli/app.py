@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import textwrap
@@ -26,8 +25,7 @@ Dest = Annotated[str, typer.Argument(metavar="DEST", help="Folder or s3:// prefi
 
 INCOMPLETE = 3
 """Exit status of a run that finished though some photographs were refused or failed."""
-THREADS = min(8, os.cpu_count() or 1)
-"""Of a detector that has the process to itself; each takes some 300 MB."""
+_MOST_TILES = 4  # at a time: a photograph's 0.5x grid has no more, and each takes some 300 MB
 _LONGEST_MESSAGE = 300  # characters: torch lists every tensor that does not fit
 
 
@@ -42,6 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         sys.exit(_complain(error, 1))
     sys.exit(0)
+
+
+def detector_threads() -> int:
+    """Of a detector that has this process to itself."""
+    from ma_cluster.report.doctor import usable_cores
+
+    return min(_MOST_TILES, usable_cores())
 
 
 def _leave(number: int, frame: object) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ma_cluster.cli.app import INCOMPLETE, THREADS, Dest, Model, app
+from ma_cluster.cli.app import INCOMPLETE, Dest, Model, app, detector_threads
 
 
 @app.command()
@@ -28,7 +28,7 @@ def detect(
     from ma_cluster.report.detections import check_stems, detect_file
 
     check_stems(images)
-    detector, store = Detector.load(model, threads=THREADS), open_store(out)
+    detector, store = Detector.load(model, threads=detector_threads()), open_store(out)
     refused = 0
     for image in images:
         outcome = detect_file(detector, image, store)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from ma_cluster.cli.app import THREADS, app
-from ma_cluster.config import RECIPES, Negatives
+from ma_cluster.cli.app import app, detector_threads
+from ma_cluster.config import RECIPES, Negatives, Recipe
 from ma_cluster.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def train(
     min_workers: Annotated[int | None, typer.Option(min=1, help="Go on with as few where nodes are lost.")] = None,
     gpus: Annotated[float, typer.Option(min=0, help="For each worker.")] = 0.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak, instead of the recipe's.")] = None,
     epoch_steps: Annotated[int | None, typer.Option(min=1, help="Steps between two checkpoints.")] = None,
     triplet: Annotated[bool, typer.Option(help="Without it: the ablation `cls`.")] = True,
     uniform: Annotated[bool, typer.Option("--uniform", help="Draw negatives uniformly, not by their loss.")] = False,
@@ -58,21 +59,18 @@ def train(
 
     if recipe not in RECIPES or scale not in ("1x", "0.5x"):
         raise UsageError(f"recipes are {', '.join(RECIPES)}, scales 1x and 0.5x")
-    if negatives not in get_args(Negatives):
-        raise UsageError(f"negatives are {', '.join(get_args(Negatives))}, not '{negatives}'")
-    chosen = RECIPES[recipe]()
-    chosen = dataclasses.replace(chosen, prn=dataclasses.replace(chosen.prn, negatives=cast(Negatives, negatives)))
     request = TrainRequest(
         network=_network(stage, scale, triplet=triplet),
         data=data,
         out=open_store(out).url,  # a relative path leads elsewhere in the workers
-        recipe=chosen,
+        recipe=_recipe(recipe, negatives),
         healthy=healthy,
         hgn_half=hgn_half,
         init=init,
         workers=workers if min_workers is None else (min_workers, workers),
         gpus_per_worker=gpus,
         steps=steps,
+        learning_rate=learning_rate,
         epoch_steps=epoch_steps,
         selective=not uniform,
         resume=resume,
@@ -85,6 +83,13 @@ def train(
     done = fit(request, on_progress=lambda progress: typer.echo(str(progress)))
     typer.echo(f"best  {done.best}")
     typer.echo(f"last  {done.last}")
+
+
+def _recipe(name: str, negatives: str) -> Recipe:
+    if negatives not in get_args(Negatives):
+        raise UsageError(f"negatives are {', '.join(get_args(Negatives))}, not '{negatives}'")
+    recipe = RECIPES[name]()
+    return dataclasses.replace(recipe, prn=dataclasses.replace(recipe.prn, negatives=cast(Negatives, negatives)))
 
 
 def _network(stage: Stage, scale: str, *, triplet: bool) -> Network:
@@ -124,7 +129,7 @@ def bundle(
         raise UsageError(f"no annotated validation photographs in {data}")
     named = {"hgn_1x": hgn_1x, "hgn_half": hgn_half, "prn": prn, "cls": cls}
     checkpoints = {name: url for name, url in named.items() if url is not None}
-    packed = pack(checkpoints, chosen, attribution, validation, THREADS)
+    packed = pack(checkpoints, chosen, attribution, validation, detector_threads())
     typer.echo(f"{out}  digest {save_bundle(packed, out)}")
     for name, figures in packed.validation.get("rows", {}).items():
         typer.echo(f"{name:<15} average precision {figures['average_precision']:.4f}  best F1 {figures['f1']:.4f}")

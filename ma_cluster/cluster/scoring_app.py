@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,8 +51,8 @@ class Fleet:
     gpus_per_segmenter: float = 0.0
     """GPUs of a Segmenter, a share of one allowed; 0 runs the networks on the CPU."""
     threads_per_segmenter: int = 1
-    """CPU threads of a Segmenter's networks. With one, the order of sums, and so the last digit of a score, does not
-    depend on the machine, and replicas do not wait for each other."""
+    """Tiles that a Segmenter looks at at a time on a CPU. Each has one thread, so that the order of sums, and with it
+    the last digit of a score, never depends on the machine."""
     name: str | None = None
     """A warm fleet of the cluster, as `ma-cluster serve` keeps one, by its name; None starts one for the run."""
     address: str | None = None
@@ -201,14 +201,19 @@ def reader_app(model: Model, fleet: Fleet) -> serve.Application:
 def segmenter_app(model: Model, fleet: Fleet) -> serve.Application:
     """The Serve application of the Segmenters."""
     threads, gpus = fleet.threads_per_segmenter, fleet.gpus_per_segmenter
-    environment = {name: str(value) for name, value in MALLOC.items()}
     deployment = serve.deployment(
         num_replicas=fleet.segmenters,
-        ray_actor_options={"num_cpus": threads, "num_gpus": gpus, "runtime_env": {"env_vars": environment}},
+        ray_actor_options={"num_cpus": threads, "num_gpus": gpus, "runtime_env": _with_variables(MALLOC)},
         max_ongoing_requests=1,
         **_options(fleet),
     )(Segmenter)
     return deployment.bind(model, "cuda" if gpus else "cpu", threads, fleet.segment_deadline_s)
+
+
+def _with_variables(variables: Mapping[str, int]) -> dict[str, Any]:
+    """The job's runtime environment and some variables: a deployment that is given one of its own loses the job's."""
+    job = dict(ray.get_runtime_context().runtime_env)
+    return job | {"env_vars": job.get("env_vars", {}) | {name: str(value) for name, value in variables.items()}}
 
 
 def _delete(name: str) -> None:

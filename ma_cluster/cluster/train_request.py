@@ -56,6 +56,8 @@ class TrainRequest:
     """Of the first weights, the draws and the ledger."""
     steps: int | None = None
     """Optimiser steps in all, instead of the recipe's."""
+    learning_rate: float | None = None
+    """Peak rate, instead of the recipe's: a network that has learnt already wants a lower one."""
     epoch_steps: int | None = None
     """Steps between two checkpoints with validation; for the refinement also between two refreshes and draws, by
     default the recipe's `refresh_steps`."""
@@ -84,13 +86,15 @@ class TrainRequest:
 
     @property
     def config(self) -> HgnConfig | PrnConfig:
-        """The network's part of the recipe, with this run's steps and, for `cls`, no triplet term."""
+        """The network's part of the recipe, with this run's steps and rate and, for `cls`, no triplet term."""
         recipe = self.recipe
         own: dict[str, HgnConfig | PrnConfig] = {"hgn_1x": recipe.hgn_1x, "hgn_half": recipe.hgn_half}
         config = own.get(self.network, recipe.prn)
         if isinstance(config, PrnConfig) and self.network == "cls":
             config = replace(config, triplet_weight=0.0)
-        return config if self.steps is None else replace(config, steps=self.steps)
+        steps = config.steps if self.steps is None else self.steps
+        rate = config.learning_rate if self.learning_rate is None else self.learning_rate
+        return replace(config, steps=steps, learning_rate=rate)
 
     @property
     def epoch(self) -> int:

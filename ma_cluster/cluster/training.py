@@ -24,10 +24,12 @@ from ma_cluster.cluster.patch_stream import Photographs, prepare_photographs
 from ma_cluster.cluster.train_folder import BEST, LAST, Epoch, TrainFolder
 from ma_cluster.cluster.train_progress import Progress, listening
 from ma_cluster.cluster.train_request import TrainRequest
-from ma_cluster.config import digest, to_dict
+from ma_cluster.config import HgnConfig, PrnConfig, digest, to_dict
 from ma_cluster.errors import MaClusterError, UsageError
+from ma_cluster.hypotheses.fitting import build_hgn
 from ma_cluster.hypotheses.proposals import Proposals
 from ma_cluster.images.datasets import Sample, Split, read_checkpoint, read_dataset
+from ma_cluster.refinement.fitting import build_prn
 
 Weights = dict[str, Tensor]
 
@@ -60,7 +62,7 @@ class Ground:
         """
         done = self.folder.restore(model, optimizer)
         if done is None and self.first_weights is not None:
-            load_weights(model, self.first_weights, "the model or checkpoint that training is to begin with")
+            load_weights(model, self.first_weights, "the network that training is to begin with")
         return done or 0
 
 
@@ -95,7 +97,8 @@ def run(
         ray_up = connected(request.address, waiting_cpus=int(waiting), object_store_bytes=request.object_store_bytes)
         with ray_up, listening(on_progress) as queue:
             photographs = prepare_photographs(training, request.scale, image, proposals)
-            unseen = prepare_photographs(validation, request.scale, image, proposals)
+            asked = proposals if isinstance(request.config, PrnConfig) else None  # an HGN validates everywhere
+            unseen = prepare_photographs(validation, request.scale, image, asked)
             _run_workers(loop, job_of(Ground(request, folder, photographs, unseen, queue, first_weights)), request)
     return TrainResult(f"{folder.url}/{LAST}", f"{folder.url}/{BEST}", folder.epochs)
 
@@ -118,16 +121,23 @@ def _first_weights(request: TrainRequest) -> Weights | None:
 
     Raises:
         UsageError: there is no such checkpoint, or the model lacks the network.
-        BundleError: there is no such model, or it is damaged.
+        BundleError: there is no such model, it is damaged, or its network is another.
     """
     if request.init is None:
         return None
     if request.init.endswith(".safetensors"):
-        return checkpoint_weights(read_checkpoint(request.init), "the checkpoint that training is to begin with")
-    weights = load_bundle(request.init).weights
-    if request.network not in weights:
-        raise UsageError(f"model {request.init} has no network {request.network} to begin with")
-    return weights[request.network]
+        weights = checkpoint_weights(read_checkpoint(request.init), "the file that training is to begin with")
+    else:
+        networks = load_bundle(request.init).weights
+        if request.network not in networks:
+            raise UsageError(f"model {request.init} has no network {request.network} to begin with")
+        weights = networks[request.network]
+    load_weights(_build(request.config), weights, "the network that training is to begin with")  # does it fit?
+    return weights
+
+
+def _build(config: HgnConfig | PrnConfig) -> nn.Module:
+    return build_hgn(config) if isinstance(config, HgnConfig) else build_prn(config)
 
 
 def _begin(request: TrainRequest, samples: Sequence[Sample], first_weights: Weights | None) -> TrainFolder:

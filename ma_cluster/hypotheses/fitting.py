@@ -74,18 +74,21 @@ def hgn_step(
     return losses.values()
 
 
-def hgn_losses(model: nn.Module, batch: HgnBatch, config: HgnConfig, pool: Pool = alone) -> HgnLosses:
-    """The first half of a step: forward in bfloat16 autocast, losses in float32.
+def hgn_losses(
+    model: nn.Module, batch: HgnBatch, config: HgnConfig, pool: Pool = alone, dtype: torch.dtype = torch.bfloat16
+) -> HgnLosses:
+    """The first half of a step: forward in autocast, losses in float32.
 
     Args:
         model: is put into training mode.
         batch: the mini-batch, or this worker's part of it.
         config: of the network.
         pool: makes the sums of a part those of the whole mini-batch.
+        dtype: of the convolutions.
     """
     model.train()
     device = next(model.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         logits = model(normalise(batch.patches.to(device)))
     logits, lesion = logits.float(), batch.lesion.to(device)
     cross_entropy = weighted_cross_entropy(logits, lesion, config.lesion_weight, pool)

@@ -18,8 +18,8 @@ _PLACES_PER_IMAGE = 10**6
 
 
 class HgnCuts:
-    """A share of each mini-batch near lesion pixels, one near places falsely proposed as lesions, where such are known,
-    the rest anywhere in the field of view. Keeps no pixels."""
+    """A share of each mini-batch near lesion pixels, a share of the rest near places falsely proposed as lesions, where
+    such are known (rims of lesions among them), and all others anywhere in the field of view. Keeps no pixels."""
 
     def __init__(self, photographs: Sequence[Annotated | Marks], config: HgnConfig, seed: int) -> None:
         self._config, self._seed = config, seed
@@ -37,8 +37,8 @@ class HgnCuts:
         ids = self._lesions.draw(near, rng, per_lesion=config.per_lesion)
         drawn = [self._lesions.centres(ids)]
         if self._suspects is not None:
-            suspects = rng.integers(len(self._suspects), size=round(config.batch_patches * config.suspect_share))
-            drawn.append(self._suspects.centres(suspects))
+            count = round((config.batch_patches - near) * config.suspect_share)
+            drawn.append(self._suspects.centres(rng.integers(len(self._suspects), size=count)))
         others = rng.integers(len(self._anywhere), size=config.batch_patches - sum(map(len, drawn)))
         centres = np.concatenate([*drawn, self._anywhere.centres(others)])
         # the network must not learn that lesions lie in the middle: shift by up to a quarter of the patch

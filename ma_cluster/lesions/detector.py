@@ -77,8 +77,9 @@ class Detector:
         Args:
             bundle: the model.
             device: where the networks run: cpu, cuda, cuda:1, ...
-            threads: tiles at a time on a CPU; the process is dedicated to them (`hypotheses/dedication.py`). None: one
-                at a time by torch's own threads, which then share it.
+            threads: tiles at a time on a CPU. The whole process is dedicated to them for good: torch has one thread in
+                each, and freed memory is kept. None leaves the process alone: one tile at a time, which torch's own
+                threads share.
         """
         recipe = bundle.recipe
         self.recipe: Recipe = recipe
@@ -94,8 +95,9 @@ class Detector:
             "hgn_half": Symmetric(networks["hgn_half"], recipe.detector.flips_half),
         }
         self._refiners = {name: _refiner(networks[name], recipe) for name in REFINERS if name in networks}
-        tiles = 1 if torch.device(device).type == "cpu" else _GPU_TILES
-        self._lanes = Lanes(tiles, map if threads is None else dedicate(threads))
+        on_cpu = torch.device(device).type == "cpu"
+        spread = map if threads is None else dedicate(threads)
+        self._lanes = Lanes(spread=spread) if on_cpu else Lanes(tiles=_GPU_TILES)
 
     @classmethod
     def load(cls, model: str | Path = "lite", *, device: str = "cpu", threads: int | None = None) -> Detector:
@@ -104,7 +106,7 @@ class Detector:
         Args:
             model: name or folder.
             device: where the networks run: cpu, cuda, cuda:1, ...
-            threads: tiles at a time on a CPU, the process dedicated to them; None: one, by torch's own threads.
+            threads: as above; a process that only detects is fastest with one for each core.
 
         Raises:
             BundleError: the model is not there or damaged.

@@ -90,12 +90,13 @@ def refine_dense(
     pads = (margin, margin + 2 * STRIDE)  # the lattice's last points, and the last core, may lie beyond the grid
     padded = np.pad(enhanced, (pads, pads, (0, 0)), constant_values=MID_GREY)
 
-    def look(core: tuple[slice, slice]) -> None:
-        tile, within = padded[_tile(core[0], model), _tile(core[1], model)], lattice[core]
-        within[:] = _probability(model, tile)[: within.shape[0], : within.shape[1]]
+    def look(core: tuple[slice, slice]) -> Float32[ndarray, "mh mw"]:
+        return _probability(model, padded[_tile(core[0], model), _tile(core[1], model)])
 
-    for _ in spread(look, _cores(nodes, min(_CORE_PX, _CORE_NODES * stride) // stride, STRIDE // stride)):
-        pass
+    cores = list(_cores(nodes, min(_CORE_PX, _CORE_NODES * stride) // stride, STRIDE // stride))
+    for core, values in zip(cores, spread(look, cores), strict=True):  # in order, as cores may overlap
+        within = lattice[core]
+        within[:] = values[: within.shape[0], : within.shape[1]]
     return interpolate(lattice * nodes, roi.shape, stride) * roi
 
 

@@ -29,7 +29,7 @@ def summary_lines(summary: Summary, images_per_second: float | None) -> Iterator
     else:
         megapixels_per_second = images_per_second * summary.megapixels / max(summary.images, 1)
         yield f"{images_per_second:.2f} photographs/s, {megapixels_per_second:.3g} megapixels/s"
-    yield from _stages(summary.seconds, summary.images)
+    yield from _stages(summary.seconds)
 
 
 def status_lines(status: RunStatus) -> Iterator[str]:
@@ -38,6 +38,7 @@ def status_lines(status: RunStatus) -> Iterator[str]:
     yield f"started {status.run.started}, {f'finished {status.run.finished}' if status.run.finished else 'unfinished'}"
     yield f"{status.decided} of {_photographs(status.run.plan.images)} decided, {status.lesions} lesions"
     yield from _counts(status.statuses, status.reasons)
+    yield from _stages(status.seconds)
     if status.remaining and status.images_per_second is not None:
         yield pace(status.images_per_second, status.eta_seconds)
 
@@ -62,11 +63,11 @@ def _counts(statuses: dict[str, int], reasons: dict[str, int]) -> Iterator[str]:
     yield from (f"    {reason:<14} {count}" for reason, count in reasons.items())
 
 
-def _stages(seconds: dict[str, float], images: int) -> Iterator[str]:
+def _stages(seconds: dict[str, float]) -> Iterator[str]:
     """Where the time went, summed over photographs that run beside each other."""
     whole = sum(seconds.values())
-    for stage, spent in seconds.items() if whole else ():
-        yield f"  {stage:<8} {spent / images:7.2f} s a photograph  {spent / whole:4.0%}"
+    if whole:
+        yield from (f"  {stage:<8} {spent:10,.1f} s  {spent / whole:4.0%}" for stage, spent in seconds.items())
 
 
 def _photographs(count: int) -> str:

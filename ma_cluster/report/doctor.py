@@ -48,7 +48,7 @@ def examine(model: str, store_url: str | None) -> Iterator[Finding]:
     yield python_version(sys.version_info[:3])
     packages = [package(distribution, module) for distribution, module in _PACKAGES.items()]
     yield from packages
-    yield cores(_usable_cores())
+    yield cores(usable_cores())
     yield memory(_memory_bytes())
     yield disk(Path(tempfile.gettempdir()))
     for port, use in PORTS.items():
@@ -174,7 +174,8 @@ def ray_starts(timeout_s: float = 120) -> Finding:
     return Finding(Level.OK, "ray", done.stdout.strip().splitlines()[-1])
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -8,7 +8,7 @@ from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.sampling import HgnCuts
 from ma_cluster.images.annotated import Marks
 
-CONFIG = HgnConfig(patch_px=16, batch_patches=16, lesion_share=0.5, suspect_share=0.25)
+CONFIG = HgnConfig(patch_px=16, batch_patches=16, lesion_share=0.5, suspect_share=0.5)
 REACH = CONFIG.patch_px // 4
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
+from torch import nn
 
 from ma_cluster.bundle import load_weights
 from ma_cluster.errors import UsageError
+from ma_cluster.hypotheses.dedication import dedicate
 from ma_cluster.hypotheses.fitting import normalise
 from ma_cluster.hypotheses.folding import fold
 from ma_cluster.hypotheses.losses import lesion_probability
@@ -34,23 +36,25 @@ Map = Float32[ndarray, "h w"]
 
 
 def engine(subject: Subject) -> Iterator[dict[str, Any]]:
-    """What the detector's hypothesis stage makes of the networks: a bare loop over the same tiles is 1."""
-    torch.set_num_threads(subject.threads)
-    bundle = subject.bundle()
-    prepared = subject.prepared()
+    """What the detector's hypothesis stage makes of the networks: a bare loop over the same tiles is 1.
+
+    Both on a process that is dedicated, a tile to each core.
+    """
+    bundle, prepared = subject.bundle(), subject.prepared()
     work = [
         (hypothesis_network(bundle, name, subject.device, folded=True), tile)
         for name in NETWORKS
         for tile in _tiles(subject, prepared, name)
     ]
 
-    def loop() -> None:
-        with torch.inference_mode():
-            for network, tile in work:
-                network(tile)
+    @torch.inference_mode()
+    def look(item: tuple[nn.Module, torch.Tensor]) -> None:
+        network, tile = item
+        network(tile)
 
-    bare = subject.fastest(loop)
-    detector = Detector(bundle, device=subject.device, threads=subject.threads)  # not before: it sets the process up
+    spread = dedicate(subject.threads)
+    bare = subject.fastest(lambda: list(spread(look, work)))
+    detector = Detector(bundle, device=subject.device, threads=subject.threads)
     ours = subject.fastest(lambda: detector.hypotheses(prepared))
     yield {
         "tiles": len(work),
