@@ -153,9 +153,9 @@ def _begin(request: TrainRequest, samples: Sequence[Sample], first_weights: Weig
         "photographs": digest([[sample.name, sample.split] for sample in samples]),
     }
     if request.hgn_half:
-        what["proposals"] = hashlib.sha256(read_checkpoint(request.hgn_half)).hexdigest()
+        what["hgn_half"] = hashlib.sha256(read_checkpoint(request.hgn_half)).hexdigest()
     if first_weights is not None:
-        what["first_weights"] = hashlib.sha256(save(first_weights)).hexdigest()
+        what["init"] = hashlib.sha256(save(first_weights)).hexdigest()
     return TrainFolder.begin(request.out, what, resume=request.resume)
 
 

@@ -31,7 +31,7 @@ from ma_cluster.cluster.train_request import TrainRequest
 from ma_cluster.cluster.train_team import Team
 from ma_cluster.cluster.training import TrainResult
 from ma_cluster.config import tiny
-from ma_cluster.errors import MaClusterError, RunConflictError, UsageError
+from ma_cluster.errors import BundleError, MaClusterError, RunConflictError, UsageError
 from ma_cluster.hypotheses.fitting import HgnBatch, build_hgn, build_optimizer, hgn_losses
 from ma_cluster.images.datasets import IMAGES_FOLDER
 from ma_cluster.lesions.packing import pack
@@ -144,8 +144,21 @@ def test_training_begins_with_the_weights_of_a_checkpoint_or_of_a_model(
     untrained, of_checkpoint, of_model = begun.values()
     assert of_checkpoint == of_model
     assert of_checkpoint["total"] < 0.9 * untrained["total"]
+    with pytest.raises(RunConflictError, match="init"):
+        train_hgn(request_for("hgn_half", tmp_path / "run_0", init=last, resume=True, **fresh))
     with pytest.raises(UsageError, match="no network prn to begin with"):
         train_prn(request_for("prn", tmp_path / "run", init=str(tmp_path / "model")))
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
+    runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    with pytest.raises(BundleError, match="do not fit"):
+        train_prn(request_for("prn", tmp_path / "run", init=runs["hgn_half"].last))
+    save_bundle(pack(dict.fromkeys(("hgn_1x", "hgn_half"), runs["hgn_half"].last), RECIPE, ""), tmp_path / "model")
+    with pytest.raises(BundleError, match="name the model's folder"):
+        train_hgn(request_for("hgn_half", tmp_path / "run", init=str(tmp_path / "model/hgn_half.safetensors")))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("option", ["hgn_half", "init"])

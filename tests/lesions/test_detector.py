@@ -54,6 +54,24 @@ def test_the_same_photograph_gives_the_same_answer_again(bundle, photograph):
     assert (first.mask == second.mask).all()
 
 
+@pytest.mark.parametrize("dense", [False, True], ids=["patchwise", "dense"])
+def test_the_number_of_threads_changes_no_pixel_of_any_map(bundle, photograph, dense):
+    """All of the photograph is region of interest; tiles are small enough to be many."""
+    detector = dataclasses.replace(
+        bundle.recipe.detector,
+        tile_px=256,
+        halo_px=32,
+        prn_dense=dense,
+        prn_stride_px=8,
+        roi_threshold_1x=0.0,
+        roi_threshold_half=0.0,
+    )
+    bundle = dataclasses.replace(bundle, recipe=dataclasses.replace(bundle.recipe, detector=detector))
+    prepared = Detector(bundle).prepare(photograph)
+    one, three = (Detector(bundle, threads=threads).maps(prepared).stack() for threads in (1, 3))
+    assert all((ours == others).all() for ours, others in zip(one, three, strict=True))
+
+
 def test_a_saved_bundle_answers_as_the_one_in_memory(bundle, photograph, tmp_path: Path):
     digest = save_bundle(bundle, tmp_path / "model")
     detector = Detector.load(tmp_path / "model")
