@@ -44,6 +44,17 @@ def _conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     return _conv_bn(inputs, outputs, kernel).append(nn.ReLU(inplace=True))
 
 
+class Join(nn.Module):
+    """The channels of y, then those of z. `apart` leaves joining to the convolution that follows, if that can do it."""
+
+    apart = False
+
+    def forward(
+        self, y: Float[Tensor, "n c h w"], z: Float[Tensor, "n r h w"]
+    ) -> Float[Tensor, "n d h w"] | tuple[Float[Tensor, "n c h w"], Float[Tensor, "n r h w"]]:
+        return (y, z) if self.apart else torch.cat([y, z], dim=1)
+
+
 class ResidualUnit(nn.Module):
     """x + BN(conv3(ReLU(BN(conv3(x))))); nothing after the sum. A 1x1 projection on the skip where channels change."""
 
@@ -53,7 +64,7 @@ class ResidualUnit(nn.Module):
         self.second = _conv_bn(outputs, outputs, 3)
         self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+    def forward(self, x: Float[Tensor, "n c h w"] | tuple[Tensor, Tensor]) -> Float[Tensor, "n d h w"]:
         return self.second(self.first(x)).add_(self.skip(x))
 
 
@@ -62,6 +73,7 @@ class FullResolutionResidualUnit(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, residual: int) -> None:
         super().__init__()
+        self.join = Join()
         self.first = _conv_bn_relu(inputs + residual, outputs, 3)
         self.second = _conv_bn_relu(outputs, outputs, 3)
         self.back = nn.Conv2d(outputs, residual, 1)
@@ -69,7 +81,7 @@ class FullResolutionResidualUnit(nn.Module):
     def forward(
         self, y: Float[Tensor, "n c hs ws"], pooled: Float[Tensor, "n r hs ws"]
     ) -> tuple[Float[Tensor, "n d hs ws"], Float[Tensor, "n r hs ws"]]:
-        y = self.second(self.first(torch.cat([y, pooled], dim=1)))
+        y = self.second(self.first(self.join(y, pooled)))
         return y, self.back(y)
 
 
@@ -109,6 +121,7 @@ class Frrn(nn.Module):
         for outputs, units in ((192, 2), (192, 2), (96, 2)):
             self.up.append(Stage(channels, _channels(outputs, width), residual, units))
             channels = _channels(outputs, width)
+        self.join = Join()
         first = ResidualUnit(channels + residual, base)
         self.merge_units = nn.Sequential(first, ResidualUnit(base, base), ResidualUnit(base, base))
         self.head = nn.Conv2d(base, classes, 1)
@@ -119,7 +132,7 @@ class Frrn(nn.Module):
         z = self.split(y)
         y, gained = self._pooling_stream(y, z)
         z = _spread2(gained).add_(z)
-        return self.head(self.merge_units(torch.cat([_upsample2(y), z], dim=1)))
+        return self.head(self.merge_units(self.join(_upsample2(y), z)))
 
     def _pooling_stream(
         self, y: Float[Tensor, "n c h w"], z: Float[Tensor, "n r h w"]
