@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from networks import calibrated_frrn
 from PIL import Image
 from skimage.data import retina
@@ -214,6 +215,11 @@ def test_bundle_packs_checkpoints_and_overwrites_nothing(ma_cluster: Command, tm
     assert "do not fit the recipe's network" in other.err
     assert len(other.err) < 400
     assert not (tmp_path / "other").exists()
+    both = (*arguments, "--hgn-half", tmp_path / "hgn_1x.safetensors", "--recipe", "tiny", "--out", tmp_path / "mean")
+    assert ma_cluster(*both).status == 0
+    one, half = packed.weights["hgn_1x"], packed.weights["hgn_half"]
+    for name, mean in load_bundle(tmp_path / "mean").weights["hgn_half"].items():
+        assert torch.allclose(mean.float(), (one[name].float() + half[name].float()) / 2)
 
 
 @pytest.fixture

@@ -100,16 +100,20 @@ def _network(stage: Stage, scale: str, *, triplet: bool) -> Network:
 
 @app.command()
 def bundle(
-    hgn_1x: Annotated[str, typer.Option("--hgn-1x", metavar="URL", help="Checkpoint of the 1x hypothesis network.")],
-    hgn_half: Annotated[str, typer.Option("--hgn-half", metavar="URL", help="Of the 0.5x hypothesis network.")],
+    hgn_1x: Annotated[
+        list[str], typer.Option("--hgn-1x", metavar="URL", help="Checkpoint of the 1x hypothesis network.")
+    ],
+    hgn_half: Annotated[list[str], typer.Option("--hgn-half", metavar="URL", help="Of the 0.5x hypothesis network.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the bundle; it must not hold one yet.")],
-    prn: Annotated[str | None, typer.Option(metavar="URL", help="Of the refinement network.")] = None,
-    cls: Annotated[str | None, typer.Option(metavar="URL", help="Of the refinement without triplet loss.")] = None,
+    prn: Annotated[list[str] | None, typer.Option(metavar="URL", help="Of the refinement network.")] = None,
+    cls: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Of the refinement without triplet loss.")
+    ] = None,
     recipe: Annotated[str, typer.Option(help=f"Recipe of the networks: {', '.join(RECIPES)}.")] = "lite",
     attribution: Annotated[str, typer.Option(help="Of the data they were trained on, as its licence asks.")] = "",
     data: Annotated[str | None, typer.Option(metavar="URL", help="Data set whose validation split calibrates.")] = None,
 ) -> None:
-    """Pack the checkpoints of training into a model.
+    """Pack the checkpoints of training into a model. An option given twice means the mean of both weights.
 
     With --data, regions of interest, fusion and threshold are chosen on its validation photographs, and the figures are
     written into bundle.json.
@@ -128,7 +132,7 @@ def bundle(
     if data and not validation:
         raise UsageError(f"no annotated validation photographs in {data}")
     named = {"hgn_1x": hgn_1x, "hgn_half": hgn_half, "prn": prn, "cls": cls}
-    checkpoints = {name: url for name, url in named.items() if url is not None}
+    checkpoints = {name: urls for name, urls in named.items() if urls}
     packed = pack(checkpoints, chosen, attribution, validation, detector_threads())
     typer.echo(f"{out}  digest {save_bundle(packed, out)}")
     for name, figures in packed.validation.get("rows", {}).items():

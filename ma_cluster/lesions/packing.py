@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ma_cluster.bundle import Bundle, restore_checkpoint
 from ma_cluster.config import Recipe
@@ -15,7 +16,7 @@ from ma_cluster.refinement.fitting import build_prn
 
 
 def pack(
-    checkpoints: Mapping[str, str],
+    checkpoints: Mapping[str, Sequence[str]],
     recipe: Recipe,
     attribution: str,
     validation: Sequence[Sample] = (),
@@ -24,7 +25,8 @@ def pack(
     """A bundle of what `save_checkpoint` wrote, calibrated where there are validation photographs.
 
     Args:
-        checkpoints: URL of each network's checkpoint, by the network's name (hgn_1x, hgn_half, prn, cls).
+        checkpoints: URLs of each network's checkpoints, by the network's name (hgn_1x, hgn_half, prn, cls). Of several,
+            as of a training gone on with, the mean of the weights (Wortsman et al., "Model soups", ICML 2022).
         recipe: of the networks.
         attribution: of the data they were trained on, as its licence asks for.
         validation: photographs with masks on which regions of interest, fusion and threshold are chosen; without any
@@ -35,13 +37,24 @@ def pack(
         BundleError: a checkpoint is of another network, or a required one is missing.
         UsageError: there is no such checkpoint.
     """
-    weights = {}
-    for name, url in checkpoints.items():
-        network = _build(name, recipe)
-        restore_checkpoint(read_checkpoint(url), name, network)
-        weights[name] = network.state_dict()
+    weights = {name: _mean([_read(url, name, recipe) for url in urls]) for name, urls in checkpoints.items()}
     bundle = Bundle(recipe, weights, attribution)
     return calibrate(bundle, validation, threads) if validation else bundle
+
+
+def _read(url: str, name: str, recipe: Recipe) -> dict[str, Tensor]:
+    network = _build(name, recipe)
+    restore_checkpoint(read_checkpoint(url), name, network)
+    return network.state_dict()
+
+
+def _mean(networks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of each tensor; counts, which have none, are the last network's."""
+    *_, last = networks
+    return {
+        key: torch.stack([network[key] for network in networks]).mean(dim=0) if value.is_floating_point() else value
+        for key, value in last.items()
+    }
 
 
 def _build(name: str, recipe: Recipe) -> nn.Module:

@@ -126,7 +126,7 @@ def test_what_was_trained_is_packed_and_detects(
     one = train_hgn(request_for("hgn_1x", tmp_path / "hgn_1x", **fresh))
     assert cls.epochs[-1].losses["triplet"] == 0
     results = {"hgn_1x": one, "hgn_half": runs["hgn_half"], "prn": runs["prn"], "cls": cls}
-    bundle = pack({name: result.best for name, result in results.items()}, RECIPE, "drawn lesions")
+    bundle = pack({name: [result.best] for name, result in results.items()}, RECIPE, "drawn lesions")
     photograph = Path(data) / IMAGES_FOLDER / PART / f"{NAMES[-1]}.jpg"
     assert Detector(bundle).detect(photograph).shape == (600, 600)
 
@@ -135,7 +135,7 @@ def test_training_begins_with_the_weights_of_a_checkpoint_or_of_a_model(
     runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
     last = runs["hgn_half"].last
-    save_bundle(pack({"hgn_1x": last, "hgn_half": last}, RECIPE, "drawn lesions"), tmp_path / "model")
+    save_bundle(pack({"hgn_1x": [last], "hgn_half": [last]}, RECIPE, "drawn lesions"), tmp_path / "model")
     fresh = {"workers": 1, "steps": 1, "epoch_steps": 1}
     begun = {None: {}, last: {}, str(tmp_path / "model"): {}}
     for number, init in enumerate(begun):
@@ -155,7 +155,8 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(BundleError, match="do not fit"):
         train_prn(request_for("prn", tmp_path / "run", init=runs["hgn_half"].last))
-    save_bundle(pack(dict.fromkeys(("hgn_1x", "hgn_half"), runs["hgn_half"].last), RECIPE, ""), tmp_path / "model")
+    last = [runs["hgn_half"].last]
+    save_bundle(pack({"hgn_1x": last, "hgn_half": last}, RECIPE, ""), tmp_path / "model")
     with pytest.raises(BundleError, match="name the model's folder"):
         train_hgn(request_for("hgn_half", tmp_path / "run", init=str(tmp_path / "model/hgn_half.safetensors")))
     assert not (tmp_path / "run").exists()
