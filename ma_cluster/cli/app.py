@@ -21,6 +21,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Model = Annotated[str, typer.Option(help="Name of a model that ships with the package, or a bundle's folder.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")]
+Replicas = Annotated[
+    int | None, typer.Option(min=1, help="Photographs segmented at a time; by default one for each core.")
+]
+Readers = Annotated[int, typer.Option(min=1, help="Replicas that fetch, decode and enhance.")]
+Gpus = Annotated[float, typer.Option(min=0, help="For each replica of the networks; a share is allowed.")]
+Threads = Annotated[int, typer.Option(min=1, help="Of each replica of the networks.")]
 Dest = Annotated[str, typer.Argument(metavar="DEST", help="Folder or s3:// prefix of the run.")]
 
 INCOMPLETE = 3

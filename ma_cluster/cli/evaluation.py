@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ma_cluster.cli.app import Model, app
+from ma_cluster.cli.app import Address, Model, app
 
 
 class Part(StrEnum):
@@ -30,7 +30,7 @@ def evaluate(
         str | None, typer.Option(metavar="URL", help="Photographs without lesions, to count what is called on them.")
     ] = None,
     gpus: Annotated[float, typer.Option(min=0, help="For each photograph under way; a share is allowed.")] = 0.0,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
+    address: Address = None,
 ) -> None:
     """Reproduce the paper's Table 2 on annotated photographs.
 

@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from ma_cluster.cli.app import INCOMPLETE, Dest, Model, app, detector_threads
+from ma_cluster.cli.app import (
+    INCOMPLETE,
+    Address,
+    Dest,
+    Gpus,
+    Model,
+    Readers,
+    Replicas,
+    Threads,
+    app,
+    detector_threads,
+)
 
 
 @app.command()
@@ -48,13 +59,11 @@ def score(
     ],
     dest: Dest,
     model: Model = "lite",
-    replicas: Annotated[
-        int | None, typer.Option(min=1, help="Photographs segmented at a time; by default one for each core.")
-    ] = None,
-    readers: Annotated[int, typer.Option(min=1, help="Replicas that fetch, decode and enhance.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="For each replica of the networks; a share is allowed.")] = 0.0,
-    threads: Annotated[int, typer.Option(min=1, help="Of each replica of the networks.")] = 1,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
+    replicas: Replicas = None,
+    readers: Readers = 1,
+    gpus: Gpus = 0.0,
+    threads: Threads = 1,
+    address: Address = None,
     fleet_name: Annotated[
         str | None, typer.Option("--fleet", metavar="NAME", help="Score on this warm fleet of the cluster.")
     ] = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ma_cluster.cli.app import Model, app
+from ma_cluster.cli.app import Address, Gpus, Model, Readers, Replicas, Threads, app
 
 
 @app.command()
@@ -22,15 +22,13 @@ def serve(
         str | None,
         typer.Option(metavar="URL", help="Where archive jobs are kept; by default ~/.local/state/ma_cluster/service."),
     ] = None,
-    replicas: Annotated[
-        int | None, typer.Option(min=1, help="Photographs segmented at a time; by default one for each core.")
-    ] = None,
-    readers: Annotated[int, typer.Option(min=1, help="Replicas that fetch, decode and enhance.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="For each replica of the networks; a share is allowed.")] = 0.0,
-    threads: Annotated[int, typer.Option(min=1, help="Of each replica of the networks.")] = 1,
+    replicas: Replicas = None,
+    readers: Readers = 1,
+    gpus: Gpus = 0.0,
+    threads: Threads = 1,
     archives: Annotated[int, typer.Option(min=1, help="Archives scored at a time; others wait.")] = 1,
     deadline: Annotated[float, typer.Option(min=1, help="Seconds that one photograph's networks may take.")] = 600.0,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
+    address: Address = None,
 ) -> None:
     """Score photographs and archives over HTTP, until it is ended.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from ma_cluster.cli.app import app, detector_threads
+from ma_cluster.cli.app import Address, app, detector_threads
 from ma_cluster.config import RECIPES, Negatives, Recipe
 from ma_cluster.errors import UsageError
 
@@ -49,7 +49,7 @@ def train(
     store_mib: Annotated[
         int | None, typer.Option(min=80, help="A local Ray's memory for photographs, MiB; the rest is spilled to disk.")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")] = None,
+    address: Address = None,
 ) -> None:
     """Train a network on Ray; ends with a checkpoint that `bundle` packs."""
     from ma_cluster.cluster.train_hgn import train_hgn

@@ -210,10 +210,10 @@ def segmenter_app(model: Model, fleet: Fleet) -> serve.Application:
     return deployment.bind(model, "cuda" if gpus else "cpu", threads, fleet.segment_deadline_s)
 
 
-def _with_variables(variables: Mapping[str, int]) -> dict[str, Any]:
+def _with_variables(variables: Mapping[str, str]) -> dict[str, Any]:
     """The job's runtime environment and some variables: a deployment that is given one of its own loses the job's."""
     job = dict(ray.get_runtime_context().runtime_env)
-    return job | {"env_vars": job.get("env_vars", {}) | {name: str(value) for name, value in variables.items()}}
+    return job | {"env_vars": job.get("env_vars", {}) | variables}
 
 
 def _delete(name: str) -> None:

@@ -24,12 +24,11 @@ from ma_cluster.cluster.patch_stream import Photographs, prepare_photographs
 from ma_cluster.cluster.train_folder import BEST, LAST, Epoch, TrainFolder
 from ma_cluster.cluster.train_progress import Progress, listening
 from ma_cluster.cluster.train_request import TrainRequest
-from ma_cluster.config import HgnConfig, PrnConfig, digest, to_dict
+from ma_cluster.config import PrnConfig, digest, to_dict
 from ma_cluster.errors import MaClusterError, UsageError
-from ma_cluster.hypotheses.fitting import build_hgn
 from ma_cluster.hypotheses.proposals import Proposals
 from ma_cluster.images.datasets import Sample, Split, read_checkpoint, read_dataset
-from ma_cluster.refinement.fitting import build_prn
+from ma_cluster.lesions.networks import build_network
 
 Weights = dict[str, Tensor]
 
@@ -132,12 +131,9 @@ def _first_weights(request: TrainRequest) -> Weights | None:
         if request.network not in networks:
             raise UsageError(f"model {request.init} has no network {request.network} to begin with")
         weights = networks[request.network]
-    load_weights(_build(request.config), weights, "the network that training is to begin with")  # does it fit?
+    network = build_network(request.network, request.recipe)
+    load_weights(network, weights, "the network that training is to begin with")  # does it fit?
     return weights
-
-
-def _build(config: HgnConfig | PrnConfig) -> nn.Module:
-    return build_hgn(config) if isinstance(config, HgnConfig) else build_prn(config)
 
 
 def _begin(request: TrainRequest, samples: Sequence[Sample], first_weights: Weights | None) -> TrainFolder:

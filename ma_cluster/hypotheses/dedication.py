@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-_KEPT_BYTES = 2**30
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": _KEPT_BYTES, "MALLOC_TRIM_THRESHOLD_": _KEPT_BYTES, "MALLOC_ARENA_MAX": 1}
+_SETTINGS = (("MALLOC_MMAP_THRESHOLD_", -3, 2**30), ("MALLOC_TRIM_THRESHOLD_", -1, 2**30), ("MALLOC_ARENA_MAX", -8, 1))
+"""Of glibc's allocator: variable, number in malloc.h, value."""
+MALLOC = {variable: str(value) for variable, _, value in _SETTINGS}
 """Environment of a process whose threads are there before `dedicate` is called: they keep the arena that they have."""
-_MALLOPT = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_ARENA_MAX": -8}  # malloc.h of glibc
 
 Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """`map`, or one like it that works on several items at a time."""
@@ -34,9 +34,9 @@ ONE_AT_A_TIME = Lanes()
 def dedicate(threads: int) -> Spread:
     """Give this process's cores to what `map` is asked, an item to each, instead of sharing each item out among them.
 
-    So no core waits for another within a tile (two cores are an eighth faster), and as each sum has its one order, the
+    So no core waits for another within a tile (two cores are a tenth faster), and as each sum has its one order, the
     answers do not depend on how many there are. torch has one thread from now on, and memory that it frees is kept:
-    else feature maps of over 32 MiB come from the kernel each time, cleared page by page, a tenth of a tile's time.
+    else feature maps of over 32 MiB come from the kernel each time, cleared page by page, a fifth of the time.
     """
     import torch  # not for those who start such a process
 
@@ -53,5 +53,5 @@ def _keep_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for name, value in MALLOC.items():
-            mallopt(_MALLOPT[name], value)
+        for _, number, value in _SETTINGS:
+            mallopt(number, value)

@@ -19,7 +19,6 @@ from torch import nn
 from ma_cluster.bundle import Bundle, load_bundle, load_weights
 from ma_cluster.config import Recipe
 from ma_cluster.hypotheses.dedication import Lanes, dedicate
-from ma_cluster.hypotheses.fitting import build_hgn
 from ma_cluster.hypotheses.folding import fold
 from ma_cluster.hypotheses.fusion import can_reach, fuse, scale_odds, upsample_half
 from ma_cluster.hypotheses.segment import probability_map
@@ -27,9 +26,9 @@ from ma_cluster.hypotheses.symmetric import Symmetric
 from ma_cluster.images.contrast import Prepared, prepare
 from ma_cluster.images.fundus import Fov, locate, read_fundus
 from ma_cluster.images.patches import Tiling
+from ma_cluster.lesions.networks import build_network
 from ma_cluster.lesions.table import Lesion, find_lesions
 from ma_cluster.refinement.dense import DensePrn, refine_dense
-from ma_cluster.refinement.fitting import build_prn
 from ma_cluster.refinement.patchwise import Patchwise, refine
 from ma_cluster.refinement.resnet import Prn
 
@@ -84,8 +83,7 @@ class Detector:
         recipe = bundle.recipe
         self.recipe: Recipe = recipe
         self.digest = bundle.digest
-        networks: dict[str, nn.Module] = {"hgn_1x": build_hgn(recipe.hgn_1x), "hgn_half": build_hgn(recipe.hgn_half)}
-        networks |= {name: build_prn(recipe.prn) for name in REFINERS if name in bundle.weights}
+        networks = {name: build_network(name, recipe) for name in bundle.weights}
         for name, network in networks.items():
             load_weights(network, bundle.weights[name], name)
             network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ma_cluster.bundle import Bundle, restore_checkpoint
 from ma_cluster.config import Recipe
-from ma_cluster.hypotheses.fitting import build_hgn
 from ma_cluster.images.datasets import Sample, read_checkpoint
 from ma_cluster.lesions.calibration import calibrate
-from ma_cluster.refinement.fitting import build_prn
+from ma_cluster.lesions.networks import build_network
 
 
 def pack(
@@ -43,7 +42,7 @@ def pack(
 
 
 def _read(url: str, name: str, recipe: Recipe) -> dict[str, Tensor]:
-    network = _build(name, recipe)
+    network = build_network(name, recipe)
     restore_checkpoint(read_checkpoint(url), name, network)
     return network.state_dict()
 
@@ -55,9 +54,3 @@ def _mean(networks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         key: torch.stack([network[key] for network in networks]).mean(dim=0) if value.is_floating_point() else value
         for key, value in last.items()
     }
-
-
-def _build(name: str, recipe: Recipe) -> nn.Module:
-    if name in ("prn", "cls"):
-        return build_prn(recipe.prn)
-    return build_hgn(recipe.hgn_1x if name == "hgn_1x" else recipe.hgn_half)

@@ -49,13 +49,14 @@ def refine(
     padded = np.pad(enhanced, ((half, after), (half, after), (0, 0)), constant_values=MID_GREY)
     views = np.lib.stride_tricks.sliding_window_view(padded, (patch_px, patch_px), axis=(0, 1))  # row col 3 s s
 
-    def look(part: slice) -> None:
+    def look(part: slice) -> Float32[ndarray, "b"]:
         patches = torch.from_numpy(views[rows[part] * stride_px, cols[part] * stride_px])
         patches = patches.contiguous(memory_format=torch.channels_last)
-        lattice[rows[part], cols[part]] = prn_probability(prn.model, patches).numpy()
+        return prn_probability(prn.model, patches).numpy()
 
-    for _ in spread(look, [slice(start, start + BATCH) for start in range(0, len(rows), BATCH)]):
-        pass
+    parts = [slice(start, start + BATCH) for start in range(0, len(rows), BATCH)]
+    for part, values in zip(parts, spread(look, parts), strict=True):
+        lattice[rows[part], cols[part]] = values
     return interpolate(lattice, roi.shape, stride_px) * roi
 
 

@@ -21,7 +21,7 @@ def halo(subject: Subject) -> Iterator[dict[str, Any]]:
     """Differences in probability at 0.5x; and megapixels that the model's tiles would have over those of the FOV."""
     torch.set_num_threads(subject.threads)
     bundle = subject.bundle(flips_half=1)
-    prepared = subject.prepared()
+    prepared = subject.photograph().prepared(bundle.recipe.image)
     network = hypothesis_network(bundle, "hgn_half", subject.device, folded=True)
     middle = tuple(slice(max(0, side - WHOLE_PX) // 2, (side + WHOLE_PX) // 2) for side in prepared.fov_half.shape)
     enhanced, fov = prepared.enhanced_half[middle], prepared.fov_half[middle]

@@ -40,7 +40,8 @@ def engine(subject: Subject) -> Iterator[dict[str, Any]]:
 
     Both on a process that is dedicated, a tile to each core.
     """
-    bundle, prepared = subject.bundle(), subject.prepared()
+    bundle = subject.bundle()
+    prepared = subject.photograph().prepared(bundle.recipe.image)
     work = [
         (hypothesis_network(bundle, name, subject.device, folded=True), tile)
         for name in NETWORKS
@@ -77,7 +78,7 @@ def monai(subject: Subject) -> Iterator[dict[str, Any]]:
         raise UsageError("MONAI is not installed: pip install 'ma_cluster[bench]'") from error
     torch.set_num_threads(subject.threads)
     bundle, photograph = subject.bundle(), subject.photograph()
-    prepared = subject.prepared()
+    prepared = photograph.prepared(bundle.recipe.image)
     theirs: dict[str, Map] = {}
 
     def slide() -> None:
@@ -119,7 +120,7 @@ def dense(subject: Subject) -> Iterator[dict[str, Any]]:
     load_weights(network, bundle.weights["prn"], "prn")
     network.to(subject.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     fold(network)
-    enhanced = subject.prepared().enhanced_half
+    enhanced = subject.photograph().prepared(bundle.recipe.image).enhanced_half
     middle = tuple(slice(max(0, side - ROI_SIDE) // 2, (side + ROI_SIDE) // 2) for side in enhanced.shape[:2])
     enhanced = enhanced[middle]
     for stride in ROI_STRIDES:

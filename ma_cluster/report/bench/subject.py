@@ -19,13 +19,14 @@ from PIL import Image
 from torch import nn
 
 from ma_cluster.bundle import Bundle, load_bundle, load_weights
-from ma_cluster.hypotheses.fitting import build_hgn
+from ma_cluster.config import ImageConfig
 from ma_cluster.hypotheses.folding import fold
 from ma_cluster.hypotheses.symmetric import Symmetric
 from ma_cluster.images.contrast import Prepared, prepare
 from ma_cluster.images.datasets import decode_mask
 from ma_cluster.images.fundus import read_fundus
 from ma_cluster.images.sample_archive import write_sample
+from ma_cluster.lesions.networks import build_network
 
 SAMPLE_SIDE_PX = 3464
 """Side of the sample photograph as it is enlarged: 12 megapixels."""
@@ -58,11 +59,6 @@ class Subject:
         """The photograph to look at."""
         return _sample() if self.image is None else Photograph(self.image.name, self.image.read_bytes(), None)
 
-    def prepared(self) -> Prepared:
-        """The photograph as the networks take it."""
-        image = self.bundle().recipe.image
-        return prepare(read_fundus(self.photograph().data, image), image)
-
     def fastest(self, work: Callable[[], Any]) -> float:
         """Seconds of the fastest pass; waits for a GPU to finish."""
         seconds = []
@@ -83,11 +79,15 @@ class Photograph:
     data: bytes
     truth: Bool[ndarray, "h w"] | None
 
+    def prepared(self, config: ImageConfig) -> Prepared:
+        """As the networks take it."""
+        return prepare(read_fundus(self.data, config), config)
+
 
 def hypothesis_network(bundle: Bundle, name: str, device: str, *, folded: bool) -> nn.Module:
     """A hypothesis network as a plain script has it, or, `folded`, as the detector has it."""
     recipe = bundle.recipe
-    network: nn.Module = build_hgn(recipe.hgn_1x if name == "hgn_1x" else recipe.hgn_half)
+    network = build_network(name, recipe)
     load_weights(network, bundle.weights[name], name)
     network.to(device).eval()
     if folded:
