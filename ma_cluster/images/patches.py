@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32
 from numpy import ndarray
 
 Range = tuple[int, int]
 """First index, and the one past the last."""
+Box = tuple[Range, Range]
+"""Rows and columns of a rectangle of cells, the squares of GRID_PX that tiles are made of."""
 GRID_PX = 16
 """Tiles start and end at multiples of it, as the networks' pooling grids do."""
 
@@ -31,6 +33,11 @@ class Window:
     def shape(self) -> tuple[int, int]:
         """Height and width of the tile, pixels."""
         return self.rows[1] - self.rows[0], self.cols[1] - self.cols[0]
+
+    @property
+    def area(self) -> int:
+        """Of the tile, pixels."""
+        return self.shape[0] * self.shape[1]
 
 
 def crop(image: ndarray, row: int, col: int, size: int, fill: int) -> ndarray:
@@ -50,9 +57,10 @@ def crop(image: ndarray, row: int, col: int, size: int, fill: int) -> ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Tiles over what is needed of a grid: bands of rows, each cut over the columns that are needed in it.
+    """Tiles over what is needed of a grid: bands of rows, each cut over the columns that are needed in it, and each
+    piece halved for as long as that leaves fewer pixels to compute, as where a few spots are needed far apart.
 
-    A tile is a kept part with a halo around it, context whose answer is discarded; kept parts of one band are alike.
+    A tile is a kept part with a halo around it, context whose answer is discarded.
     There is no halo beyond the photograph's edge: a network pads the tile there just as it would pad the whole
     photograph, so both give the same answer.
 
@@ -80,12 +88,15 @@ class Tiling:
 
     def covering(self, mask: Bool[ndarray, "h w"]) -> tuple[Window, ...]:
         """Windows whose kept parts cover each pixel of the mask once; the rest of the grid needs no computing."""
-        height, width = self.padded_shape
-        return tuple(
-            Window(rows, cols, keep_rows, keep_cols)
-            for rows, keep_rows in self._spans(np.flatnonzero(mask.any(axis=1)), height)
-            for cols, keep_cols in self._spans(np.flatnonzero(mask[slice(*keep_rows)].any(axis=0)), width)
-        )
+        cells = self._cells(mask)
+        (height, width), largest = cells.shape, (self.tile - 2 * self.halo) // GRID_PX
+        pieces = [
+            piece
+            for whole in _cut(cells, ((0, height), (0, width)), 0, height)
+            for band in _cut(cells, whole, 0, largest)
+            for piece in _cut(cells, band, 1, largest)
+        ]
+        return tuple(window for piece in pieces for window in self._cheapest(cells, piece))
 
     def pad(self, image: ndarray, fill: int) -> ndarray:
         """The image extended with `fill` at the bottom and the right to `padded_shape`."""
@@ -108,16 +119,44 @@ class Tiling:
             out[rows, cols] = tile[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
         return out[: self.height, : self.width]
 
-    def _spans(self, needed: Int64[ndarray, "n"], length: int) -> Iterator[tuple[Range, Range]]:
-        """(tile, kept part) along one axis of a padded length, over ascending indices: as few as will do, even ones."""
-        if len(needed) == 0:
-            return
-        first, stop = int(needed[0]) // GRID_PX * GRID_PX, _round_up(int(needed[-1]) + 1)
-        count = -(-(stop - first) // (self.tile - 2 * self.halo))
-        side = _round_up(-(-(stop - first) // count))
-        for start in range(first, stop, side):
-            end = min(start + side, stop)
-            yield (max(0, start - self.halo), min(length, end + self.halo)), (start, end)
+    def _cells(self, mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "ch cw"]:
+        """The squares of GRID_PX that hold a pixel of the mask."""
+        height, width = self.padded_shape
+        whole = self.pad(mask, fill=False).reshape(height // GRID_PX, GRID_PX, width // GRID_PX, GRID_PX)
+        return whole.any(axis=(1, 3))
+
+    def _cheapest(self, cells: Bool[ndarray, "ch cw"], box: Box) -> list[Window]:
+        """The window of a box, or those of its halves, or of theirs: whichever have the fewest pixels."""
+        window = self._window(box)
+        rows, cols = (stop - first for first, stop in box)
+        needed = int(cells[slice(*box[0]), slice(*box[1])].sum()) * GRID_PX**2
+        if max(rows, cols) == 1 or window.area <= needed + 4 * self.halo * needed**0.5 + 8 * self.halo**2:
+            return [window]  # two windows of so many pixels with their halos have more, whatever their shapes
+        halves = _cut(cells, box, 0 if rows >= cols else 1, -(-max(rows, cols) // 2))
+        windows = [each for half in halves for each in self._cheapest(cells, half)]
+        return windows if sum(each.area for each in windows) < window.area else [window]
+
+    def _window(self, box: Box) -> Window:
+        """The window that keeps the pixels of a box."""
+        keep_rows, keep_cols = ((first * GRID_PX, stop * GRID_PX) for first, stop in box)
+        height, width = self.padded_shape
+        return Window(self._with_halo(keep_rows, height), self._with_halo(keep_cols, width), keep_rows, keep_cols)
+
+    def _with_halo(self, kept: Range, length: int) -> Range:
+        return max(0, kept[0] - self.halo), min(length, kept[1] + self.halo)
+
+
+def _cut(cells: Bool[ndarray, "ch cw"], box: Box, axis: int, longest: int) -> Iterator[Box]:
+    """A box in as few even parts along an axis as are no longer than `longest`, each drawn tight around its cells."""
+    first, stop = box[axis]
+    side = -(-(stop - first) // -(-(stop - first) // longest))
+    for start in range(first, stop, side):
+        part = start, min(start + side, stop)
+        rows, cols = (part, box[1]) if axis == 0 else (box[0], part)
+        inside = cells[slice(*rows), slice(*cols)]
+        down, across = (np.flatnonzero(inside.any(axis=other)).tolist() for other in (1, 0))
+        if down:
+            yield (rows[0] + down[0], rows[0] + down[-1] + 1), (cols[0] + across[0], cols[0] + across[-1] + 1)
 
 
 def _round_up(length: int) -> int:

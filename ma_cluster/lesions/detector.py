@@ -139,43 +139,50 @@ class Detector:
         return prepare(fundus, self.recipe.image)
 
     def segment(self, prepared: Prepared) -> Detection:
-        """The networks, their fusion, and the lesion table. The PRN looks only where its answer can make a lesion."""
+        """The networks, their fusion, and the lesion table; each network looks only where it can make a lesion.
+
+        The hypothesis network at 0.5x, a quarter of the pixels, looks everywhere, that at 1x where it leaves the
+        question open, and the PRN where both do.
+        """
         seconds: dict[str, float] = {}
-        maps = self._maps(prepared, seconds, exits_early=True)
-        return self.decide(prepared, maps, seconds)
-
-    def decide(self, prepared: Prepared, maps: Maps, seconds: dict[str, float] | None = None) -> Detection:
-        """Fusion and the lesion table alone."""
-        seconds = {} if seconds is None else seconds
-        with _timed(seconds, "lesions"):
-            config = self.recipe.detector
-            fused = fuse(maps.stack(), config.fusion)
-            lesions, mask = find_lesions(fused, prepared.grid, prepared.fov, prepared.shape, config)
-        return Detection(lesions, mask, prepared.fov, seconds)
-
-    def maps(self, prepared: Prepared, seconds: dict[str, float] | None = None) -> Maps:
-        """The probability maps of every stage; wall times are added to `seconds`."""
-        return self._maps(prepared, {} if seconds is None else seconds, exits_early=False)
-
-    def _maps(self, prepared: Prepared, seconds: dict[str, float], *, exits_early: bool) -> Maps:
         with _timed(seconds, "hgn"):
-            hypotheses = self.hypotheses(prepared)
-        if "prn" not in self._refiners:
-            return hypotheses
-        with _timed(seconds, "prn"):
-            needed = self._undecided(prepared, hypotheses) if exits_early else prepared.fov_1x
-            return self._refinements(prepared, hypotheses, "prn", needed)
+            half = self._half(prepared)
+            at_best = Maps(np.ones_like(half), half, None, None)
+            maps = Maps(self._one(prepared, self._undecided(prepared, at_best)), half, None, None)
+        if "prn" in self._refiners:
+            with _timed(seconds, "prn"):
+                maps = self._refinements(prepared, maps, "prn", self._undecided(prepared, maps))
+        with _timed(seconds, "lesions"):
+            detection = self.decide(prepared, maps)
+        return replace(detection, seconds=seconds)
+
+    def decide(self, prepared: Prepared, maps: Maps) -> Detection:
+        """Fusion and the lesion table alone."""
+        config = self.recipe.detector
+        fused = fuse(maps.stack(), config.fusion)
+        lesions, mask = find_lesions(fused, prepared.grid, prepared.fov, prepared.shape, config)
+        return Detection(lesions, mask, prepared.fov, {})
+
+    def maps(self, prepared: Prepared) -> Maps:
+        """The probability maps of every stage, everywhere."""
+        hypotheses = self.hypotheses(prepared)
+        return self.refinements(prepared, hypotheses) if "prn" in self._refiners else hypotheses
 
     def hypotheses(self, prepared: Prepared) -> Maps:
         """The maps of the two hypothesis networks alone."""
-        one = self._hypothesis("hgn_1x", prepared.enhanced_1x, prepared.fov_1x)
-        half = self._hypothesis("hgn_half", prepared.enhanced_half, prepared.fov_half)
-        return Maps(one, upsample_half(half, one.shape) * prepared.fov_1x, None, None)
+        return Maps(self._one(prepared, prepared.fov_1x), self._half(prepared), None, None)
 
-    def _hypothesis(self, name: str, enhanced: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]) -> Map:
+    def _one(self, prepared: Prepared, needed: Bool[ndarray, "ch cw"]) -> Map:
+        return self._hypothesis("hgn_1x", prepared.enhanced_1x, needed)
+
+    def _half(self, prepared: Prepared) -> Map:
+        half = self._hypothesis("hgn_half", prepared.enhanced_half, prepared.fov_half)
+        return upsample_half(half, prepared.fov_1x.shape) * prepared.fov_1x
+
+    def _hypothesis(self, name: str, enhanced: UInt8[ndarray, "h w 3"], needed: Bool[ndarray, "h w"]) -> Map:
         config = self.recipe.detector
-        tiling = Tiling(fov.shape[0], fov.shape[1], config.tile_px, config.halo_px)
-        return probability_map(self._hypotheses[name], enhanced, fov, tiling, self._lanes)
+        tiling = Tiling(needed.shape[0], needed.shape[1], config.tile_px, config.halo_px)
+        return probability_map(self._hypotheses[name], enhanced, needed, tiling, self._lanes)
 
     def refinements(self, prepared: Prepared, hypotheses: Maps, network: Refiner = "prn") -> Maps:
         """All maps: the PRN runs once over the union of both regions of interest, its two maps are that within each.
@@ -203,10 +210,11 @@ class Detector:
         return hypotheses.hgn_1x > config.roi_threshold_1x, hypotheses.hgn_half > config.roi_threshold_half
 
     def _undecided(self, prepared: Prepared, hypotheses: Maps) -> Bool[ndarray, "ch cw"]:
-        """Pixels that the PRN can make part of a lesion, and those whose values it takes to say so."""
+        """Pixels that may yet be part of a lesion, and those whose values it takes to say so."""
         config = self.recipe.detector
-        open_yet = can_reach(config.threshold, hypotheses.stack(), self._regions(hypotheses), config.fusion)
-        return _grown(open_yet, prepared.grid.reach_px)
+        regions = self._regions(hypotheses) if "prn" in self._refiners else ()
+        open_yet = can_reach(config.threshold, hypotheses.stack(), regions, config.fusion)
+        return _grown(open_yet, prepared.grid.reach_px) & prepared.fov_1x
 
     def _refine(self, name: Refiner, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"]) -> Map:
         refiner = self._refiners[name]

@@ -148,7 +148,7 @@ def resized(photograph, side):
     ],
 )
 def test_looking_only_where_it_matters_changes_no_lesion(bundle, photograph, prn_scale, joined, side):
-    joined = {**joined, "prn_stride_px": 8, "roi_threshold_1x": 0.51, "min_area_px": 2}
+    joined = {**joined, "prn_stride_px": 8, "roi_threshold_1x": 0.51, "min_area_px": 2, "tile_px": 640, "halo_px": 192}
     prn = dataclasses.replace(bundle.recipe.prn, scale=prn_scale)
     detector = dataclasses.replace(bundle.recipe.detector, **joined)
     bundle = dataclasses.replace(bundle, recipe=dataclasses.replace(bundle.recipe, prn=prn, detector=detector))
@@ -164,3 +164,26 @@ def test_looking_only_where_it_matters_changes_no_lesion(bundle, photograph, prn
     assert len(found.lesions) == len(expected.lesions)
     for one, other in zip(found.lesions, expected.lesions, strict=True):
         assert one.score_mean == pytest.approx(other.score_mean, abs=1e-5)
+
+
+def test_the_network_at_1x_looks_only_where_lesions_may_be(photograph):
+    """With the model that ships, on a grid of a ninth of its pixels; halos as wide as the networks see."""
+    bundle = load_bundle("lite")
+    recipe = dataclasses.replace(
+        bundle.recipe,
+        image=dataclasses.replace(bundle.recipe.image, fov_diameter_px=1137.0),
+        detector=dataclasses.replace(bundle.recipe.detector, halo_px=192, threshold=0.6, min_area_px=1),
+    )
+    detector = Detector(dataclasses.replace(bundle, recipe=recipe))
+    prepared = detector.prepare(photograph)
+    seen: list[int] = []
+    network = detector._hypotheses["hgn_1x"]
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, 0].numel()))
+    expected = detector.decide(prepared, detector.maps(prepared))
+    everywhere = sum(seen)
+    seen.clear()
+    found = detector.segment(prepared)
+    assert 0 < sum(seen) < 0.7 * everywhere
+    assert len(expected.lesions) > 0
+    assert (found.mask == expected.mask).all()
+    assert [lesion.bbox for lesion in found.lesions] == [lesion.bbox for lesion in expected.lesions]
