@@ -123,7 +123,7 @@ class Tiling:
         """The squares of GRID_PX that hold a pixel of the mask."""
         height, width = self.padded_shape
         whole = self.pad(mask, fill=False).reshape(height // GRID_PX, GRID_PX, width // GRID_PX, GRID_PX)
-        return whole.any(axis=(1, 3))
+        return np.asarray(whole.any(axis=(1, 3)))
 
     def _cheapest(self, cells: Bool[ndarray, "ch cw"], box: Box) -> list[Window]:
         """The window of a box, or those of its halves, or of theirs: whichever have the fewest pixels."""
