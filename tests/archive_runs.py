@@ -14,8 +14,8 @@ from typing import Any
 from PIL import Image
 from processes import Process, descendants, kill, processes, wait_until_gone
 
-from ma_cluster.cluster.outcomes import SCHEMA
-from ma_cluster.cluster.retry import latest_outcomes
+from ma_cluster.cluster.archive.outcomes import SCHEMA
+from ma_cluster.cluster.archive.retry import latest_outcomes
 from ma_cluster.images.store import Store
 
 JOB = Path(__file__).parents[1] / "jobs" / "score_archive.py"

@@ -19,9 +19,9 @@ from skimage.data import retina
 
 from ma_cluster.bundle import load_bundle, save_checkpoint
 from ma_cluster.cli import main
-from ma_cluster.cluster.archive import begin_run, commit
-from ma_cluster.cluster.outcomes import Outcome
-from ma_cluster.cluster.plan import read_shard, shards
+from ma_cluster.cluster.archive.outcomes import Outcome
+from ma_cluster.cluster.archive.plan import read_shard, shards
+from ma_cluster.cluster.archive.run import begin_run, commit
 from ma_cluster.config import tiny
 from ma_cluster.errors import Reason
 from ma_cluster.hypotheses.fitting import build_optimizer

@@ -72,9 +72,27 @@ def test_a_module_imports_only_from_its_own_layer_and_those_to_its_left(path: Pa
     assert [module for module in own if layer_of_module(module) not in allowed] == []
 
 
+CLUSTER = {"archive": {"archive"}, "fleet": {"archive", "fleet"}, "service": {"archive", "fleet", "service"}}
+CLUSTER["training"] = {"training"}
+"""What each folder of cluster/ imports of its folders."""
+
+
+@pytest.mark.parametrize("folder", CLUSTER)
+def test_the_folders_of_cluster_import_in_one_direction(folder: str) -> None:
+    prefix = "ma_cluster.cluster."
+    own = {
+        module.removeprefix(prefix).partition(".")[0]
+        for path in (PACKAGE / "cluster" / folder).glob("*.py")
+        for module in imports(path)
+        if module.startswith(prefix)
+    }
+    assert own & CLUSTER.keys() <= CLUSTER[folder]
+
+
 def test_only_cluster_imports_ray() -> None:
     users = {relative(path) for path in SOURCES if "ray" in third_party(path)}
     assert [user for user in users if not user.startswith("ma_cluster/cluster/")] == []
+    assert [user for user in users if user.startswith("ma_cluster/cluster/archive/")] == []
 
 
 def test_only_the_store_imports_a_storage_library() -> None:

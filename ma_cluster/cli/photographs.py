@@ -77,8 +77,8 @@ def score(
     """
     from rich.console import Console
 
-    from ma_cluster.cluster.driver import Progress, retry_archive, score_archive
-    from ma_cluster.cluster.scoring_app import Fleet
+    from ma_cluster.cluster.fleet.driver import Progress, retry_archive, score_archive
+    from ma_cluster.cluster.fleet.scoring_app import Fleet
     from ma_cluster.report.console import summary_lines
     from ma_cluster.report.progress import progress_display
 
@@ -116,7 +116,7 @@ def status(
     ] = None,
 ) -> None:
     """Show how an archive run stands."""
-    from ma_cluster.cluster.status import missing_keys, read_status, to_json
+    from ma_cluster.cluster.archive.status import missing_keys, read_status, to_json
     from ma_cluster.report import console
     from ma_cluster.report.truth import compare_run
 

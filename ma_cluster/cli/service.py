@@ -34,8 +34,8 @@ def serve(
 
     POST /v1/segment, POST /v1/archives, GET /healthz, GET /metrics; /openapi.json says it all.
     """
-    from ma_cluster.cluster.gateway import GatewayConfig, serving
-    from ma_cluster.cluster.scoring_app import Fleet
+    from ma_cluster.cluster.fleet.scoring_app import Fleet
+    from ma_cluster.cluster.service.gateway import GatewayConfig, serving
 
     fleet = Fleet(
         segmenters=replicas,

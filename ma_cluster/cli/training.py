@@ -14,7 +14,7 @@ from ma_cluster.config import RECIPES, Negatives, Recipe
 from ma_cluster.errors import UsageError
 
 if TYPE_CHECKING:
-    from ma_cluster.cluster.train_request import Network
+    from ma_cluster.cluster.training.request import Network
 
 
 class Stage(StrEnum):
@@ -52,9 +52,9 @@ def train(
     address: Address = None,
 ) -> None:
     """Train a network on Ray; ends with a checkpoint that `bundle` packs."""
-    from ma_cluster.cluster.train_hgn import train_hgn
-    from ma_cluster.cluster.train_prn import train_prn
-    from ma_cluster.cluster.train_request import TrainRequest
+    from ma_cluster.cluster.training.request import TrainRequest
+    from ma_cluster.cluster.training.train_hgn import train_hgn
+    from ma_cluster.cluster.training.train_prn import train_prn
     from ma_cluster.images.store import open_store
 
     if recipe not in RECIPES or scale not in ("1x", "0.5x"):

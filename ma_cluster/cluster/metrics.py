@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any, Literal
 
 from ma_cluster.bundle import NETWORKS
-from ma_cluster.cluster.outcomes import STAGES, Outcome
+from ma_cluster.cluster.archive.outcomes import STAGES, Outcome
 from ma_cluster.errors import Reason, Status
 
 

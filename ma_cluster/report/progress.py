@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich import progress as bars
 from rich.console import Console
 
-from ma_cluster.cluster.driver import Progress
+from ma_cluster.cluster.fleet.driver import Progress
 from ma_cluster.report.console import pace
 
 LOG_SECONDS = 30.0

@@ -17,8 +17,8 @@ from urllib.parse import quote
 import jinja2
 import numpy as np
 
-from ma_cluster.cluster.retry import latest_outcomes
-from ma_cluster.cluster.status import RunStatus, open_run, read_status
+from ma_cluster.cluster.archive.retry import latest_outcomes
+from ma_cluster.cluster.archive.status import RunStatus, open_run, read_status
 from ma_cluster.errors import Status
 
 INDEX = "report/index.html"

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
-from ma_cluster.cluster.retry import latest_outcomes
-from ma_cluster.cluster.status import open_run
+from ma_cluster.cluster.archive.retry import latest_outcomes
+from ma_cluster.cluster.archive.status import open_run
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object

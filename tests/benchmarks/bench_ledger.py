@@ -85,7 +85,7 @@ def measure_ledger(size: int, shards: int, repeats: int) -> dict[str, Any]:
     """The same through the facade, on actors of a local Ray."""
     import ray
 
-    from ma_cluster.cluster.ledger import LossLedger
+    from ma_cluster.cluster.training.ledger import LossLedger
 
     if not ray.is_initialized():
         ray.init(_node_ip_address="127.0.0.1", num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -33,7 +33,14 @@ from patch_peers import SEED, WORKERS, Epoch, consume, figures_of, loader, webda
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fundus_set import write_training_set
 
-from ma_cluster.cluster.patch_stream import HgnSource, Work, open_streams, prepare_photographs, read_stream, share
+from ma_cluster.cluster.training.patch_stream import (
+    HgnSource,
+    Work,
+    open_streams,
+    prepare_photographs,
+    read_stream,
+    share,
+)
 from ma_cluster.config import HgnConfig, ImageConfig, SplitConfig, lite
 from ma_cluster.hypotheses.sampling import HgnCuts, hgn_batch
 from ma_cluster.images.datasets import Sample, read_dataset

@@ -24,7 +24,7 @@ def code() -> Iterator[tuple[Path, ast.AST]]:
 
 def recorded() -> set[str]:
     """Metrics, by the names of their declarations, that some code of the cluster hands to `record`."""
-    calls = [node for path, node in code() if isinstance(node, ast.Call) and path.parent.name == "cluster"]
+    calls = [node for path, node in code() if isinstance(node, ast.Call) and "cluster" in path.parts]
     named = {}
     for call in calls:
         function = call.func

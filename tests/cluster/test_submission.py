@@ -18,7 +18,7 @@ from ray_head import RAY, Head, running_head
 from skimage.data import retina
 
 from ma_cluster.cluster.submission import Submission, entrypoint, exit_status, runtime_env
-from ma_cluster.cluster.train_folder import TrainFolder
+from ma_cluster.cluster.training.folder import TrainFolder
 from ma_cluster.errors import UsageError
 from ma_cluster.images.store import LocalStore
 

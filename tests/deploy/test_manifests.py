@@ -22,7 +22,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from ma_cluster.cli.app import app
-from ma_cluster.cluster.gateway import FLEET_NAME, ServiceArguments
+from ma_cluster.cluster.service.gateway import FLEET_NAME, ServiceArguments
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ma_cluster.cluster.archive import begin_run, commit, pending
-from ma_cluster.cluster.outcomes import Outcome
-from ma_cluster.cluster.plan import read_shard
-from ma_cluster.cluster.reading import Facts, Quality
-from ma_cluster.cluster.status import open_run
-from ma_cluster.cluster.summary import finish_run
+from ma_cluster.cluster.archive.outcomes import Outcome
+from ma_cluster.cluster.archive.plan import read_shard
+from ma_cluster.cluster.archive.reading import Facts, Quality
+from ma_cluster.cluster.archive.run import begin_run, commit, pending
+from ma_cluster.cluster.archive.status import open_run
+from ma_cluster.cluster.archive.summary import finish_run
 from ma_cluster.errors import Reason, UsageError
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.store import LocalStore

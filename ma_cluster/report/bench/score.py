@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ma_cluster.cluster.driver import Progress, score_archive
-from ma_cluster.cluster.scoring_app import Fleet
+from ma_cluster.cluster.fleet.driver import Progress, score_archive
+from ma_cluster.cluster.fleet.scoring_app import Fleet
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.report.bench.subject import Subject
 

@@ -1,0 +1,87 @@
+"""A training run on a cluster of two nodes that loses one: `train_losing_a_node.py DATA OUT`, run by a test.
+
+Each node has room for one Train worker, the first one also for the tasks that cut patches. Prints the epochs as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from processes import Process, descendants, kill
+
+from ma_cluster.cluster.training.folder import Epoch
+from ma_cluster.cluster.training.progress import Progress
+from ma_cluster.cluster.training.request import TrainRequest
+from ma_cluster.cluster.training.train_hgn import train_hgn
+from ma_cluster.config import tiny
+
+HEAD_CPUS = 3
+STORE_BYTES = 200 * 2**20
+
+
+@contextmanager
+def second_node(cpus: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A second raylet on the loopback interface, of the Ray that is up in this process."""
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    wanted = ray.cluster_resources()["CPU"] + cpus
+    command = [ray_command, "start", f"--address={ray.get_runtime_context().gcs_address}", "--block"]
+    command += ["--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", f"--object-store-memory={STORE_BYTES}"]
+    node = subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr)
+    try:
+        deadline = time.monotonic() + 120
+        while ray.cluster_resources()["CPU"] < wanted:
+            if node.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("the second node did not come up")
+            time.sleep(0.2)
+        yield node
+    finally:
+        node.terminate()
+        node.wait()
+
+
+def main() -> None:
+    """Train; kill the second node's raylet when the first epoch is over."""
+    local: dict[str, Any] = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    ray.init(**local, num_cpus=HEAD_CPUS, object_store_memory=STORE_BYTES, log_to_driver=False)
+    with second_node(cpus=2) as node:
+        epochs = train_and_lose(node)
+    sys.stdout.write(json.dumps([[epoch.step, epoch.workers] for epoch in epochs]) + "\n")
+    ray.shutdown()
+
+
+def train_and_lose(node: subprocess.Popen[bytes]) -> Sequence[Epoch]:
+    """The epochs of a run that loses a node after its first."""
+    lost: list[Process] = []
+
+    def lose(progress: Progress) -> None:
+        if progress.epoch is not None and not lost:
+            lost.extend(each for each in descendants(node.pid) if "raylet/raylet" in each.title)
+            kill(lost)
+
+    request = TrainRequest(
+        network="hgn_half",
+        data=sys.argv[1],
+        out=sys.argv[2],
+        recipe=tiny(),
+        workers=(1, 2),
+        cpus_per_worker=2,
+        epoch_steps=2,
+        steps=8,
+        threads=1,
+        batch_norm="frozen",
+    )
+    return train_hgn(request, on_progress=lose).epochs
+
+
+if __name__ == "__main__":
+    main()
