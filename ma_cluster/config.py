@@ -265,7 +265,7 @@ def tiny() -> Recipe:
         hgn_1x=hgn,
         hgn_half=hgn,
         prn=dataclasses.replace(prn, refresh_steps=2, healthy_per_image=64),
-        detector=DetectorConfig(tile_px=128, halo_px=32, prn_stride_px=4, prn_dense=True),
+        detector=DetectorConfig(tile_px=320, halo_px=32, prn_stride_px=4, prn_dense=True),
     )
 
 
