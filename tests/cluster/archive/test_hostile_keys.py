@@ -99,6 +99,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the keys that it was made with
     name = f"hostile-{next(_buckets)}"  # moto keeps them as long as this process lives
     boto3.client("s3").create_bucket(Bucket=name)
     yield f"s3://{name}"
