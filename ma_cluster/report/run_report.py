@@ -18,7 +18,8 @@ import jinja2
 import numpy as np
 
 from ma_cluster.cluster.archive.retry import latest_outcomes
-from ma_cluster.cluster.archive.status import RunStatus, open_run, read_status
+from ma_cluster.cluster.archive.status import RunStatus, open_run, status_of
+from ma_cluster.cluster.archive.summary import COUNTED, count_outcomes
 from ma_cluster.errors import Status
 
 INDEX = "report/index.html"
@@ -79,12 +80,13 @@ def write_report(dest_url: str) -> str:
         UsageError: there is no run.
         StoreError: an outcome cannot be read, or the page not be written.
     """
-    dest, _ = open_run(dest_url)
-    digest = Digest()
-    for table in latest_outcomes(dest, _COLUMNS):
-        for row in table.to_pylist():
+    dest, run = open_run(dest_url)
+    digest, parts = Digest(), []
+    for table in latest_outcomes(dest, [*_COLUMNS, *(name for name in COUNTED if name not in _COLUMNS)]):
+        parts.append(count_outcomes(table))
+        for row in table.select(["key", *_COLUMNS]).to_pylist():
             digest.add(row)
-    dest.put(INDEX, render(read_status(dest_url), digest).encode())
+    dest.put(INDEX, render(status_of(run, parts), digest).encode())
     return f"{dest.url}/{INDEX}"
 
 

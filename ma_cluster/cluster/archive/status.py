@@ -47,7 +47,11 @@ def read_status(dest_url: str) -> RunStatus:
         UsageError: there is no run.
     """
     dest, run = open_run(dest_url)
-    parts = list(count_parts(dest))
+    return status_of(run, list(count_parts(dest)))
+
+
+def status_of(run: Run, parts: Sequence[PartCounts]) -> RunStatus:
+    """The status of a run whose committed shards have these counts."""
     counts = total(parts)
     statuses, reasons = dict(sorted(counts.statuses.items())), dict(sorted(counts.reasons.items()))
     return RunStatus(run, counts.images, statuses, reasons, counts.lesions, counts.seconds, rate(parts))

@@ -17,7 +17,8 @@ from ma_cluster.cluster.archive.run import Run, committed_at, mark_finished, rea
 from ma_cluster.errors import MaClusterError
 from ma_cluster.images.store import Store
 
-_COLUMNS = ["status", "reason", "lesion_count", "height", "width", *SECONDS.values()]
+COUNTED = ["status", "reason", "lesion_count", "height", "width", *SECONDS.values()]
+"""Columns that `count_outcomes` reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,23 @@ class Summary:
 
 def count_parts(dest: Store) -> Iterator[PartCounts]:
     """Counts of each committed shard; a photograph that was retried counts where it was last."""
-    return (_count(outcomes) for outcomes in latest_outcomes(dest, _COLUMNS))
+    return (count_outcomes(outcomes) for outcomes in latest_outcomes(dest, COUNTED))
 
 
 def count_part(dest: Store, number: int) -> PartCounts:
     """Counts of one committed shard of a run without retries."""
-    return _count(read_outcomes(dest, number, _COLUMNS))
+    return count_outcomes(read_outcomes(dest, number, COUNTED))
+
+
+def count_outcomes(outcomes: pa.Table) -> PartCounts:
+    """Counts of outcomes that were committed together, with the columns `COUNTED`."""
+    statuses, reasons = Counter(outcomes["status"].to_pylist()), Counter(outcomes["reason"].to_pylist())
+    reasons.pop(None, None)
+    lesions = sum(count or 0 for count in outcomes["lesion_count"].to_pylist())
+    sizes = zip(outcomes["height"].to_pylist(), outcomes["width"].to_pylist(), strict=True)
+    megapixels = sum(height * width for height, width in sizes if height is not None) / 1e6
+    seconds = {stage: pc.sum(outcomes[column]).as_py() or 0.0 for stage, column in SECONDS.items()}
+    return PartCounts(committed_at(outcomes), outcomes.num_rows, statuses, reasons, lesions, megapixels, seconds)
 
 
 def total(parts: Iterable[PartCounts]) -> PartCounts:
@@ -109,13 +121,3 @@ def finish_run(dest: Store, run: Run) -> Summary:
     )
     dest.create("summary.json", (json.dumps(dataclasses.asdict(summary), indent=2) + "\n").encode())
     return summary
-
-
-def _count(outcomes: pa.Table) -> PartCounts:
-    statuses, reasons = Counter(outcomes["status"].to_pylist()), Counter(outcomes["reason"].to_pylist())
-    reasons.pop(None, None)
-    lesions = sum(count or 0 for count in outcomes["lesion_count"].to_pylist())
-    sizes = zip(outcomes["height"].to_pylist(), outcomes["width"].to_pylist(), strict=True)
-    megapixels = sum(height * width for height, width in sizes if height is not None) / 1e6
-    seconds = {stage: pc.sum(outcomes[column]).as_py() or 0.0 for stage, column in SECONDS.items()}
-    return PartCounts(committed_at(outcomes), outcomes.num_rows, statuses, reasons, lesions, megapixels, seconds)
