@@ -161,6 +161,7 @@ def test_s3_gives_the_same_masks_as_a_folder(scored_folder: ScoredFolder, tiny_b
     assert read_status(dest).statuses == summary.statuses
 
 
+@pytest.mark.slow
 def test_a_killed_segmenter_costs_its_photograph_one_attempt(
     scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_killed_segmenter_costs_its_photograph_one_attempt(
     assert sum(row["attempts"] - 1 for row in rows(LocalStore(tmp_path)).values()) <= 1
 
 
+@pytest.mark.slow
 def test_a_stopped_segmenter_is_replaced_and_its_photograph_scored(
     scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -198,6 +200,7 @@ def test_a_stopped_segmenter_is_replaced_and_its_photograph_scored(
     assert sum(row["attempts"] - 1 for row in rows(LocalStore(tmp_path)).values()) <= 1
 
 
+@pytest.mark.slow
 def test_a_destination_that_cannot_be_written_ends_the_run(
     scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -208,6 +211,7 @@ def test_a_destination_that_cannot_be_written_ends_the_run(
     assert wait_until_gone(replicas(), timeout_s=30) == []
 
 
+@pytest.mark.slow
 def test_a_run_whose_driver_was_killed_goes_on_where_it_was(
     scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -226,6 +230,7 @@ def test_a_run_whose_driver_was_killed_goes_on_where_it_was(
     assert masks(LocalStore(tmp_path)) == masks(LocalStore(scored_folder.dest))
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_driver_cleanly(scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path) -> None:
     """T6: exit 143, nothing left running, what is committed stays."""
     with driver_of(scored_folder, tmp_path, tiny_bundle) as process:

@@ -197,7 +197,7 @@ def test_an_archive_does_not_miss_a_killed_gateway(service: Served, archive: str
     assert len(rows(open_store(dest))) == PHOTOGRAPHS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_next_service_finishes_what_the_last_one_left(tiny_bundle: Path, archive: str, weed: Weed) -> None:
     state, dest = weed.bucket("gateway-next"), weed.bucket("gateway-left")
     with serving(tiny_bundle, state) as first:

@@ -78,6 +78,7 @@ def test_the_losses_of_tiny_are_golden(runs: dict[str, TrainResult]) -> None:
             assert epoch.losses == pytest.approx(losses, rel=0.04)  # bfloat16 differs among CPUs, with AMX most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "train"), [("hgn_half", train_hgn), ("prn", train_prn)], ids=["hgn", "prn"])
 def test_one_worker_learns_what_two_learn(
     network: str,
@@ -91,6 +92,7 @@ def test_one_worker_learns_what_two_learn(
     assert_same(alone, runs[network], tolerance=0.04)  # bfloat16: kernels differ with the size of the part
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_worker_for_good_is_resumed_and_ends_as_the_undisturbed_one(
     runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
@@ -108,6 +110,7 @@ def test_a_run_that_lost_its_worker_for_good_is_resumed_and_ends_as_the_undistur
     assert_same(resumed, runs["hgn_half"], tolerance=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_killed_worker_and_its_ledger_with_it(
     runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
@@ -117,6 +120,7 @@ def test_a_run_survives_a_killed_worker_and_its_ledger_with_it(
     assert_same(survived, runs["prn"], tolerance=1e-3)
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_packed_and_detects(
     runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], data: str, tmp_path: Path
 ) -> None:
@@ -131,6 +135,7 @@ def test_what_was_trained_is_packed_and_detects(
     assert Detector(bundle).detect(photograph).shape == (600, 600)
 
 
+@pytest.mark.slow
 def test_training_begins_with_the_weights_of_a_checkpoint_or_of_a_model(
     runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:

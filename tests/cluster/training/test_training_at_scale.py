@@ -35,7 +35,7 @@ def small_paper() -> Recipe:
         image=ImageConfig(fov_diameter_px=256.0),
         hgn_half=replace(recipe.hgn_half, patch_px=64, batch_patches=2, **steps),
         prn=replace(recipe.prn, patch_px=16, triplets=2, healthy_per_image=16, refresh_steps=2, **steps),
-        detector=replace(recipe.detector, tile_px=128, halo_px=32),
+        detector=replace(recipe.detector, tile_px=320, halo_px=32),
     )
 
 
