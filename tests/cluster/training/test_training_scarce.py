@@ -17,7 +17,7 @@ from train_beyond_memory import SIDE_PX, STORE_BYTES, request_for
 
 from ma_cluster.cluster.training.train_hgn import train_hgn
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 HERE = Path(__file__).parent
 
