@@ -57,6 +57,7 @@ def test_the_paper_at_full_width_trains_checkpoints_and_goes_on_after_a_lost_wor
     )
 
 
+@pytest.mark.long
 def test_a_run_between_buckets_is_resumed_and_ends_as_one_between_folders(
     weed: Weed, tmp_path: Path, local_ray: None
 ) -> None:
