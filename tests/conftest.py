@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import jaxtyping
@@ -67,18 +66,13 @@ def local_ray(s3_environment: int) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that answers within a second: untrained networks, on photographs brought to 256 pixels."""
-    import torch
+    """The folder of `networks.untrained_bundle`."""
+    from networks import untrained_bundle
 
-    from ma_cluster.bundle import Bundle, save_bundle
-    from ma_cluster.config import ImageConfig, tiny
-    from ma_cluster.hypotheses.fitting import build_hgn
+    from ma_cluster.bundle import save_bundle
 
-    torch.manual_seed(1)
-    recipe = replace(tiny(), image=ImageConfig(fov_diameter_px=256.0))
-    weights = {"hgn_1x": build_hgn(recipe.hgn_1x).state_dict(), "hgn_half": build_hgn(recipe.hgn_half).state_dict()}
     folder = tmp_path_factory.mktemp("bundle")
-    save_bundle(Bundle(recipe=recipe, weights=weights, attribution="untrained"), folder)
+    save_bundle(untrained_bundle(), folder)
     return folder
 
 

@@ -72,8 +72,12 @@ def test_a_module_imports_only_from_its_own_layer_and_those_to_its_left(path: Pa
     assert [module for module in own if layer_of_module(module) not in allowed] == []
 
 
-CLUSTER = {"archive": {"archive"}, "fleet": {"archive", "fleet"}, "service": {"archive", "fleet", "service"}}
-CLUSTER["training"] = {"training"}
+CLUSTER = {
+    "archive": {"archive"},
+    "fleet": {"archive", "fleet"},
+    "service": {"archive", "fleet", "service"},
+    "training": {"training"},
+}
 """What each folder of cluster/ imports of its folders."""
 
 

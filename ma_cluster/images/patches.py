@@ -131,7 +131,7 @@ class Tiling:
         rows, cols = (stop - first for first, stop in box)
         needed = int(cells[slice(*box[0]), slice(*box[1])].sum()) * GRID_PX**2
         if max(rows, cols) == 1 or window.area <= needed + 4 * self.halo * needed**0.5 + 8 * self.halo**2:
-            return [window]  # two windows of so many pixels with their halos have more, whatever their shapes
+            return [window]  # two of so many pixels have more, whatever their shapes, but at the edge
         halves = _cut(cells, box, 0 if rows >= cols else 1, -(-max(rows, cols) // 2))
         windows = [each for half in halves for each in self._cheapest(cells, half)]
         return windows if sum(each.area for each in windows) < window.area else [window]

@@ -13,23 +13,20 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import skimage.data
-import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from decoders import ABORT, EXIT
+from networks import untrained_bundle
 
-from ma_cluster.bundle import Bundle, save_bundle
+from ma_cluster.bundle import save_bundle
 from ma_cluster.cluster.fleet.driver import Progress, score_archive
 from ma_cluster.cluster.fleet.scoring_app import Fleet
-from ma_cluster.config import ImageConfig, tiny
-from ma_cluster.hypotheses.fitting import build_hgn
 from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.images.store import LocalStore
 from ma_cluster.report.bench.machine import describe_machine
@@ -48,7 +45,7 @@ def main() -> None:
     ray.init(address="local", _node_ip_address="127.0.0.1", num_cpus=6, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
-        save_bundle(tiny_bundle(), model)
+        save_bundle(untrained_bundle(), model)
         runs = [measure(model, Path(folder, str(share)), arguments.photographs, share) for share in SHARES]
     ray.shutdown()
     for run in runs:
@@ -77,14 +74,6 @@ def photograph() -> bytes:
     out = io.BytesIO()
     Image.fromarray(skimage.data.retina()).save(out, "JPEG", quality=92)
     return out.getvalue()
-
-
-def tiny_bundle() -> Bundle:
-    """Untrained networks, on photographs brought to 256 pixels."""
-    torch.manual_seed(1)
-    recipe = replace(tiny(), image=ImageConfig(fov_diameter_px=256.0))
-    weights = {"hgn_1x": build_hgn(recipe.hgn_1x).state_dict(), "hgn_half": build_hgn(recipe.hgn_half).state_dict()}
-    return Bundle(recipe=recipe, weights=weights, attribution="untrained")
 
 
 if __name__ == "__main__":
