@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -133,8 +134,8 @@ class _Driver:
         with _sigterm_exits(), connected(self.fleet.address, waiting_cpus=waiting_cpus):
             fleet = self.fleet.sized(sum(shard.images for shard in todo))
             with _fleet_up(run, self.model, fleet) as app, closing(SharedCount()) as count:
-                workers, in_flight = _workers(todo, fleet)
                 scorer = partial(_breaking_scorer, app.name, fleet, run.source, count)
+                workers, in_flight = _workers(todo, fleet)
                 score_shards(todo, WorkerSpec(scorer, parts.url, self.root.url, run, in_flight), workers, on_progress)
 
 
@@ -150,14 +151,16 @@ class WorkerSpec:
 
 
 class _Worker:
-    """The Ray Data actor around a `ShardScorer`: a block of one shard in, the number of its photographs out.
+    """The Ray Data actor around a `ShardScorer`: a block of one shard in, the number of its photographs out. It is
+    called from several threads.
 
     What ends the run comes out as a row too: Ray Data would wrap the exception until nobody can tell what it was.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
         dest, artefacts = open_store(spec.dest), open_store(spec.artefacts)
-        self._shards = ShardScorer(spec.scorer(), dest, artefacts, spec.run, spec.in_flight, metrics.Recorder())
+        threads = ThreadPoolExecutor(spec.in_flight)
+        self._shards = ShardScorer(spec.scorer(), dest, artefacts, spec.run, threads, metrics.Recorder())
 
     def __call__(self, block: pa.Table) -> pa.Table:
         (row,) = block.to_pylist()
@@ -185,12 +188,18 @@ def score_shards(todo: Sequence[Shard], spec: WorkerSpec, workers: int, on_progr
     quieten()
     context.issue_detectors_config.detectors = []  # a worker holds the encoded masks of its photographs, no more
     blocks = [pa.Table.from_pylist([dataclasses.asdict(shard)]) for shard in todo]
+    at_a_time = 1 + -(-spec.in_flight // max(shard.images for shard in todo))  # one more: a shard's end idles nobody
     scored = ray.data.from_blocks(blocks).map_batches(
         _Worker,
         batch_size=None,
         batch_format="pyarrow",
         fn_constructor_args=(spec,),
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+        compute=ray.data.ActorPoolStrategy(
+            size=workers,
+            max_tasks_in_flight_per_actor=at_a_time,
+            max_concurrent_calls_per_actor=at_a_time,
+            enable_true_multi_threading=True,
+        ),
         num_cpus=_WORKER_CPUS,
     )
     total, done = spec.run.plan.images, spec.run.plan.images - sum(shard.images for shard in todo)
@@ -206,9 +215,8 @@ def score_shards(todo: Sequence[Shard], spec: WorkerSpec, workers: int, on_progr
 
 def _workers(todo: Sequence[Shard], fleet: Fleet) -> tuple[int, int]:
     """Worker processes, and photographs in flight in each: no replica waits, and memory holds them all."""
-    each = min(_WORKER_IN_FLIGHT, max(shard.images for shard in todo))
-    workers = min(len(todo), -(-fleet.in_flight // each))
-    return workers, min(each, -(-fleet.in_flight // workers))
+    workers = min(len(todo), -(-fleet.in_flight // _WORKER_IN_FLIGHT))
+    return workers, min(_WORKER_IN_FLIGHT, -(-fleet.in_flight // workers))
 
 
 @contextmanager

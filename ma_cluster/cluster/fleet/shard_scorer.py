@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -43,7 +43,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ShardScorer:
-    """Scores shards of a run, `in_flight` photographs at a time."""
+    """Scores shards of a run, several at a time if asked from several threads."""
 
     scorer: Scorer
     dest: Store
@@ -51,7 +51,8 @@ class ShardScorer:
     artefacts: Store
     """Of masks and overlays: the same, but for a retry, whose lie beside those of the run."""
     run: Run
-    in_flight: int
+    threads: Executor
+    """As many as photographs may be in flight, of all shards together: the end of one leaves no thread idle."""
     recorder: Recorder
 
     def score(self, shard: Shard) -> int:
@@ -66,8 +67,7 @@ class ShardScorer:
         if is_committed(self.dest, shard):
             return shard.images
         entries = read_shard(self.dest, shard)
-        with ThreadPoolExecutor(self.in_flight) as threads:
-            outcomes = list(threads.map(self.decide, entries))
+        outcomes = list(self.threads.map(self.decide, entries))
         commit(self.dest, self.run, shard, outcomes)
         return len(outcomes)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def test_every_key_has_one_outcome_and_files_of_a_safe_name(source: Store, bucke
     """T44."""
     dest = open_store(f"{bucket}/run")
     run = begin_run(source, dest, "model", "config")
-    scorer = ShardScorer(Fleet(source.url), dest, dest, run, 4, Silent())
+    scorer = ShardScorer(Fleet(source.url), dest, dest, run, ThreadPoolExecutor(4), Silent())
     assert sum(scorer.score(shard) for shard in shards(dest, run.plan)) == len(KEYS)
     assert list(missing_keys(dest.url)) == []
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,7 +83,24 @@ def scorer_of(tmp_path: Path, fleet: Scorer, dest: LocalStore | None = None, ima
     for name in ["eye.jpg", *(f"eye {number}.jpg" for number in range(1, images))]:
         source.create(name, b"...")
     dest = dest or LocalStore(tmp_path / "dest")
-    return ShardScorer(fleet, dest, dest, begin_run(source, dest, "model", "config"), 1, Heard())
+    return ShardScorer(fleet, dest, dest, begin_run(source, dest, "model", "config"), ThreadPoolExecutor(1), Heard())
+
+
+class Rendezvous(FakeFleet):
+    """Answers only when two photographs are read at a time, and says how many ever were."""
+
+    def __init__(self) -> None:
+        super().__init__({}, {})
+        self.both = threading.Barrier(2, timeout=30.0)
+        self.now, self.most = 0, 0
+
+    def read(self, entry: Entry) -> Reading:
+        self.now += 1
+        self.both.wait()
+        self.most = max(self.most, self.now)
+        self.both.wait()
+        self.now -= 1
+        return super().read(entry)
 
 
 def died() -> ImageError:
@@ -139,6 +159,15 @@ def test_a_shard_that_another_driver_has_committed_is_not_scored_again(tmp_path:
     assert (scorer.score(shard), scorer.score(shard)) == (1, 1)
     assert isinstance(scorer.recorder, Heard)
     assert scorer.recorder.counts == {"begun": 1, "scored": 1}
+
+
+def test_shards_that_are_scored_at_a_time_share_the_photographs_in_flight(tmp_path: Path) -> None:
+    fleet = Rendezvous()
+    scorer = dataclasses.replace(scorer_of(tmp_path, fleet, images=4), threads=ThreadPoolExecutor(2))
+    with ThreadPoolExecutor(4) as callers:
+        assert list(callers.map(scorer.score, shards(scorer.dest, scorer.run.plan))) == [1, 1, 1, 1]
+    assert fleet.most == 2
+    assert committed(scorer.dest) == {0, 1, 2, 3}
 
 
 def test_a_photograph_that_came_too_late_is_tried_again(tmp_path: Path) -> None:
