@@ -92,14 +92,15 @@ class Rendezvous(FakeFleet):
     def __init__(self) -> None:
         super().__init__({}, {})
         self.both = threading.Barrier(2, timeout=30.0)
-        self.now, self.most = 0, 0
+        self.now: list[str] = []
+        self.most = 0
 
     def read(self, entry: Entry) -> Reading:
-        self.now += 1
+        self.now.append(entry.key)
         self.both.wait()
-        self.most = max(self.most, self.now)
+        self.most = max(self.most, len(self.now))
         self.both.wait()
-        self.now -= 1
+        self.now.remove(entry.key)
         return super().read(entry)
 
 
