@@ -19,6 +19,7 @@ _LOCAL_RAY = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # Ray's 0.1 takes 2.5 % of a core from the networks
 }
 
+
 @contextmanager
 def connected(address: str | None, *, waiting_cpus: int, object_store_bytes: int | None = None) -> Iterator[None]:
     """Ray is up within the block; what was started for it is stopped after.

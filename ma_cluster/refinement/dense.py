@@ -32,7 +32,7 @@ class DensePrn(nn.Module):
     """Tiles, values about -1..1, -> logits of the patches that begin at every `stride_px`-th pixel. Inference only.
 
     A tile has `halo_px` of context on each side, as far as the trunk sees, so answers do not depend on where tiles lie.
-    Context is dropped block by block, as soon as no later block sees it.
+    Context is dropped block by block, as soon as no later block sees it. Sides of tiles are multiples of 16.
 
     A patch takes the positions 16 pixels apart from its first on. Patch 32, stride 8:
 
@@ -58,22 +58,28 @@ class DensePrn(nn.Module):
             )
         self.patch_px, self.stride_px = patch_px, stride_px
         self.trunk = copy.deepcopy(nn.Sequential(model.stem, *model.stages)).eval()
-        spacings, reaches = _dilate(self.trunk, stride_px)
-        self.halo_px = -(-sum(reaches) // STRIDE) * STRIDE
-        self._crops = _crops(spacings, reaches, self.halo_px)
+        self.halo_px, self._crops = _contexts(self.trunk)
+        self._splits = _unstride(self.trunk, stride_px)
         fold(self.trunk)
         weight, bias = model.classify.weight.detach(), model.classify.bias.detach()
         self.register_buffer("weight", (weight[1] - weight[0])[None, :, None, None])  # of the difference of logits
         self.register_buffer("bias", (bias[1] - bias[0])[None])
 
     def forward(self, x: Float[Tensor, "n 3 th tw"]) -> Float[Tensor, "n mh mw"]:
-        *before, last = self._crops
-        for block, crop in zip(self.trunk, before, strict=True):
-            x = block(_shrink(x, crop))
-        scores = F.conv2d(_shrink(x, last), self.weight, self.bias)
+        scores = self.scores(x)
         side = self.patch_px // STRIDE  # classification commutes with the mean, and one channel is cheap to pool
         mean = scores.new_full((1, 1, side, side), 1 / side**2)
         return F.conv2d(scores, mean, dilation=STRIDE // self.stride_px)[:, 0]
+
+    def scores(self, x: Float[Tensor, "n c h w"], block: int = 0) -> Float[Tensor, "n 1 mh mw"]:
+        """The difference of logits at each position of the last map, `stride_px` apart, from the input of a block."""
+        for number in range(block, len(self.trunk)):
+            x = self.trunk[number](_shrink(x, self._crops[number]))
+            if number in self._splits:
+                phases, x = _phases(x), x[:0]  # the whole map goes when its phases are there
+                at_a_time = len(phases) if phases.is_cuda else len(phases) // 4
+                return _woven(torch.cat([self.scores(some, number + 1) for some in phases.split(at_a_time)]))
+        return F.conv2d(_shrink(x, self._crops[-1]), self.weight, self.bias)
 
 
 def refine_dense(
@@ -93,7 +99,7 @@ def refine_dense(
     def look(core: tuple[slice, slice]) -> Float32[ndarray, "mh mw"]:
         return _probability(model, padded[_tile(core[0], model), _tile(core[1], model)])
 
-    cores = list(_cores(nodes, min(_CORE_PX, _CORE_NODES * stride) // stride, STRIDE // stride))
+    cores = list(_cores(nodes, _CORE_PX // stride, STRIDE // stride))
     for core, values in zip(cores, spread(look, cores), strict=True):  # in order, as cores may overlap
         within = lattice[core]
         within[:] = values[: within.shape[0], : within.shape[1]]
@@ -133,42 +139,54 @@ def _tile(core: slice, model: DensePrn) -> slice:
     return slice(core.start * model.stride_px, core.stop * model.stride_px + context)
 
 
-def _dilate(trunk: nn.Sequential, stride_px: int) -> tuple[list[int], list[int]]:
-    """Let strides end at `stride_px` in all; kernels on a map that stays denser than it was skip what is new.
+def _contexts(trunk: nn.Sequential) -> tuple[int, list[int]]:
+    """How far the trunk sees, pixels, rounded up to whole 16s; and what later blocks do not see of it: the positions
+    that each side can do without before each block and after the last.
 
-        stride 4:   conv4, 3x3 stride 2 on /4, then 3x3 on /8   ->   3x3 stride 1 on /4, then 3x3 dilated by 2 on /4
-
-    Returns:
-        Pixels of the tile between neighbours in each block's input and in the last map; and how many pixels to each
-        side an output of each block sees of its input.
+    In whole 16s, too, so that every phase of a map has as many positions, and the same first one.
     """
-    spacings, reaches = [], []
-    before = 1  # pixels between neighbours in the block's input, in the network as it was
+    reaches, spacings = [], [1]  # pixels that a block sees to each side; those between neighbours in its input
     for block in trunk:
-        convolutions = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
-        spacings.append(min(before, stride_px))
-        reaches.append(max(conv.kernel_size[0] // 2 for conv in convolutions) * before)
-        step = max(conv.stride[0] for conv in convolutions)
-        apart = before // spacings[-1]
-        for conv in convolutions:
-            conv.stride = (min(before * conv.stride[0], stride_px) // spacings[-1],) * 2
-            conv.dilation = (apart, apart)
-            conv.padding = (conv.kernel_size[0] // 2 * apart,) * 2
-        before *= step
-    return [*spacings, min(before, stride_px)], reaches
-
-
-def _crops(spacings: list[int], reaches: list[int], halo_px: int) -> list[int]:
-    """Values that each side can do without before each block and after the last: what later blocks do not see.
-
-    In whole steps of the last map, so that strides keep their phase.
-    """
+        convolutions = _convolutions(block)
+        reaches.append(max(conv.kernel_size[0] // 2 for conv in convolutions) * spacings[-1])
+        spacings.append(spacings[-1] * max(conv.stride[0] for conv in convolutions))
+    halo_px = left = -(-sum(reaches) // STRIDE) * STRIDE
     crops = []
     for number, spacing in enumerate(spacings):
-        spare_px = (halo_px - sum(reaches[number:])) // spacings[-1] * spacings[-1]
+        spare_px = (left - sum(reaches[number:])) // STRIDE * STRIDE
         crops.append(spare_px // spacing)
-        halo_px -= spare_px
-    return crops
+        left -= spare_px
+    return halo_px, crops
+
+
+def _unstride(trunk: nn.Sequential, stride_px: int) -> frozenset[int]:
+    """Let no block skip positions past a stride of `stride_px`, and say after which ones the map has four phases."""
+    splits, stride = set(), 1
+    for number, block in enumerate(trunk):
+        strided = [conv for conv in _convolutions(block) if conv.stride != (1, 1)]
+        stride *= 2 if strided else 1
+        if strided and stride > stride_px:
+            splits.add(number)
+            for conv in strided:
+                conv.stride = (1, 1)
+    return frozenset(splits)
+
+
+def _convolutions(block: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in block.modules() if isinstance(module, nn.Conv2d)]
+
+
+def _phases(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "4*n c hs ws"]:
+    """Every other row and column, from the first and from the second on."""
+    parts = [x[:, :, row::2, col::2] for row in (0, 1) for col in (0, 1)]
+    return torch.cat(parts).contiguous(memory_format=torch.channels_last)
+
+
+def _woven(phases: Float[Tensor, "m c h w"]) -> Float[Tensor, "n c 2*h 2*w"]:
+    """The mirror of `_phases`."""
+    four, channels, height, width = phases.shape
+    apart = phases.reshape(2, 2, four // 4, channels, height, width)
+    return apart.permute(2, 3, 4, 0, 5, 1).reshape(four // 4, channels, 2 * height, 2 * width)
 
 
 def _shrink(x: Float[Tensor, "n c h w"], crop: int) -> Float[Tensor, "n c hs ws"]:
