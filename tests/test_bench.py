@@ -69,7 +69,8 @@ def test_peers_are_timed_in_the_same_run(model: Path, photograph: Path, tmp_path
     results = report_of(["engine", "dense", "monai"], model, photograph, tmp_path / "bench.json")["results"]
     (row,) = results["engine"]
     assert row["tiles"] >= 2 and 0 < row["efficiency"] < 10
-    assert [each["stride_px"] for each in results["dense"]] == [1, 1, 4, 4]
+    settings = [(each["patch_px"], each["stride_px"]) for each in results["dense"]]
+    assert settings == [(32, 1), (32, 1), (32, 4), (32, 4), (128, 1), (128, 1), (128, 4), (128, 4)]
     assert all(each["speed_up"] > 0 and 0 <= each["mean_difference"] <= 1 for each in results["dense"])
     if importlib.util.find_spec("monai") is None:
         assert results["monai"] == "skipped: MONAI is not installed: pip install 'ma_cluster[bench]'"
@@ -78,7 +79,7 @@ def test_peers_are_timed_in_the_same_run(model: Path, photograph: Path, tmp_path
         assert row["speed_up"] > 0 and row["difference_at_1x"]["median"] < 1e-2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_timed_beside_a_bare_loop(
     model: Path, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,11 @@
 """The PRN over a region of interest in shared computation: overlapping patches share their feature maps.
 
-Every convolution past the lattice's stride is dilated instead of strided, so one pass gives the trunk's last map at
-every lattice point, each value as the strided network has it (Giusti et al., ICIP 2013; "à trous": Chen et al., ICLR
-2015). A patch's answer is the mean over its own positions of that map. Departure from `patchwise`, the reference: the
-trunk sees the photograph around a patch, where a patch alone is padded with zeros; it must have learnt to.
+Past the lattice's stride no layer skips a position: where the network halves its map, each of the four maps of every
+other row and column goes on through the layers that follow, and their answers are woven together again. So the trunk's
+last map is known at every lattice point, each value as the strided network has it (Giusti et al., ICIP 2013), and only
+one of the four is in memory at a time. A patch's answer is the mean over its own positions of that map. Departure from
+`patchwise`, the reference: the trunk sees the photograph around a patch, where a patch alone is padded with zeros; it
+must have learnt to.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.refinement.patchwise import interpolate, lattice_nodes
 from ma_cluster.refinement.resnet import STRIDE, Prn
 
-_CORE_PX, _CORE_NODES = 512, 128  # largest side of a tile's core: larger share more and take more memory
+_CORE_PX = 512  # largest side of a tile's core: larger ones share more and take more memory
 
 
 class DensePrn(nn.Module):
@@ -76,8 +78,9 @@ class DensePrn(nn.Module):
         for number in range(block, len(self.trunk)):
             x = self.trunk[number](_shrink(x, self._crops[number]))
             if number in self._splits:
-                phases, x = _phases(x), x[:0]  # the whole map goes when its phases are there
-                at_a_time = len(phases) if phases.is_cuda else len(phases) // 4
+                phases = _phases(x)
+                del x  # they take its place in memory
+                at_a_time = len(phases) if phases.is_cuda else len(phases) // 4  # small maps stay in a CPU's cache
                 return _woven(torch.cat([self.scores(some, number + 1) for some in phases.split(at_a_time)]))
         return F.conv2d(_shrink(x, self._crops[-1]), self.weight, self.bias)
 

@@ -78,8 +78,13 @@ def test_the_losses_of_tiny_are_golden(runs: dict[str, TrainResult]) -> None:
             assert epoch.losses == pytest.approx(losses, rel=0.04)  # bfloat16 differs among CPUs, with AMX most
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("network", "train"), [("hgn_half", train_hgn), ("prn", train_prn)], ids=["hgn", "prn"])
+@pytest.mark.parametrize(
+    ("network", "train"),
+    [
+        pytest.param("hgn_half", train_hgn, id="hgn", marks=pytest.mark.slow),
+        pytest.param("prn", train_prn, id="prn", marks=pytest.mark.long),
+    ],
+)
 def test_one_worker_learns_what_two_learn(
     network: str,
     train: Callable[..., TrainResult],
@@ -135,7 +140,7 @@ def test_what_was_trained_is_packed_and_detects(
     assert Detector(bundle).detect(photograph).shape == (600, 600)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_begins_with_the_weights_of_a_checkpoint_or_of_a_model(
     runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:

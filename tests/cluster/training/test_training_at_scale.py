@@ -23,8 +23,6 @@ from ma_cluster.config import ImageConfig, Recipe, paper, tiny
 from ma_cluster.errors import MaClusterError
 from ma_cluster.images.store import open_store
 
-pytestmark = pytest.mark.slow
-
 
 def small_paper() -> Recipe:
     """The paper's networks at full width, on photographs and patches that a CPU can afford."""
@@ -40,7 +38,11 @@ def small_paper() -> Recipe:
 
 
 @pytest.mark.parametrize(
-    ("network", "train", "millions"), [("hgn_half", train_hgn, 17.7), ("prn", train_prn, 23.5)], ids=["hgn", "prn"]
+    ("network", "train", "millions"),
+    [
+        pytest.param("hgn_half", train_hgn, 17.7, id="hgn", marks=pytest.mark.slow),
+        pytest.param("prn", train_prn, 23.5, id="prn", marks=pytest.mark.long),
+    ],
 )
 def test_the_paper_at_full_width_trains_checkpoints_and_goes_on_after_a_lost_worker(
     network: Any, train: Callable[..., TrainResult], millions: float, tmp_path: Path, local_ray: None
