@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from train_losing_a_node import STORE_BYTES, second_node
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from processes import Process, descendants, kill
+from second_node import STORE_BYTES, second_node
 
 from ma_cluster.cluster.fleet.driver import Progress, score_archive
 from ma_cluster.cluster.fleet.scoring_app import Fleet

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import ray
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from processes import Process, descendants, kill
+from second_node import STORE_BYTES, second_node
 
 from ma_cluster.cluster.training.folder import Epoch
 from ma_cluster.cluster.training.progress import Progress
@@ -26,27 +25,6 @@ from ma_cluster.cluster.training.train_hgn import train_hgn
 from ma_cluster.config import tiny
 
 HEAD_CPUS = 3
-STORE_BYTES = 200 * 2**20
-
-
-@contextmanager
-def second_node(cpus: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A second raylet on the loopback interface, of the Ray that is up in this process."""
-    ray_command = str(Path(sys.executable).with_name("ray"))
-    wanted = ray.cluster_resources()["CPU"] + cpus
-    command = [ray_command, "start", f"--address={ray.get_runtime_context().gcs_address}", "--block"]
-    command += ["--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", f"--object-store-memory={STORE_BYTES}"]
-    node = subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr)
-    try:
-        deadline = time.monotonic() + 120
-        while ray.cluster_resources()["CPU"] < wanted:
-            if node.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("the second node did not come up")
-            time.sleep(0.2)
-        yield node
-    finally:
-        node.terminate()
-        node.wait()
 
 
 def main() -> None:
