@@ -123,6 +123,7 @@ def tell(head: Head, watch: Watch, folder: Path, model: Path, exporters: Path) -
                 time.sleep(1)
             assert training.returncode == 0
         watch.wait_for("MaThroughputStalled", timeout_s=_PATIENCE_S, meanwhile=stop_segmenters)
+        time.sleep(2)  # what fires now must lie on a whole step of the story's series
         kill(replicas("segmenter"))  # stopped, they would keep the head from ending
     return Story(watch=watch, began=began, sound_until=sound_until, ended=time.time(), exporters=exporters)
 

@@ -38,17 +38,17 @@ def archive(tmp_path: Path) -> Path:
 @contextmanager
 def node(head: Head, name: str, cpus: int) -> Iterator[subprocess.Popen[bytes]]:
     """A worker node that has joined."""
-    before = len(alive(head))
     command = [RAY, "start", f"--address={head.gcs}", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}"]
     command += ["--dashboard-agent-listen-port=0", "--object-store-memory=209715200", f"--labels=name={name}"]
     with ray_process(command, head.environment, head.folder / f"{name}.log") as process:
-        wait_until(lambda: len(alive(head)) > before, 90)
+        wait_until(lambda: name in alive(head), 90)
         yield process
 
 
 def alive(head: Head) -> dict[str, str]:
     """Ids of the nodes, by the names that they were given; the head has none."""
-    listed = json.loads(ray(head, "list", "nodes", "--address", head.dashboard, "--format", "json", "--detail"))
+    text = ray(head, "list", "nodes", "--address", head.dashboard, "--format", "json", "--detail")
+    listed = json.loads(text) if text.startswith("[") else []  # a head that is just up says so in words
     return {each["labels"].get("name", ""): each["node_id"] for each in listed if each["state"] == "ALIVE"}
 
 
