@@ -65,6 +65,7 @@ def test_detections_are_timed_stage_by_stage_and_the_machine_is_described(
     assert report["settings"]["image"] == "eye.png"
 
 
+@pytest.mark.slow
 def test_peers_are_timed_in_the_same_run(model: Path, photograph: Path, tmp_path: Path) -> None:
     results = report_of(["engine", "dense", "monai"], model, photograph, tmp_path / "bench.json")["results"]
     (row,) = results["engine"]

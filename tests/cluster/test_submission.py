@@ -74,6 +74,7 @@ def test_a_job_gets_the_source_and_the_named_variables_and_its_exit_status_comes
     assert "wJalr" not in out
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: Head, probe: Path) -> None:
     # RAY_ADDRESS, as set on a machine that has a cluster of its own, does not overrule --address
     following = submit(head, "wait.py", cwd=probe, RAY_ADDRESS="http://127.0.0.1:1")

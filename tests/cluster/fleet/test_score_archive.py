@@ -147,6 +147,7 @@ def test_another_source_is_a_conflict(scored_folder: ScoredFolder, tiny_bundle: 
         score_archive(str(scored_folder.source / "deep"), str(scored_folder.dest), model=str(tiny_bundle))
 
 
+@pytest.mark.slow
 def test_s3_gives_the_same_masks_as_a_folder(scored_folder: ScoredFolder, tiny_bundle: Path, weed: Weed) -> None:
     source, dest = f"{weed.bucket('archive')}/2026", f"{weed.bucket('results')}/run"
     upload = open_store(source)
