@@ -2,10 +2,10 @@
 
 Past the lattice's stride no layer skips a position: where the network halves its map, each of the four maps of every
 other row and column goes on through the layers that follow, and their answers are woven together again. So the trunk's
-last map is known at every lattice point, each value as the strided network has it (Giusti et al., ICIP 2013), and only
-one of the four is in memory at a time. A patch's answer is the mean over its own positions of that map. Departure from
-`patchwise`, the reference: the trunk sees the photograph around a patch, where a patch alone is padded with zeros; it
-must have learnt to.
+last map is known at every lattice point, each value as the strided network has it (Giusti et al., ICIP 2013). On a CPU
+the four go one after the other, so that later layers hold small maps. A patch's answer is the mean over its own
+positions of that map. Departure from `patchwise`, the reference: the trunk sees the photograph around a patch, where a
+patch alone is padded with zeros; it must have learnt to.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_the_shared_trunk_is_the_strided_one_shifted_and_stitched(network, strid
         for row, col in {(0, 0), (0, every - 1), (every // 2, 0), (every - 1, every // 2)}:
             phase = woven[..., row::every, col::every]
             shifted = _scores(network, x[..., row * stride_px :, col * stride_px :])[..., border:, border:]
-            torch.testing.assert_close(phase, shifted[..., : phase.shape[2], : phase.shape[3]], atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(phase, shifted[..., : phase.shape[2], : phase.shape[3]], atol=3e-4, rtol=0)
 
 
 def test_lattices_agree_on_the_points_they_share(network, image):

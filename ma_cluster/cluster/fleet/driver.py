@@ -134,8 +134,8 @@ class _Driver:
         with _sigterm_exits(), connected(self.fleet.address, waiting_cpus=waiting_cpus):
             fleet = self.fleet.sized(sum(shard.images for shard in todo))
             with _fleet_up(run, self.model, fleet) as app, closing(SharedCount()) as count:
-                scorer = partial(_breaking_scorer, app.name, fleet, run.source, count)
                 workers, in_flight = _workers(todo, fleet)
+                scorer = partial(_breaking_scorer, app.name, fleet, run.source, count)
                 score_shards(todo, WorkerSpec(scorer, parts.url, self.root.url, run, in_flight), workers, on_progress)
 
 
