@@ -23,16 +23,18 @@ from torch import nn
 
 from ma_cluster.bundle import load_checkpoint, save_checkpoint
 from ma_cluster.config import RECIPES, HgnConfig, Negatives, PrnConfig, Recipe, Scale
-from ma_cluster.hypotheses.fitting import build_hgn, build_optimizer, hgn_step
+from ma_cluster.evaluation.scoring import PixelCounts, average_precision, best_f1
+from ma_cluster.hypotheses.probability import probability_map
 from ma_cluster.hypotheses.proposals import Proposals
 from ma_cluster.hypotheses.sampling import HgnDraws
-from ma_cluster.hypotheses.segment import probability_map
+from ma_cluster.hypotheses.step import build_hgn, hgn_step
 from ma_cluster.images.annotated import Annotated, load_annotated
 from ma_cluster.images.datasets import read_dataset
 from ma_cluster.images.patches import Tiling
-from ma_cluster.lesions.scoring import PixelCounts, average_precision, best_f1
-from ma_cluster.refinement.fitting import build_prn, prn_probability, prn_step
-from ma_cluster.refinement.sampling import TripletDraws, channels_first, validation_patches
+from ma_cluster.networks.optimising import build_optimizer
+from ma_cluster.networks.tensors import channels_first
+from ma_cluster.refinement.sampling import TripletDraws, validation_patches
+from ma_cluster.refinement.step import build_prn, prn_probability, prn_step
 
 log = logging.getLogger("fit_lite")
 CHECKPOINT_STEPS = 100

@@ -14,9 +14,9 @@ from typing import Any
 from PIL import Image
 from processes import Process, descendants, kill, processes, wait_until_gone
 
-from ma_cluster.cluster.archive.outcomes import SCHEMA
-from ma_cluster.cluster.archive.retry import latest_outcomes
-from ma_cluster.images.store import Store
+from ma_cluster.archive.outcomes import SCHEMA
+from ma_cluster.archive.retry import latest_outcomes
+from ma_cluster.storage.store import Store
 
 JOB = Path(__file__).parents[1] / "jobs" / "score_archive.py"
 

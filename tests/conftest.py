@@ -67,7 +67,7 @@ def local_ray(s3_environment: int) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of `networks.untrained_bundle`."""
-    from networks import untrained_bundle
+    from untrained import untrained_bundle
 
     from ma_cluster.bundle import save_bundle
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ma_cluster.bundle import Bundle, load_bundle, save_bundle
 from ma_cluster.cli.app import app
-from ma_cluster.refinement.fitting import build_prn
+from ma_cluster.refinement.step import build_prn
 from ma_cluster.report.bench.halo import HALOS_PX, halo
 from ma_cluster.report.bench.peers import engine
 from ma_cluster.report.bench.stages import GROWTH

@@ -13,21 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import calibrated_frrn
 from PIL import Image
 from skimage.data import retina
+from untrained import calibrated_frrn
 
+from ma_cluster.archive.outcomes import Outcome
+from ma_cluster.archive.plan import read_shard, shards
+from ma_cluster.archive.run import begin_run, commit
 from ma_cluster.bundle import load_bundle, save_checkpoint
 from ma_cluster.cli import main
-from ma_cluster.cluster.archive.outcomes import Outcome
-from ma_cluster.cluster.archive.plan import read_shard, shards
-from ma_cluster.cluster.archive.run import begin_run, commit
 from ma_cluster.config import tiny
 from ma_cluster.errors import Reason
-from ma_cluster.hypotheses.fitting import build_optimizer
-from ma_cluster.images.sample_archive import write_sample
-from ma_cluster.images.store import open_store
+from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.overlay import encode_mask
+from ma_cluster.networks.optimising import build_optimizer
+from ma_cluster.storage.store import open_store
 
 IMAGES = "A. Segmentation/1. Original Images/b. Testing Set"
 

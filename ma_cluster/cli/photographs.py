@@ -33,10 +33,10 @@ def detect(
 
     Writes DIR/STEM.json (lesions), STEM_mask.png and STEM_overlay.jpg for each, and one line.
     """
-    from ma_cluster.images.store import open_store
     from ma_cluster.lesions.detector import Detector
     from ma_cluster.report.console import printable
     from ma_cluster.report.detections import check_stems, detect_file
+    from ma_cluster.storage.store import open_store
 
     check_stems(images)
     detector, store = Detector.load(model, threads=detector_threads()), open_store(out)
@@ -80,7 +80,7 @@ def score(
     from ma_cluster.cluster.fleet.driver import Progress, retry_archive, score_archive
     from ma_cluster.cluster.fleet.scoring_app import Fleet
     from ma_cluster.report.console import summary_lines
-    from ma_cluster.report.progress import progress_display
+    from ma_cluster.report.progress_bar import progress_display
 
     last: list[Progress] = []
     with progress_display(Console(stderr=True)) as move:
@@ -116,7 +116,7 @@ def status(
     ] = None,
 ) -> None:
     """Show how an archive run stands."""
-    from ma_cluster.cluster.archive.status import missing_keys, read_status, to_json
+    from ma_cluster.archive.status import missing_keys, read_status, to_json
     from ma_cluster.report import console
     from ma_cluster.report.truth import compare_run
 
@@ -159,7 +159,7 @@ def sample(
     The lesions are drawn into variations of a public-domain photograph; the layout is IDRiD's.
     """
     from ma_cluster.images.datasets import IMAGES_FOLDER
-    from ma_cluster.images.sample_archive import write_sample
+    from ma_cluster.images.sample import write_sample
 
     archive = write_sample(dest, images, seed)
     drawn = sum(photograph.microaneurysms for photograph in archive.photographs)

@@ -14,7 +14,7 @@ from ma_cluster.config import RECIPES, Negatives, Recipe
 from ma_cluster.errors import UsageError
 
 if TYPE_CHECKING:
-    from ma_cluster.cluster.training.request import Network
+    from ma_cluster.training.request import Network
 
 
 class Stage(StrEnum):
@@ -52,10 +52,10 @@ def train(
     address: Address = None,
 ) -> None:
     """Train a network on Ray; ends with a checkpoint that `bundle` packs."""
-    from ma_cluster.cluster.training.request import TrainRequest
     from ma_cluster.cluster.training.train_hgn import train_hgn
     from ma_cluster.cluster.training.train_prn import train_prn
-    from ma_cluster.images.store import open_store
+    from ma_cluster.storage.store import open_store
+    from ma_cluster.training.request import TrainRequest
 
     if recipe not in RECIPES or scale not in ("1x", "0.5x"):
         raise UsageError(f"recipes are {', '.join(RECIPES)}, scales 1x and 0.5x")
@@ -119,8 +119,8 @@ def bundle(
     written into bundle.json.
     """
     from ma_cluster.bundle import save_bundle
+    from ma_cluster.evaluation.packing import pack
     from ma_cluster.images.datasets import read_dataset
-    from ma_cluster.lesions.packing import pack
 
     if recipe not in RECIPES:
         raise UsageError(f"no recipe '{recipe}'; there are {', '.join(RECIPES)}")

@@ -24,10 +24,11 @@ keeps z pooled and the sum of what was added. Full size is read once and written
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ma_cluster.networks.folding import Join
 
 STRIDE = 16
 """Overall stride of the pooling stream: input sides are multiples of it."""
@@ -42,17 +43,6 @@ def _conv_bn(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 def _conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     return _conv_bn(inputs, outputs, kernel).append(nn.ReLU(inplace=True))
-
-
-class Join(nn.Module):
-    """The channels of y, then those of z. `apart` leaves joining to the convolution that follows, if that can do it."""
-
-    apart = False
-
-    def forward(
-        self, y: Float[Tensor, "n c h w"], z: Float[Tensor, "n r h w"]
-    ) -> Float[Tensor, "n d h w"] | tuple[Float[Tensor, "n c h w"], Float[Tensor, "n r h w"]]:
-        return (y, z) if self.apart else torch.cat([y, z], dim=1)
 
 
 class ResidualUnit(nn.Module):

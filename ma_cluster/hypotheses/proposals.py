@@ -11,13 +11,13 @@ from numpy import ndarray
 
 from ma_cluster.bundle import restore_checkpoint
 from ma_cluster.config import Recipe
-from ma_cluster.hypotheses.fitting import build_hgn
-from ma_cluster.hypotheses.folding import fold
 from ma_cluster.hypotheses.fusion import upsample_half
-from ma_cluster.hypotheses.segment import probability_map
+from ma_cluster.hypotheses.probability import probability_map
+from ma_cluster.hypotheses.step import build_hgn
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import read_checkpoint
 from ma_cluster.images.patches import Tiling
+from ma_cluster.networks.folding import fold
 
 
 class Proposals:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, UInt8
 from numpy import ndarray
 
 from ma_cluster.config import HgnConfig
-from ma_cluster.hypotheses.fitting import HgnBatch
+from ma_cluster.hypotheses.step import HgnBatch
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import ObjectMissingError, UsageError
-from ma_cluster.images.store import Store, open_store
+from ma_cluster.storage.store import Store, open_store
 
 Split = Literal["training", "validation", "test"]
 Label = Literal["healthy", "lesion"]

@@ -18,16 +18,16 @@ from torch import nn
 
 from ma_cluster.bundle import Bundle, load_bundle, load_weights
 from ma_cluster.config import Recipe
-from ma_cluster.hypotheses.dedication import Lanes, dedicate
-from ma_cluster.hypotheses.folding import fold
 from ma_cluster.hypotheses.fusion import can_reach, fuse, scale_odds, upsample_half
-from ma_cluster.hypotheses.segment import probability_map
-from ma_cluster.hypotheses.symmetric import Symmetric
+from ma_cluster.hypotheses.probability import probability_map
 from ma_cluster.images.contrast import Prepared, prepare
 from ma_cluster.images.fundus import Fov, locate, read_fundus
 from ma_cluster.images.patches import Tiling
-from ma_cluster.lesions.networks import build_network
+from ma_cluster.lesions.stages import build_network
 from ma_cluster.lesions.table import Lesion, find_lesions
+from ma_cluster.networks.folding import fold
+from ma_cluster.networks.test_time_augmentation import FlipAugmented
+from ma_cluster.networks.tile_executor import TileExecutor, dedicate
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.patchwise import Patchwise, refine
 from ma_cluster.refinement.resnet import Prn
@@ -89,13 +89,13 @@ class Detector:
             network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             fold(network)
         self._hypotheses = {
-            "hgn_1x": Symmetric(networks["hgn_1x"], recipe.detector.flips_1x),
-            "hgn_half": Symmetric(networks["hgn_half"], recipe.detector.flips_half),
+            "hgn_1x": FlipAugmented(networks["hgn_1x"], recipe.detector.flips_1x),
+            "hgn_half": FlipAugmented(networks["hgn_half"], recipe.detector.flips_half),
         }
         self._refiners = {name: _refiner(networks[name], recipe) for name in REFINERS if name in networks}
         on_cpu = torch.device(device).type == "cpu"
-        spread = map if threads is None else dedicate(threads)
-        self._lanes = Lanes(spread=spread) if on_cpu else Lanes(tiles=_GPU_TILES)
+        tile_map = map if threads is None else dedicate(threads)
+        self._executor = TileExecutor(tile_map=tile_map) if on_cpu else TileExecutor(tiles=_GPU_TILES)
 
     @classmethod
     def load(cls, model: str | Path = "lite", *, device: str = "cpu", threads: int | None = None) -> Detector:
@@ -182,7 +182,7 @@ class Detector:
     def _hypothesis(self, name: str, enhanced: UInt8[ndarray, "h w 3"], needed: Bool[ndarray, "h w"]) -> Map:
         config = self.recipe.detector
         tiling = Tiling(needed.shape[0], needed.shape[1], config.tile_px, config.halo_px)
-        return probability_map(self._hypotheses[name], enhanced, needed, tiling, self._lanes)
+        return probability_map(self._hypotheses[name], enhanced, needed, tiling, self._executor)
 
     def refinements(self, prepared: Prepared, hypotheses: Maps, network: Refiner = "prn") -> Maps:
         """All maps: the PRN runs once over the union of both regions of interest, its two maps are that within each.
@@ -219,8 +219,8 @@ class Detector:
     def _refine(self, name: Refiner, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"]) -> Map:
         refiner = self._refiners[name]
         if isinstance(refiner, DensePrn):
-            return refine_dense(refiner, enhanced, roi, self._lanes.spread)
-        return refine(refiner, enhanced, roi, self._lanes.spread)
+            return refine_dense(refiner, enhanced, roi, self._executor.tile_map)
+        return refine(refiner, enhanced, roi, self._executor.tile_map)
 
 
 def _refiner(network: nn.Module, recipe: Recipe) -> DensePrn | Patchwise:

@@ -20,10 +20,10 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
-from ma_cluster.hypotheses.dedication import Spread
-from ma_cluster.hypotheses.fitting import normalise
-from ma_cluster.hypotheses.folding import fold
 from ma_cluster.images.contrast import MID_GREY
+from ma_cluster.networks.folding import fold
+from ma_cluster.networks.tensors import normalise
+from ma_cluster.networks.tile_executor import TileMap
 from ma_cluster.refinement.patchwise import interpolate, lattice_nodes
 from ma_cluster.refinement.resnet import STRIDE, Prn
 
@@ -86,7 +86,7 @@ class DensePrn(nn.Module):
 
 
 def refine_dense(
-    model: DensePrn, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"], spread: Spread = map
+    model: DensePrn, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"], tile_map: TileMap = map
 ) -> Float32[ndarray, "h w"]:
     """Probability that each ROI pixel is a lesion, 0 elsewhere; between lattice points interpolated bilinearly.
 
@@ -103,7 +103,7 @@ def refine_dense(
         return _probability(model, padded[_tile(core[0], model), _tile(core[1], model)])
 
     cores = list(_cores(nodes, _CORE_PX // stride, STRIDE // stride))
-    for core, values in zip(cores, spread(look, cores), strict=True):  # in order, as cores may overlap
+    for core, values in zip(cores, tile_map(look, cores), strict=True):  # in order, as cores may overlap
         within = lattice[core]
         within[:] = values[: within.shape[0], : within.shape[1]]
     return interpolate(lattice * nodes, roi.shape, stride) * roi

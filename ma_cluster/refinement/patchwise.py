@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 from torch import nn
 
-from ma_cluster.hypotheses.dedication import Spread
 from ma_cluster.images.contrast import MID_GREY
-from ma_cluster.refinement.fitting import prn_probability
+from ma_cluster.networks.tile_executor import TileMap
+from ma_cluster.refinement.step import prn_probability
 
 BATCH = 32
 """Patches in one forward pass, whose feature maps then stay in a CPU's cache: 512 take a tenth longer."""
@@ -31,7 +31,7 @@ class Patchwise:
 
 
 def refine(
-    prn: Patchwise, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"], spread: Spread = map
+    prn: Patchwise, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"], tile_map: TileMap = map
 ) -> Float32[ndarray, "h w"]:
     """Probability that each ROI pixel is a lesion, 0 elsewhere.
 
@@ -55,7 +55,7 @@ def refine(
         return prn_probability(prn.model, patches).numpy()
 
     parts = [slice(start, start + BATCH) for start in range(0, len(rows), BATCH)]
-    for part, values in zip(parts, spread(look, parts), strict=True):
+    for part, values in zip(parts, tile_map(look, parts), strict=True):
         lattice[rows[part], cols[part]] = values
     return interpolate(lattice, roi.shape, stride_px) * roi
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
@@ -14,8 +13,9 @@ from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
-from ma_cluster.refinement.fitting import TripletBatch
+from ma_cluster.networks.tensors import channels_first
 from ma_cluster.refinement.selection import draw_by_loss
+from ma_cluster.refinement.step import TripletBatch
 
 _BATCH = 256
 _VALIDATION_LESIONS, _VALIDATION_HEALTHY = 200, 1000  # patches of a photograph
@@ -112,8 +112,3 @@ def triplet_batch(
 ) -> TripletBatch:
     """Patches as they are cut, in the layout that the network takes."""
     return TripletBatch(channels_first(anchor), channels_first(positive), channels_first(negative))
-
-
-def channels_first(patches: UInt8[ndarray, "n s s 3"]) -> UInt8[Tensor, "n 3 s s"]:
-    """Patches as they are cut, in the layout that the network takes."""
-    return torch.from_numpy(patches).permute(0, 3, 1, 2)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ma_cluster.hypotheses.losses import Pool, alone, pooled_mean
+from ma_cluster.networks.reduction import Reduce, local, reduced_mean
 
 
 def triplet_loss(
@@ -15,7 +15,7 @@ def triplet_loss(
     positive: Float[Tensor, "n d"],
     negative: Float[Tensor, "n d"],
     margin: float,
-    pool: Pool = alone,
+    reduce: Reduce = local,
 ) -> Float[Tensor, ""]:
     """(1/n) sum max(0, d(a, p) - d(a, n) + margin), d(u, v) = 1 - cos(u, v) (FaceNet, Schroff et al. 2015).
 
@@ -23,11 +23,11 @@ def triplet_loss(
     """
     near = 1 - F.cosine_similarity(anchor, positive, dim=1)
     far = 1 - F.cosine_similarity(anchor, negative, dim=1)
-    return pooled_mean(F.relu(near - far + margin), pool)
+    return reduced_mean(F.relu(near - far + margin), reduce)
 
 
 def classification_loss(
-    anchor: Float[Tensor, "m 2"], negative: Float[Tensor, "n 2"], pool: Pool = alone
+    anchor: Float[Tensor, "m 2"], negative: Float[Tensor, "n 2"], reduce: Reduce = local
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n"]]:
     """Cross entropy of anchors (class 1) and negatives (class 0), and each negative's own: what the ledger keeps."""
     positives = F.cross_entropy(
@@ -36,4 +36,4 @@ def classification_loss(
     negatives = F.cross_entropy(
         negative, torch.zeros(len(negative), dtype=torch.long, device=negative.device), reduction="none"
     )
-    return (pooled_mean(positives, pool) + pooled_mean(negatives, pool)) / 2, negatives.detach()
+    return (reduced_mean(positives, reduce) + reduced_mean(negatives, reduce)) / 2, negatives.detach()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ma_cluster.cluster.archive.status import RunStatus
-from ma_cluster.cluster.archive.summary import Summary
+from ma_cluster.archive.status import RunStatus
+from ma_cluster.archive.summary import Summary
 from ma_cluster.report.doctor import Finding
 from ma_cluster.report.truth import Agreement
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ma_cluster.lesions.evaluation import Tally
-from ma_cluster.lesions.froc import RATES
-from ma_cluster.lesions.scoring import precision_recall
+from ma_cluster.evaluation.froc import RATES
+from ma_cluster.evaluation.scoring import precision_recall
+from ma_cluster.evaluation.tally import Tally
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

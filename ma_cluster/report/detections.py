@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ma_cluster.errors import ImageRefusedError, Status, UsageError
-from ma_cluster.images.store import Store
 from ma_cluster.lesions.detector import Detection, Detector
 from ma_cluster.lesions.overlay import encode_mask, encode_overlay
 from ma_cluster.lesions.table import to_values
+from ma_cluster.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)

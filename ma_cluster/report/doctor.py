@@ -16,7 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from ma_cluster.errors import MaClusterError
-from ma_cluster.images.store import LocalStore, open_store
+from ma_cluster.storage.local import LocalStore
+from ma_cluster.storage.store import open_store
 
 GIB = 2**30
 PROBE_KEY = "ma-cluster-doctor.txt"

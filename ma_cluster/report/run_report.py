@@ -17,9 +17,9 @@ from urllib.parse import quote
 import jinja2
 import numpy as np
 
-from ma_cluster.cluster.archive.retry import latest_outcomes
-from ma_cluster.cluster.archive.status import RunStatus, open_run, status_of
-from ma_cluster.cluster.archive.summary import COUNTED, count_outcomes
+from ma_cluster.archive.retry import latest_outcomes
+from ma_cluster.archive.status import RunStatus, open_run, status_of
+from ma_cluster.archive.summary import COUNTED, count_outcomes
 from ma_cluster.errors import Status
 
 INDEX = "report/index.html"

@@ -15,8 +15,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ma_cluster.cluster import metrics
-from ma_cluster.cluster.metrics import Metric
+from ma_cluster import metrics
+from ma_cluster.metrics import Metric
 
 PREFIXES = ("ray_ma_", "ma_archive_")
 """What our metrics begin with."""

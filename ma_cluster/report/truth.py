@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
-from ma_cluster.cluster.archive.retry import latest_outcomes
-from ma_cluster.cluster.archive.status import open_run
+from ma_cluster.archive.retry import latest_outcomes
+from ma_cluster.archive.status import open_run
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
-from ma_cluster.images.store import Store
+from ma_cluster.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,14 @@ from typing import Any
 
 import ray
 
-from ma_cluster.cluster.archive.run import Run, begin_run, pending
-from ma_cluster.cluster.archive.summary import finish_run
+from ma_cluster.archive.run import Run, begin_run, pending
+from ma_cluster.archive.shard_scorer import Reading, Segmentation
+from ma_cluster.archive.summary import finish_run
 from ma_cluster.cluster.fleet.driver import WorkerSpec, score_shards
-from ma_cluster.cluster.fleet.replicas import Reading, Segmentation
 from ma_cluster.errors import ImageRefusedError, Reason
-from ma_cluster.images.store import Entry, LocalStore
 from ma_cluster.report.bench.machine import describe_machine
+from ma_cluster.storage.local import LocalStore
+from ma_cluster.storage.store import Entry
 
 _WORKERS, _IN_FLIGHT = 2, 8
 

@@ -22,14 +22,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from decoders import ABORT, EXIT
-from networks import untrained_bundle
+from untrained import untrained_bundle
 
 from ma_cluster.bundle import save_bundle
 from ma_cluster.cluster.fleet.driver import Progress, score_archive
 from ma_cluster.cluster.fleet.scoring_app import Fleet
 from ma_cluster.images.sandbox import SandboxConfig
-from ma_cluster.images.store import LocalStore
 from ma_cluster.report.bench.machine import describe_machine
+from ma_cluster.storage.local import LocalStore
 
 SHARES = (0.0, 0.1, 0.5)
 FLEET = Fleet(segmenters=2, sandbox=SandboxConfig(children=2, decoder="decoders:decode"))

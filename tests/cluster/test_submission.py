@@ -18,9 +18,9 @@ from ray_head import RAY, Head, running_head
 from skimage.data import retina
 
 from ma_cluster.cluster.submission import Submission, entrypoint, exit_status, runtime_env
-from ma_cluster.cluster.training.folder import TrainFolder
 from ma_cluster.errors import UsageError
-from ma_cluster.images.store import LocalStore
+from ma_cluster.storage.local import LocalStore
+from ma_cluster.training.run_folder import TrainFolder
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("ma-cluster"))

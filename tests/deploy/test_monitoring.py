@@ -37,8 +37,8 @@ from processes import kill
 from ray_head import Head, running_head
 from servers import free_ports
 
-from ma_cluster.cluster.metrics import REFUSED
-from ma_cluster.cluster.service.archive_metrics import ArchiveMetrics
+from ma_cluster.http.archive_metrics import ArchiveMetrics
+from ma_cluster.metrics import REFUSED
 from ma_cluster.report.top import exported
 
 pytestmark = pytest.mark.long

@@ -19,7 +19,7 @@ import yaml
 from deploy_files import DASHBOARDS, DEPLOY, PROMETHEUS, RULES, Query, panel_queries, panels, rules
 from servers import free_ports
 
-from ma_cluster.cluster import metrics
+from ma_cluster import metrics
 from ma_cluster.report.top import exported
 
 RAYS_OWN = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import calibrated_frrn
 from torch import Tensor
+from untrained import calibrated_frrn
 
 from ma_cluster.hypotheses.frrn import STRIDE, Frrn
 

@@ -22,7 +22,7 @@ from ma_cluster.images.datasets import (
     read_dataset,
     read_object,
 )
-from ma_cluster.images.store import open_store
+from ma_cluster.storage.store import open_store
 
 SPLIT = SplitConfig(validation=("IDRiD_02",), validation_healthy=("N_2",))
 TRAINING_PART = "a. Training Set"

@@ -20,7 +20,7 @@ from ma_cluster.images.datasets import decode_mask, read_dataset, read_object
 from ma_cluster.images.decode import decode
 from ma_cluster.images.fundus import Fov, find_fov
 from ma_cluster.images.phantom import Phantom, PhantomConfig, draw_phantom
-from ma_cluster.images.sample_archive import README_KEY, SampleArchive, write_sample
+from ma_cluster.images.sample import README_KEY, SampleArchive, write_sample
 
 CONFIG = PhantomConfig(dots=12, haemorrhages=3, fragments=3, exudates=3)
 FOV = Fov(row=349.5, col=349.5, diameter_px=690.0)

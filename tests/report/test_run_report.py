@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from ma_cluster.cluster.archive.outcomes import Outcome
-from ma_cluster.cluster.archive.plan import read_shard
-from ma_cluster.cluster.archive.reading import Facts, Quality
-from ma_cluster.cluster.archive.run import begin_run, commit, pending
-from ma_cluster.cluster.archive.status import open_run
-from ma_cluster.cluster.archive.summary import finish_run
+from ma_cluster.archive.outcomes import Outcome
+from ma_cluster.archive.plan import read_shard
+from ma_cluster.archive.run import begin_run, commit, pending
+from ma_cluster.archive.status import open_run
+from ma_cluster.archive.summary import finish_run
 from ma_cluster.errors import Reason, UsageError
 from ma_cluster.images.fundus import Fov
-from ma_cluster.images.store import LocalStore
+from ma_cluster.images.reading import Facts, Quality
 from ma_cluster.lesions.table import Lesion
 from ma_cluster.report.console import summary_lines
 from ma_cluster.report.run_report import Digest, write_report
+from ma_cluster.storage.local import LocalStore
 
 HOSTILE = '<script>alert(1)</script>"onerror=x'
 FACTS = Facts(100, 120, Fov(50.0, 60.0, 90.0), Quality(0.4, 0.1, 0.02), {})

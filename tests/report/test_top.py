@@ -13,8 +13,8 @@ from threading import Thread
 import pytest
 from rich.console import Console
 
+from ma_cluster import metrics
 from ma_cluster.cli import main
-from ma_cluster.cluster import metrics
 from ma_cluster.report.exporters import Exporters, Prometheus
 from ma_cluster.report.top import Page, View, frame, quantile
 

@@ -9,10 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import ray
 
-from ma_cluster.cluster.fleet.replicas import Reading, Segmentation
-from ma_cluster.cluster.fleet.shard_scorer import Scorer
+from ma_cluster.archive.shard_scorer import Reading, Scorer, Segmentation
 from ma_cluster.errors import FleetBrokenError, WorkerLostError
-from ma_cluster.images.store import Entry
+from ma_cluster.storage.store import Entry
 
 
 @runtime_checkable

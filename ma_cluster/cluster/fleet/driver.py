@@ -22,21 +22,21 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
+from ma_cluster.archive.outcomes import config_digest
+from ma_cluster.archive.plan import Shard
+from ma_cluster.archive.retry import begin_retry
+from ma_cluster.archive.run import Run, begin_run, pending
+from ma_cluster.archive.shard_scorer import Scorer, ShardScorer
+from ma_cluster.archive.summary import Summary, finish_run
 from ma_cluster.bundle import Bundle, load_bundle
-from ma_cluster.cluster import metrics
-from ma_cluster.cluster.archive.outcomes import config_digest
-from ma_cluster.cluster.archive.plan import Shard
-from ma_cluster.cluster.archive.retry import begin_retry
-from ma_cluster.cluster.archive.run import Run, begin_run, pending
-from ma_cluster.cluster.archive.summary import Summary, finish_run
+from ma_cluster.cluster import recording
 from ma_cluster.cluster.connection import connected, quieten
 from ma_cluster.cluster.fleet.breaker import Breaker, SharedCount
 from ma_cluster.cluster.fleet.replicas import Model
 from ma_cluster.cluster.fleet.scoring_app import Fleet, ScoringApp
-from ma_cluster.cluster.fleet.shard_scorer import Scorer, ShardScorer
 from ma_cluster.errors import FleetBrokenError, StoreError
-from ma_cluster.images.manifest import Source, open_source
-from ma_cluster.images.store import Store, open_store
+from ma_cluster.storage.manifest import Source, open_source
+from ma_cluster.storage.store import Store, open_store
 
 log = logging.getLogger(__name__)
 _WORKER_IN_FLIGHT = 8
@@ -160,7 +160,7 @@ class _Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         dest, artefacts = open_store(spec.dest), open_store(spec.artefacts)
         threads = ThreadPoolExecutor(spec.in_flight)
-        self._shards = ShardScorer(spec.scorer(), dest, artefacts, spec.run, threads, metrics.Recorder())
+        self._shards = ShardScorer(spec.scorer(), dest, artefacts, spec.run, threads, recording.Recorder())
 
     def __call__(self, block: pa.Table) -> pa.Table:
         (row,) = block.to_pylist()

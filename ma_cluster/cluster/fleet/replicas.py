@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import ray
-from ray import ObjectRef
 
-from ma_cluster.cluster import metrics
-from ma_cluster.cluster.archive.reading import Facts, read_bytes, read_photograph
+from ma_cluster.archive.shard_scorer import Reading, Segmentation
+from ma_cluster.cluster import recording
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import BundleError
 from ma_cluster.images.contrast import Prepared
-from ma_cluster.images.manifest import open_source
+from ma_cluster.images.reading import Facts, read_bytes, read_photograph
 from ma_cluster.images.sandbox import DecodePool, SandboxConfig
-from ma_cluster.images.store import Entry
 from ma_cluster.lesions.overlay import encode_mask, encode_overlay
-from ma_cluster.lesions.table import Lesion
+from ma_cluster.storage.manifest import open_source
+from ma_cluster.storage.store import Entry
 
 _SOURCES = 16
 """Open sources that a Reader keeps."""
@@ -38,25 +37,6 @@ class Model:
     location: str
     digest: str
     image: ImageConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A photograph that was read; its pixels stay where the Reader put them."""
-
-    facts: Facts
-    prepared: ObjectRef[Prepared]
-
-
-@dataclass(frozen=True, slots=True)
-class Segmentation:
-    """What a Segmenter answers: lesions, and the files that people look at, encoded."""
-
-    lesions: tuple[Lesion, ...]
-    mask_png: bytes
-    overlay_jpeg: bytes
-    seconds: dict[str, float]
-    """Wall time of the stages hgn, prn and lesions; encoding counts as lesions."""
 
 
 class Reader:
@@ -74,7 +54,7 @@ class Reader:
         return self._handed_on(*read_bytes(data, self._config, self._pool.decode))
 
     def _handed_on(self, prepared: Prepared, facts: Facts) -> Reading:
-        metrics.record_seconds(facts.seconds)
+        recording.record_seconds(facts.seconds)
         return Reading(facts, ray.put(prepared))
 
 
@@ -101,7 +81,7 @@ class Segmenter:
             overlay = encode_overlay(prepared.pixels, detection.mask)
         seconds = dict(detection.seconds)
         seconds["lesions"] += time.perf_counter() - began
-        metrics.record_seconds(seconds)
+        recording.record_seconds(seconds)
         return Segmentation(detection.lesions, mask, overlay, seconds)
 
 

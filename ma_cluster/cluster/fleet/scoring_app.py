@@ -26,11 +26,12 @@ from ray.exceptions import (
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 from ray.serve.schema import ApplicationStatus
 
-from ma_cluster.cluster.fleet.replicas import Model, Reader, Reading, Segmentation, Segmenter
+from ma_cluster.archive.shard_scorer import Reading, Segmentation
+from ma_cluster.cluster.fleet.replicas import Model, Reader, Segmenter
 from ma_cluster.errors import FleetBrokenError, ImageError, Reason, UsageError, WorkerLostError
-from ma_cluster.hypotheses.dedication import MALLOC
 from ma_cluster.images.sandbox import SandboxConfig
-from ma_cluster.images.store import Entry
+from ma_cluster.networks.tile_executor import MALLOC
+from ma_cluster.storage.store import Entry
 
 log = logging.getLogger(__name__)
 _LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError, ObjectLostError, NodeDiedError)

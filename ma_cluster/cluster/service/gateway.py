@@ -1,7 +1,7 @@
 """The HTTP service on a cluster: a Gateway in front of the warm fleet that archive runs of its own share.
 
     <name>-reader, <name>-segmenter    the fleet (scoring_app.py)
-    <name>-gateway                     HTTP (http_api.py), archive jobs (job_runner.py), metrics from the stores
+    <name>-gateway                     HTTP (http/api.py), archive jobs (job_runner.py), metrics from the stores
 
 Three Serve applications: `ma-cluster serve` starts them on a Ray, `reader`, `segmenter` and `gateway` build them from
 the arguments of a Serve config file, as KubeRay's RayService has it.
@@ -25,14 +25,15 @@ from pydantic import BaseModel
 from ray import serve
 
 from ma_cluster.bundle import load_bundle
+from ma_cluster.cluster import recording
 from ma_cluster.cluster.connection import connected, quieten
 from ma_cluster.cluster.fleet.driver import model_of
 from ma_cluster.cluster.fleet.scoring_app import Fleet, ScoringApp, reader_app, segmenter_app
-from ma_cluster.cluster.service.archive_jobs import ArchiveJobs
-from ma_cluster.cluster.service.fleet_service import FleetService
-from ma_cluster.cluster.service.http_api import HttpLimits, create_api
 from ma_cluster.cluster.service.job_runner import JobRunner
 from ma_cluster.errors import FleetBrokenError, MaClusterError, UsageError
+from ma_cluster.http.api import HttpLimits, create_api
+from ma_cluster.http.fleet_service import Backing, FleetService
+from ma_cluster.http.jobs import ArchiveJobs
 
 log = logging.getLogger(__name__)
 TOKEN_VARIABLE = "MA_CLUSTER_TOKEN"
@@ -65,7 +66,8 @@ class Gateway:
         runner = job_runner(jobs, config)
         assert fleet.name is not None
         self._limits = dataclasses.replace(config.limits, max_body_bytes=bundle.recipe.image.max_bytes)
-        self._service = FleetService(ScoringApp(fleet.name, fleet), jobs, runner, bundle)
+        backing = Backing(ScoringApp(fleet.name, fleet), jobs, runner.running, recording.Recorder())
+        self._service = FleetService(backing, bundle)
         threading.Thread(target=_keep_reconciled, args=(runner, self._service.changed), daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -19,8 +19,8 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util import list_named_actors
 
-from ma_cluster.cluster.service.archive_jobs import ArchiveJob, ArchiveJobs, JobState, job_state
 from ma_cluster.errors import MaClusterError
+from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs, JobState, job_state
 
 log = logging.getLogger(__name__)
 _NAMESPACE, _PREFIX = "ma-cluster", "archive-"

@@ -23,8 +23,12 @@ from numpy import ndarray
 from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError
 
-from ma_cluster.cluster import metrics
-from ma_cluster.cluster.training.ledger_snapshot import (
+from ma_cluster import metrics
+from ma_cluster.cluster import recording
+from ma_cluster.errors import LedgerLostError, MaClusterError
+from ma_cluster.refinement.selection import BLOCK, UNIFORMS_PER_DRAW, LossTable, checked_losses, share_out
+from ma_cluster.storage.store import open_store
+from ma_cluster.training.ledger_snapshot import (
     PART,
     Part,
     free_folder,
@@ -33,9 +37,6 @@ from ma_cluster.cluster.training.ledger_snapshot import (
     write_manifest,
     write_part,
 )
-from ma_cluster.errors import LedgerLostError, MaClusterError
-from ma_cluster.images.store import open_store
-from ma_cluster.refinement.selection import BLOCK, UNIFORMS_PER_DRAW, LossTable, checked_losses, share_out
 
 _RETRIES = 5  # of a call whose actor died under it; every call may be repeated
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class _Shard:
         self._ids, self._recover_from = ids, recover_from
         self._kept: LossTable | None = None
         for counter in metrics.LEDGER_COUNTERS:
-            metrics.begin(counter)
+            recording.begin(counter)
 
     def begin(self) -> None:
         self._kept = LossTable(self._ids.end - self._ids.first)
@@ -181,7 +182,7 @@ class _Shard:
 
     def update(self, ids: Int[ndarray, "n"], losses: Float[ndarray, "n"]) -> None:
         self._table().update(ids - self._ids.first, losses)
-        metrics.record(metrics.LEDGER_UPDATES, len(ids))
+        recording.record(metrics.LEDGER_UPDATES, len(ids))
         self._report()
 
     def block_sums(self) -> Float64[ndarray, "blocks"]:
@@ -189,13 +190,13 @@ class _Shard:
 
     def place(self, counts: Int64[ndarray, "blocks"], bits: np.random.PCG64) -> Int64[ndarray, "n"]:
         ids = self._table().place(counts, np.random.Generator(bits))
-        metrics.record(metrics.LEDGER_DRAWS, len(ids))
+        recording.record(metrics.LEDGER_DRAWS, len(ids))
         return ids + self._ids.first
 
     def save(self, url: str, folder: str) -> list[Part]:
         losses, store, first = self._table().losses, open_store(url), self._ids.first
         for bound in metrics.LEDGER_LOSSES.labels["le"]:
-            metrics.record(metrics.LEDGER_LOSSES, int(np.count_nonzero(losses <= float(bound))), le=bound)
+            recording.record(metrics.LEDGER_LOSSES, int(np.count_nonzero(losses <= float(bound))), le=bound)
         return [
             write_part(store, folder, first + start, losses[start : start + PART])
             for start in range(0, len(losses), PART)
@@ -224,8 +225,8 @@ class _Shard:
 
     def _report(self) -> None:
         if self._kept is not None:
-            metrics.record(metrics.LEDGER_PATCHES, self._kept.size)
-            metrics.record(metrics.LEDGER_LOSS_MEAN, self._kept.mean)
+            recording.record(metrics.LEDGER_PATCHES, self._kept.size)
+            recording.record(metrics.LEDGER_LOSS_MEAN, self._kept.mean)
 
 
 def _answers(calls: Sequence[ray.ObjectRef[Any]]) -> list[Any]:

@@ -10,6 +10,8 @@ import ray
 import torch
 from torch import nn
 
+from ma_cluster.cluster.training.context import TrainContext
+from ma_cluster.cluster.training.launch import RunContext, TrainResult, run
 from ma_cluster.cluster.training.patch_stream import (
     HgnSource,
     Photographs,
@@ -18,17 +20,17 @@ from ma_cluster.cluster.training.patch_stream import (
     read_stream,
     share,
 )
-from ma_cluster.cluster.training.progress import Meter, Progress, Reporter
-from ma_cluster.cluster.training.request import TrainRequest
-from ma_cluster.cluster.training.run import Ground, TrainResult, run
-from ma_cluster.cluster.training.team import Team
+from ma_cluster.cluster.training.reporting import Reporter
 from ma_cluster.config import DetectorConfig, HgnConfig
 from ma_cluster.errors import UsageError
-from ma_cluster.hypotheses.fitting import build_hgn, build_optimizer, descend, hgn_losses, learning_rate
+from ma_cluster.evaluation.scoring import PixelCounts, average_precision
+from ma_cluster.hypotheses.probability import probability_map
 from ma_cluster.hypotheses.sampling import HgnCuts, hgn_batch
-from ma_cluster.hypotheses.segment import probability_map
+from ma_cluster.hypotheses.step import build_hgn, hgn_losses
 from ma_cluster.images.patches import Tiling
-from ma_cluster.lesions.scoring import PixelCounts, average_precision
+from ma_cluster.networks.optimising import build_optimizer, descend, learning_rate
+from ma_cluster.training.progress import Meter, Progress
+from ma_cluster.training.request import TrainRequest
 
 
 def train_hgn(request: TrainRequest, on_progress: Callable[[Progress], None] | None = None) -> TrainResult:
@@ -48,12 +50,12 @@ def train_hgn(request: TrainRequest, on_progress: Callable[[Progress], None] | N
 class _Job:
     """All that a worker needs."""
 
-    ground: Ground
+    ground: RunContext
     config: HgnConfig
     source: HgnSource
 
 
-def _job(ground: Ground) -> _Job:
+def _job(ground: RunContext) -> _Job:
     config = ground.request.config
     assert isinstance(config, HgnConfig)
     cuts = ray.remote(_cuts).options(num_cpus=1).remote(ground.training, config, ground.request.seed)
@@ -64,7 +66,7 @@ def _loop(given: dict[str, _Job]) -> None:
     """What each worker runs: build, restore, loop over epochs, report."""
     job = given["job"]
     ground, config, request = job.ground, job.config, job.ground.request
-    team = Team.join(request.threads)
+    team = TrainContext.join(request.threads)
     torch.manual_seed(request.seed)
     model = team.place(build_hgn(config), request.batch_norm)
     optimizer = build_optimizer(model, config)
@@ -81,7 +83,7 @@ def _loop(given: dict[str, _Job]) -> None:
         for step in steps:
             columns = next(patches)  # of one stream for all epochs: to open one takes seconds
             batch = hgn_batch(columns["patch"], columns["lesion"])
-            losses = hgn_losses(parallel, batch, config, team.pool)
+            losses = hgn_losses(parallel, batch, config, team.reduce)
             descend(model, optimizer, losses.total, learning_rate(step, config))
             meter.add(losses.values())
             reporter.step(meter, len(rows))
@@ -94,7 +96,9 @@ def _loop(given: dict[str, _Job]) -> None:
             reporter.epoch(replace(progress, epoch=epoch))
 
 
-def _validate(model: nn.Module, photographs: Photographs, team: Team, config: DetectorConfig) -> list[PixelCounts]:
+def _validate(
+    model: nn.Module, photographs: Photographs, team: TrainContext, config: DetectorConfig
+) -> list[PixelCounts]:
     """Pixel counts of this worker's share of the validation photographs."""
     model.eval()
     counts = []

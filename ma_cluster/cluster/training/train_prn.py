@@ -22,6 +22,8 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from torch import nn
 
+from ma_cluster.cluster.training.context import TrainContext
+from ma_cluster.cluster.training.launch import RunContext, TrainResult, run
 from ma_cluster.cluster.training.ledger import LossLedger
 from ma_cluster.cluster.training.patch_stream import (
     HealthySource,
@@ -32,16 +34,16 @@ from ma_cluster.cluster.training.patch_stream import (
     read_stream,
     share,
 )
-from ma_cluster.cluster.training.progress import Meter, Progress, Reporter
-from ma_cluster.cluster.training.request import TrainRequest
-from ma_cluster.cluster.training.run import Ground, TrainResult, run
-from ma_cluster.cluster.training.team import Team
+from ma_cluster.cluster.training.reporting import Reporter
 from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
-from ma_cluster.hypotheses.fitting import build_optimizer, descend, learning_rate
-from ma_cluster.lesions.scoring import PixelCounts, average_precision
-from ma_cluster.refinement.fitting import build_prn, prn_losses, prn_probability
-from ma_cluster.refinement.sampling import TripletCuts, channels_first, triplet_batch, validation_patches
+from ma_cluster.evaluation.scoring import PixelCounts, average_precision
+from ma_cluster.networks.optimising import build_optimizer, descend, learning_rate
+from ma_cluster.networks.tensors import channels_first
+from ma_cluster.refinement.sampling import TripletCuts, triplet_batch, validation_patches
+from ma_cluster.refinement.step import build_prn, prn_losses, prn_probability
+from ma_cluster.training.progress import Meter, Progress
+from ma_cluster.training.request import TrainRequest
 
 SCORE_ROWS = 512
 """Patches that the team scores at a time."""
@@ -80,13 +82,13 @@ class Pool:
 class _Job:
     """All that a worker needs."""
 
-    ground: Ground
+    ground: RunContext
     config: PrnConfig
     source: TripletSource
     pool: Pool
 
 
-def _job(ground: Ground) -> _Job:
+def _job(ground: RunContext) -> _Job:
     config, photographs = ground.request.config, ground.training
     assert isinstance(config, PrnConfig)
     cuts = ray.remote(_cuts).options(num_cpus=1).remote(photographs, config, ground.request.seed)
@@ -99,7 +101,7 @@ def _loop(given: dict[str, _Job]) -> None:
     """What each worker runs: build, restore, loop over epochs, report. The first worker owns the ledger."""
     job = given["job"]
     ground, config, request = job.ground, job.config, job.ground.request
-    team = Team.join(request.threads)
+    team = TrainContext.join(request.threads)
     torch.manual_seed(request.seed)
     model = team.place(build_prn(config), request.batch_norm)
     optimizer = build_optimizer(model, config)
@@ -115,7 +117,7 @@ def _loop(given: dict[str, _Job]) -> None:
         seen = []
         for step, columns in zip(steps, reporter.waiting(read_stream(stream, rows)), strict=True):
             batch = triplet_batch(columns["anchor"], columns["positive"], columns["negative"])
-            losses = prn_losses(parallel, batch, config, team.pool)
+            losses = prn_losses(parallel, batch, config, team.reduce)
             descend(model, optimizer, losses.total, learning_rate(step, config))
             seen.append((columns["id"], 1 - np.exp(-losses.negatives.cpu().numpy())))
             meter.add(losses.values())
@@ -155,7 +157,7 @@ def _open_triplets(job: _Job, ledger: LossLedger | None, steps: range, workers: 
     return open_streams(job.source, work, job.config.triplets, workers)
 
 
-def _score(job: _Job, model: nn.Module, team: Team, done: int) -> Losses:
+def _score(job: _Job, model: nn.Module, team: TrainContext, done: int) -> Losses:
     """Losses of a share of the pool with the newest weights; of nothing after the last step."""
     if done == job.config.steps:
         return np.empty(0, np.int64), np.empty(0, np.float32)
@@ -188,7 +190,7 @@ def in_order(gathered: Sequence[Sequence[Losses]]) -> Losses:
     return np.concatenate([ids for ids, _ in parts]), np.concatenate([values for _, values in parts])
 
 
-def _validate(model: nn.Module, job: _Job, team: Team) -> list[PixelCounts]:
+def _validate(model: nn.Module, job: _Job, team: TrainContext) -> list[PixelCounts]:
     """Counts of patches of this worker's share of the validation photographs."""
     model.eval()
     counts = []

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ma_cluster.hypotheses.segment import probability_map
+from ma_cluster.hypotheses.probability import probability_map
 from ma_cluster.images.patches import Tiling
 from ma_cluster.report.bench.subject import Subject, hypothesis_network
 

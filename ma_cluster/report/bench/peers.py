@@ -18,17 +18,17 @@ from torch import nn
 from ma_cluster.bundle import load_weights
 from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
-from ma_cluster.hypotheses.dedication import dedicate
-from ma_cluster.hypotheses.fitting import normalise
-from ma_cluster.hypotheses.folding import fold
-from ma_cluster.hypotheses.losses import lesion_probability
+from ma_cluster.evaluation.scoring import PixelCounts, average_precision
+from ma_cluster.hypotheses.loss import lesion_probability
 from ma_cluster.images.contrast import MID_GREY, Prepared
 from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.detector import Detector, Maps
-from ma_cluster.lesions.scoring import PixelCounts, average_precision
+from ma_cluster.networks.folding import fold
+from ma_cluster.networks.tensors import normalise
+from ma_cluster.networks.tile_executor import dedicate
 from ma_cluster.refinement.dense import DensePrn, refine_dense
-from ma_cluster.refinement.fitting import build_prn
 from ma_cluster.refinement.patchwise import Patchwise, lattice_nodes, refine
+from ma_cluster.refinement.step import build_prn
 from ma_cluster.report.bench.subject import Subject, hypothesis_network
 
 NETWORKS = ("hgn_1x", "hgn_half")
@@ -59,8 +59,8 @@ def engine(subject: Subject) -> Iterator[dict[str, Any]]:
         network, tile = item
         network(tile)
 
-    spread = dedicate(subject.threads)
-    bare = subject.fastest(lambda: list(spread(look, work)))
+    tile_map = dedicate(subject.threads)
+    bare = subject.fastest(lambda: list(tile_map(look, work)))
     detector = Detector(bundle, device=subject.device, threads=subject.threads)
     ours = subject.fastest(lambda: detector.hypotheses(prepared))
     yield {
@@ -123,7 +123,7 @@ def dense(subject: Subject) -> Iterator[dict[str, Any]]:
     Raises:
         UsageError: the model has no refinement.
     """
-    spread = dedicate(subject.threads)
+    tile_map = dedicate(subject.threads)
     bundle = subject.bundle()
     if "prn" not in bundle.weights:
         raise UsageError("the model has no refinement network; choose another with --model")
@@ -144,8 +144,8 @@ def dense(subject: Subject) -> Iterator[dict[str, Any]]:
         roi = _darkest(enhanced, share)
         some = roi & (np.cumsum(roi).reshape(roi.shape) <= PATCHES * stride**2)
         answers: dict[str, Map] = {}
-        fast = subject.fastest(lambda: answers.update(dense=refine_dense(shared, enhanced, roi, spread)))  # noqa: B023
-        slow = subject.fastest(lambda: answers.update(exact=refine(patchwise, enhanced, some, spread)))  # noqa: B023
+        fast = subject.fastest(lambda: answers.update(dense=refine_dense(shared, enhanced, roi, tile_map)))  # noqa: B023
+        slow = subject.fastest(lambda: answers.update(exact=refine(patchwise, enhanced, some, tile_map)))  # noqa: B023
         nodes, timed = (int(lattice_nodes(each, stride).sum()) for each in (roi, some))
         slow *= nodes / timed
         yield {

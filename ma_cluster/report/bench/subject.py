@@ -20,13 +20,13 @@ from torch import nn
 
 from ma_cluster.bundle import Bundle, load_bundle, load_weights
 from ma_cluster.config import ImageConfig
-from ma_cluster.hypotheses.folding import fold
-from ma_cluster.hypotheses.symmetric import Symmetric
 from ma_cluster.images.contrast import Prepared, prepare
 from ma_cluster.images.datasets import decode_mask
 from ma_cluster.images.fundus import read_fundus
-from ma_cluster.images.sample_archive import write_sample
-from ma_cluster.lesions.networks import build_network
+from ma_cluster.images.sample import write_sample
+from ma_cluster.lesions.stages import build_network
+from ma_cluster.networks.folding import fold
+from ma_cluster.networks.test_time_augmentation import FlipAugmented
 
 SAMPLE_SIDE_PX = 3464
 """Side of the sample photograph as it is enlarged: 12 megapixels."""
@@ -94,7 +94,7 @@ def hypothesis_network(bundle: Bundle, name: str, device: str, *, folded: bool) 
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fold(network)
     flips = recipe.detector.flips_1x if name == "hgn_1x" else recipe.detector.flips_half
-    return Symmetric(network, flips)
+    return FlipAugmented(network, flips)
 
 
 def _sample() -> Photograph:

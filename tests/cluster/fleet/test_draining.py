@@ -18,7 +18,7 @@ from processes import Process, descendants
 from ray_head import RAY, Head, ray_process, running_head
 from skimage.data import retina
 
-from ma_cluster.images.store import LocalStore
+from ma_cluster.storage.local import LocalStore
 
 pytestmark = pytest.mark.long
 PHOTOGRAPHS = 1000  # more than are scored meanwhile

@@ -11,7 +11,7 @@ from servers import Weed
 
 from ma_cluster.cluster.fleet.driver import retry_archive, score_archive
 from ma_cluster.cluster.fleet.scoring_app import Fleet
-from ma_cluster.images.store import open_store
+from ma_cluster.storage.store import open_store
 
 pytestmark = pytest.mark.slow
 

@@ -15,15 +15,16 @@ from decoders import ABORT, EXIT, HANG, MEMORY, SLEEP, WHILE
 from PIL import Image
 from servers import Weed
 
+from ma_cluster.archive.outcomes import config_digest
+from ma_cluster.archive.run import begin_run, committed
 from ma_cluster.bundle import load_bundle
-from ma_cluster.cluster.archive.outcomes import config_digest
-from ma_cluster.cluster.archive.run import begin_run, committed
 from ma_cluster.cluster.fleet.driver import retry_archive, score_archive
 from ma_cluster.cluster.fleet.scoring_app import Fleet
 from ma_cluster.errors import FleetBrokenError
-from ma_cluster.images.manifest import open_source
 from ma_cluster.images.sandbox import SandboxConfig
-from ma_cluster.images.store import LocalStore, open_store
+from ma_cluster.storage.local import LocalStore
+from ma_cluster.storage.manifest import open_source
+from ma_cluster.storage.store import open_store
 
 pytestmark = pytest.mark.slow
 

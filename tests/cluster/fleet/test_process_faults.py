@@ -20,10 +20,10 @@ from archive_runs import driver, family, masks, results, upload_eyes
 from processes import Process, descendants, kill
 from servers import Weed
 
-from ma_cluster.cluster.archive.run import committed, read_run
+from ma_cluster.archive.run import committed, read_run
 from ma_cluster.cluster.fleet.driver import Progress, score_archive
 from ma_cluster.cluster.fleet.scoring_app import Fleet
-from ma_cluster.images.store import Store, open_store
+from ma_cluster.storage.store import Store, open_store
 
 FLEET = Fleet(segmenters=1)
 EYES = 20

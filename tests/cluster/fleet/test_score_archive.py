@@ -21,12 +21,13 @@ from PIL import Image
 from processes import Process, descendants, wait_until_gone
 from servers import Weed
 
-from ma_cluster.cluster.archive.status import missing_keys, read_status, to_json
-from ma_cluster.cluster.archive.summary import Summary
+from ma_cluster.archive.status import missing_keys, read_status, to_json
+from ma_cluster.archive.summary import Summary
 from ma_cluster.cluster.fleet.driver import Progress, score_archive
 from ma_cluster.cluster.fleet.scoring_app import Fleet
 from ma_cluster.errors import RunConflictError, StoreError
-from ma_cluster.images.store import LocalStore, open_store
+from ma_cluster.storage.local import LocalStore
+from ma_cluster.storage.store import open_store
 
 FLEET = Fleet(segmenters=1)
 GOOD = 8

@@ -22,8 +22,8 @@ from PIL import Image
 from processes import Process, descendants, kill, wait_until_gone
 from servers import Weed, free_ports
 
-from ma_cluster.images.store import open_store
 from ma_cluster.lesions.detector import Detector
+from ma_cluster.storage.store import open_store
 
 PHOTOGRAPHS = 16
 COMMAND = [sys.executable, "-m", "ma_cluster", "serve"]

@@ -23,18 +23,19 @@ from train_faults import Killer
 
 from ma_cluster import Detector
 from ma_cluster.bundle import save_bundle
-from ma_cluster.cluster.training.folder import Epoch, TrainFolder
-from ma_cluster.cluster.training.progress import Progress
-from ma_cluster.cluster.training.request import TrainRequest
-from ma_cluster.cluster.training.run import TrainResult
-from ma_cluster.cluster.training.team import Team
+from ma_cluster.cluster.training.context import TrainContext
+from ma_cluster.cluster.training.launch import TrainResult
 from ma_cluster.cluster.training.train_hgn import train_hgn
 from ma_cluster.cluster.training.train_prn import in_order, refreshed, train_prn
 from ma_cluster.config import tiny
 from ma_cluster.errors import BundleError, MaClusterError, RunConflictError, UsageError
-from ma_cluster.hypotheses.fitting import HgnBatch, build_hgn, build_optimizer, hgn_losses
+from ma_cluster.evaluation.packing import pack
+from ma_cluster.hypotheses.step import HgnBatch, build_hgn, hgn_losses
 from ma_cluster.images.datasets import IMAGES_FOLDER
-from ma_cluster.lesions.packing import pack
+from ma_cluster.networks.optimising import build_optimizer
+from ma_cluster.training.progress import Progress
+from ma_cluster.training.request import TrainRequest
+from ma_cluster.training.run_folder import Epoch, TrainFolder
 
 RECIPE = tiny()
 
@@ -192,8 +193,8 @@ def part_gradient(rank: int, port: int) -> list[np.ndarray]:
     options: dict[str, Any] = {"backend": "gloo", "rank": rank, "world_size": 2}
     dist.init_process_group(init_method=f"tcp://127.0.0.1:{port}", **options)
     try:
-        team = Team(rank, 2, torch.device("cpu"))
-        return gradient(slice(0, 2) if rank == 0 else slice(2, 5), DistributedDataParallel, team.pool)
+        team = TrainContext(rank, 2, torch.device("cpu"))
+        return gradient(slice(0, 2) if rank == 0 else slice(2, 5), DistributedDataParallel, team.reduce)
     finally:
         dist.destroy_process_group()
 

@@ -14,14 +14,14 @@ from safetensors.numpy import load
 from servers import Weed
 from train_faults import Killer
 
-from ma_cluster.cluster.training.folder import TrainFolder
-from ma_cluster.cluster.training.request import TrainRequest
-from ma_cluster.cluster.training.run import TrainResult
+from ma_cluster.cluster.training.launch import TrainResult
 from ma_cluster.cluster.training.train_hgn import train_hgn
 from ma_cluster.cluster.training.train_prn import train_prn
 from ma_cluster.config import ImageConfig, Recipe, paper, tiny
 from ma_cluster.errors import MaClusterError
-from ma_cluster.images.store import open_store
+from ma_cluster.storage.store import open_store
+from ma_cluster.training.request import TrainRequest
+from ma_cluster.training.run_folder import TrainFolder
 
 
 def small_paper() -> Recipe:

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ma_cluster.cluster.training.request import TrainRequest
 from ma_cluster.cluster.training.train_hgn import train_hgn
 from ma_cluster.config import ImageConfig, tiny
+from ma_cluster.training.request import TrainRequest
 
 STORE_BYTES = 80 * 2**20
 """Little more than Ray's least."""

@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from processes import Process, descendants, kill
 from second_node import STORE_BYTES, second_node
 
-from ma_cluster.cluster.training.folder import Epoch
-from ma_cluster.cluster.training.progress import Progress
-from ma_cluster.cluster.training.request import TrainRequest
 from ma_cluster.cluster.training.train_hgn import train_hgn
 from ma_cluster.config import tiny
+from ma_cluster.training.progress import Progress
+from ma_cluster.training.request import TrainRequest
+from ma_cluster.training.run_folder import Epoch
 
 HEAD_CPUS = 3
 

@@ -1,0 +1,135 @@
+"""A shard of the plan -> its committed part: the worker of an archive run. Plain Python; the fleet is passed in."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from ma_cluster.archive.outcomes import Outcome, artefact_name
+from ma_cluster.archive.plan import Shard, read_shard
+from ma_cluster.archive.run import Run, commit, is_committed
+from ma_cluster.errors import ImageError, Reason
+from ma_cluster.images.reading import Facts
+from ma_cluster.lesions.table import Lesion
+from ma_cluster.storage.store import Entry, Store
+
+MAX_ATTEMPTS = 2
+"""A photograph is tried again once where the cause may have been another's."""
+_WORTH_RETRYING = frozenset({Reason.CRASHED_WORKER, Reason.TIMEOUT, Reason.STORE_ERROR})
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A photograph that was read; its pixels stay in the fleet."""
+
+    facts: Facts
+    prepared: Any
+    """What the fleet knows them by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """What a Segmenter answers: lesions, and the files that people look at, encoded."""
+
+    lesions: tuple[Lesion, ...]
+    mask_png: bytes
+    overlay_jpeg: bytes
+    seconds: dict[str, float]
+    """Wall time of the stages hgn, prn and lesions; encoding counts as lesions."""
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Hears of each photograph; `cluster.recording.Recorder` is one."""
+
+    def begun(self) -> None:
+        """A photograph is under way."""
+
+    def decided(self, outcome: Outcome) -> None:
+        """It has its outcome."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What a fleet does; `ScoringApp` is one."""
+
+    def read(self, entry: Entry) -> Reading:
+        """Fetch, decode and enhance; raises ImageError."""
+
+    def segment(self, reading: Reading) -> Segmentation:
+        """Networks and lesion table; raises ImageError."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardScorer:
+    """Scores shards of a run, several at a time if asked from several threads."""
+
+    scorer: Scorer
+    dest: Store
+    """Of plan and outcomes."""
+    artefacts: Store
+    """Of masks and overlays: the same, but for a retry, whose lie beside those of the run."""
+    run: Run
+    threads: Executor
+    """As many as photographs may be in flight, of all shards together: the end of one leaves no thread idle."""
+    recorder: Recorder
+
+    def score(self, shard: Shard) -> int:
+        """Score a shard, write its masks and overlays, commit it, and return the number of its photographs.
+
+        One that another driver has committed meanwhile is left as it is.
+
+        Raises:
+            StoreError: the destination cannot be written; the shard stays uncommitted.
+            FleetBrokenError: the fleet fails whatever it is given; the shard stays uncommitted.
+        """
+        if is_committed(self.dest, shard):
+            return shard.images
+        entries = read_shard(self.dest, shard)
+        outcomes = list(self.threads.map(self.decide, entries))
+        commit(self.dest, self.run, shard, outcomes)
+        return len(outcomes)
+
+    def decide(self, entry: Entry) -> Outcome:
+        """One photograph to its outcome, tried at most twice."""
+        self.recorder.begun()
+        outcome = self._attempt(entry, 1)
+        for attempt in range(2, MAX_ATTEMPTS + 1):
+            if outcome.reason not in _WORTH_RETRYING:
+                break
+            outcome = self._attempt(entry, attempt)
+        self.recorder.decided(outcome)
+        return outcome
+
+    def _attempt(self, entry: Entry, attempt: int) -> Outcome:
+        reading = None
+        try:
+            reading = self.scorer.read(entry)
+            segmentation = self.scorer.segment(reading)
+        except ImageError as error:
+            facts = None if reading is None else reading.facts
+            return Outcome(key=entry.key, etag=entry.etag, reason=error.reason, attempts=attempt, facts=facts)
+        began = time.perf_counter()
+        mask_key, overlay_key = self._write(entry, segmentation)
+        write = {"write": time.perf_counter() - began}
+        return Outcome(
+            key=entry.key,
+            etag=entry.etag,
+            reason=None,
+            attempts=attempt,
+            facts=reading.facts,
+            lesions=segmentation.lesions,
+            mask_key=mask_key,
+            overlay_key=overlay_key,
+            seconds=reading.facts.seconds | segmentation.seconds | write,
+        )
+
+    def _write(self, entry: Entry, segmentation: Segmentation) -> tuple[str, str]:
+        """Write mask and overlay, unless a run that was cut short has: the same name means the same bytes."""
+        name = artefact_name(entry, self.run.model_digest, self.run.config_digest)
+        mask_key, overlay_key = f"masks/{name}.png", f"overlays/{name}.jpg"
+        self.artefacts.create(mask_key, segmentation.mask_png)
+        self.artefacts.create(overlay_key, segmentation.overlay_jpeg)
+        return mask_key, overlay_key

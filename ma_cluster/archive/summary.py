@@ -1,0 +1,123 @@
+"""What a run came to, retries included: counts over its committed shards, and summary.json. No Ray in here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ma_cluster.archive.outcomes import SECONDS
+from ma_cluster.archive.retry import latest_outcomes
+from ma_cluster.archive.run import Run, committed_at, mark_finished, read_outcomes
+from ma_cluster.errors import MaClusterError
+from ma_cluster.storage.store import Store
+
+COUNTED = ["status", "reason", "lesion_count", "height", "width", *SECONDS.values()]
+"""Columns that `count_outcomes` reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartCounts:
+    """Counts of one committed shard."""
+
+    committed_at: float
+    """Seconds since 1970."""
+    images: int
+    statuses: Counter[str]
+    reasons: Counter[str]
+    lesions: int
+    megapixels: float
+    """Of the photographs that could be read."""
+    seconds: dict[str, float]
+    """By stage, over all photographs; stages of different photographs run beside each other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A finished run: how many photographs ended how. Also what summary.json holds."""
+
+    run: str
+    images: int
+    statuses: dict[str, int]
+    reasons: dict[str, int]
+    lesions: int
+    megapixels: float
+    seconds: dict[str, float]
+    """By stage, over all photographs."""
+    started: str
+    finished: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether every photograph was scored."""
+        return self.statuses.get("scored", 0) == self.images
+
+
+def count_parts(dest: Store) -> Iterator[PartCounts]:
+    """Counts of each committed shard; a photograph that was retried counts where it was last."""
+    return (count_outcomes(outcomes) for outcomes in latest_outcomes(dest, COUNTED))
+
+
+def count_part(dest: Store, number: int) -> PartCounts:
+    """Counts of one committed shard of a run without retries."""
+    return count_outcomes(read_outcomes(dest, number, COUNTED))
+
+
+def count_outcomes(outcomes: pa.Table) -> PartCounts:
+    """Counts of outcomes that were committed together, with the columns `COUNTED`."""
+    statuses, reasons = Counter(outcomes["status"].to_pylist()), Counter(outcomes["reason"].to_pylist())
+    reasons.pop(None, None)
+    lesions = sum(count or 0 for count in outcomes["lesion_count"].to_pylist())
+    sizes = zip(outcomes["height"].to_pylist(), outcomes["width"].to_pylist(), strict=True)
+    megapixels = sum(height * width for height, width in sizes if height is not None) / 1e6
+    seconds = {stage: pc.sum(outcomes[column]).as_py() or 0.0 for stage, column in SECONDS.items()}
+    return PartCounts(committed_at(outcomes), outcomes.num_rows, statuses, reasons, lesions, megapixels, seconds)
+
+
+def total(parts: Iterable[PartCounts]) -> PartCounts:
+    """The sum; `committed_at` is the latest."""
+    out = PartCounts(0.0, 0, Counter(), Counter(), 0, 0.0, dict.fromkeys(SECONDS, 0.0))
+    for part in parts:
+        out = PartCounts(
+            max(out.committed_at, part.committed_at),
+            out.images + part.images,
+            out.statuses + part.statuses,
+            out.reasons + part.reasons,
+            out.lesions + part.lesions,
+            out.megapixels + part.megapixels,
+            {stage: seconds + part.seconds[stage] for stage, seconds in out.seconds.items()},
+        )
+    return out
+
+
+def finish_run(dest: Store, run: Run) -> Summary:
+    """Check that each photograph has its outcome, and write `finished` and summary.json.
+
+    Raises:
+        MaClusterError: outcomes are missing.
+    """
+    counts = total(count_parts(dest))
+    if counts.images != run.plan.images:
+        raise MaClusterError(
+            f"{run.plan.images - counts.images} photographs of run {run.id} have no outcome; start it again to resume"
+        )
+    run = mark_finished(dest, run)
+    assert run.finished is not None
+    summary = Summary(
+        run=run.id,
+        images=counts.images,
+        statuses=dict(sorted(counts.statuses.items())),
+        reasons=dict(sorted(counts.reasons.items())),
+        lesions=counts.lesions,
+        megapixels=round(counts.megapixels, 3),
+        seconds={stage: round(seconds, 3) for stage, seconds in counts.seconds.items()},
+        started=run.started,
+        finished=run.finished,
+    )
+    dest.create("summary.json", (json.dumps(dataclasses.asdict(summary), indent=2) + "\n").encode())
+    return summary

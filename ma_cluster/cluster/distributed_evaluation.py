@@ -1,0 +1,145 @@
+"""An evaluation on Ray: a task looks at one photograph, the driver adds up what they find.
+
+samples of a split -> [read -> networks, each once -> counts of every row] -> Tally
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from ma_cluster.bundle import Bundle
+from ma_cluster.cluster.connection import connected
+from ma_cluster.config import SplitConfig
+from ma_cluster.errors import ImageError, MaClusterError, UsageError
+from ma_cluster.evaluation.rows import ROWS, rows_given
+from ma_cluster.evaluation.tally import Tally, evaluate_photograph
+from ma_cluster.images.datasets import Sample, Split, read_dataset, read_healthy
+
+_RETRIES = 2  # of a task whose worker or node was lost; a photograph that is of no use is not tried again
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationRequest:
+    """What is to be evaluated on what, with how much."""
+
+    data: str
+    """URL of the data set: IDRiD's layout, or a manifest."""
+    split: Split
+    rows: tuple[str, ...] | None = None
+    """Names of the rows; None for all that the model gives."""
+    healthy: str | None = None
+    """URL of a folder of photographs without lesions, on which lesions are only counted. For the validation split
+    those that the recipe names, for the test split all."""
+    gpus: float = 0.0
+    """For each photograph under way, a share allowed; 0 runs the networks on the CPU."""
+    address: str | None = None
+    """Of a Ray cluster; None for the one that is up in this process, else RAY_ADDRESS's, else a local one."""
+
+
+def evaluate(
+    bundle: Bundle, request: EvaluationRequest, on_progress: Callable[[int, int], None] | None = None
+) -> Tally:
+    """Look at each photograph of a split once. What is found does not depend on the workers or their number.
+
+    Args:
+        bundle: the model; it goes to the workers through the object store.
+        request: what is to be evaluated.
+        on_progress: told how many photographs are done, of how many.
+
+    Raises:
+        UsageError: no such row, no photograph, or one that cannot be used.
+        StoreError: a photograph or mask cannot be read.
+        MaClusterError: workers died too often.
+    """
+    rows = chosen_rows(bundle, request.rows)
+    jobs = _jobs(request, bundle.recipe.split, rows)
+    with connected(request.address, waiting_cpus=0):
+        # in a tuple, so that Ray hands on the reference itself: workers load a model once, not for each photograph
+        model = (ray.put(bundle),)
+        task: Any = ray.remote(_look).options(num_cpus=1, num_gpus=request.gpus, max_retries=_RETRIES)
+        pending = {task.remote(model, job, request.gpus > 0): job.number for job in jobs}
+        tally = Tally()
+        while pending:
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            tally += _result(done, pending.pop(done), len(jobs))
+            if on_progress is not None:
+                on_progress(len(jobs) - len(pending), len(jobs))
+    return tally
+
+
+def chosen_rows(bundle: Bundle, wanted: Sequence[str] | None) -> list[str]:
+    """The rows that are counted, in the paper's order.
+
+    Raises:
+        UsageError: there is no row of a name, or the model has not the network for it.
+    """
+    given = rows_given(bundle.weights)
+    if wanted is None:
+        return given
+    unknown, missing = set(wanted) - ROWS.keys(), set(wanted) - set(given)
+    if unknown or not wanted:
+        raise UsageError(f"no row named {', '.join(sorted(unknown)) or 'nothing'}; there are all, {', '.join(ROWS)}")
+    if missing:
+        raise UsageError(
+            f"the model has no network for {', '.join(sorted(missing))}; `ma-cluster bundle` packs one (--prn, --cls)"
+        )
+    return [row for row in given if row in wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    number: int
+    sample: Sample
+    rows: tuple[str, ...]
+
+
+def _jobs(request: EvaluationRequest, split: SplitConfig, rows: Sequence[str]) -> list[_Job]:
+    """Photographs whose microaneurysms are all known, then the healthy ones."""
+    samples = [sample for sample in read_dataset(request.data, split) if sample.split == request.split]
+    known = [sample for sample in samples if sample.mask or sample.label == "healthy"]
+    if not any(sample.mask for sample in known):
+        raise UsageError(
+            f"no photograph of the {request.split} split has a mask of microaneurysms; check data and split"
+        )
+    healthy = [] if request.healthy is None else read_healthy(request.healthy, split)
+    if request.split == "validation":
+        healthy = [sample for sample in healthy if sample.split == "validation"]
+    if request.healthy is not None and not healthy:
+        raise UsageError("no healthy photographs of this split in that folder; the recipe names those that validate")
+    pooled = [_Job(number, sample, tuple(rows)) for number, sample in enumerate(known, 1)]
+    return [*pooled, *(_Job(number, sample, ()) for number, sample in enumerate(healthy, len(pooled) + 1))]
+
+
+def _look(model: tuple[ray.ObjectRef[Bundle]], job: _Job, cuda: bool) -> Tally:
+    return evaluate_photograph(_detector(model[0], cuda), job.sample, job.number, job.rows)
+
+
+@lru_cache(maxsize=1)
+def _detector(bundle: ray.ObjectRef[Bundle], cuda: bool) -> Any:
+    """The worker's model."""
+    from ma_cluster.lesions.detector import Detector
+
+    return Detector(ray.get(bundle), device="cuda" if cuda else "cpu", threads=1)
+
+
+def _result(done: ray.ObjectRef[Tally], number: int, total: int) -> Tally:
+    """What was found on a photograph; names it by its number, as a file's name may be a patient's."""
+    try:
+        return ray.get(done)
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, ImageError | UsageError):
+            text = f"photograph {number} of {total} in the order of their names is of no use: {cause}"
+            raise UsageError(text) from None
+        if isinstance(cause, MaClusterError):
+            raise type(cause)(f"photograph {number} of {total} in the order of their names: {cause}") from None
+        raise
+    except RayError as error:
+        text = f"the worker that looked at photograph {number} of {total} died ({type(error).__name__}): {error}"
+        raise MaClusterError(text) from error

@@ -1,0 +1,108 @@
+"""A `Tally` of all photographs -> the figures of the paper's Table 2, with intervals, and a word on each claim."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from ma_cluster.errors import UsageError
+from ma_cluster.evaluation.bootstrap import Interval, draw_weights, interval, resampled_precision, verdict
+from ma_cluster.evaluation.froc import RATES, sensitivity_at
+from ma_cluster.evaluation.scoring import Operating, at_threshold, auc_pr_33, average_precision, best_f1
+from ma_cluster.evaluation.tally import RowCounts, Tally
+
+CLAIMS = (
+    ("hgn_geometric", "hgn_1x"),
+    ("hgn_geometric", "hgn_half"),
+    ("hgn_arithmetic", "hgn_1x"),
+    ("hgn_arithmetic", "hgn_half"),
+    ("prn_geometric", "hgn_geometric"),
+    ("prn_arithmetic", "hgn_arithmetic"),
+    ("prn_geometric", "cls_geometric"),
+    ("prn_arithmetic", "cls_arithmetic"),
+)
+"""What the paper says is better than what: two scales than one, refinement than none, triplet loss than none."""
+DECIMALS = 4
+
+
+def table_figures(tally: Tally, thresholds: Mapping[str, float]) -> dict[str, Any]:
+    """The rows and differences of table.json.
+
+    Args:
+        tally: of all photographs.
+        thresholds: by row, where validation chose one; the others get the best one of these photographs.
+
+    Raises:
+        UsageError: no photograph has a lesion.
+    """
+    if not any(row.lesions.lesions for row in tally.rows.values()):
+        raise UsageError("the masks of these photographs hold no lesion, so there is nothing to find; check the data")
+    pooled = [photograph.pixels for photograph in tally.photographs if photograph.pixels]
+    weights = draw_weights(len(pooled))
+    drawn = {name: resampled_precision([pixels[name] for pixels in pooled], weights) for name in tally.rows}
+    rows = {name: _row(counts, drawn[name], thresholds.get(name)) for name, counts in tally.rows.items()}
+    claims = [(better, than) for better, than in CLAIMS if better in rows and than in rows]
+    differences = [_difference(better, than, tally.rows, drawn) for better, than in claims]
+    return {"rows": rows, "differences": differences}
+
+
+def healthy_figures(tally: Tally) -> dict[str, Any] | None:
+    """Lesions called on photographs that have none; None without such photographs."""
+    called = [photograph.called for photograph in tally.photographs if photograph.healthy]
+    if not called:
+        return None
+    return {
+        "images": len(called),
+        "lesions_per_image": _rounded(float(np.mean(called))),
+        "median": float(np.median(called)),
+        "most": max(called),
+        "images_without": sum(count == 0 for count in called),
+    }
+
+
+def _row(counts: RowCounts, drawn: Float[ndarray, "r"], threshold: float | None) -> dict[str, Any]:
+    pixels, bounds = counts.pixels, interval(drawn)
+    best = best_f1(pixels)
+    operating = best if threshold is None else at_threshold(pixels, threshold)
+    froc = {f"{rate:g}": _rounded(sensitivity_at(counts.lesions, rate)) for rate in RATES}
+    return {
+        "auc_pr_33": _rounded(auc_pr_33(pixels)),
+        "average_precision": _rounded(average_precision(pixels)),
+        "ci_low": _rounded(bounds.low),
+        "ci_high": _rounded(bounds.high),
+        **_operating(operating),
+        "threshold_from": "these photographs" if threshold is None else "the bundle's validation",
+        "at_half": _operating(at_threshold(pixels, 0.5)),
+        "best": _operating(best),
+        "froc": froc | {"mean": _rounded(float(np.mean([sensitivity_at(counts.lesions, rate) for rate in RATES])))},
+    }
+
+
+def _operating(operating: Operating) -> dict[str, float]:
+    return {name: _rounded(value) for name, value in dataclasses.asdict(operating).items()}
+
+
+def _difference(
+    better: str, than: str, rows: Mapping[str, RowCounts], drawn: Mapping[str, Float[ndarray, "r"]]
+) -> dict[str, Any]:
+    exact = interval(drawn[better] - drawn[than])
+    bounds = Interval(_rounded(exact.low), _rounded(exact.high), _rounded(exact.above_zero))
+    difference = average_precision(rows[better].pixels) - average_precision(rows[than].pixels)
+    return {
+        "better": better,
+        "than": than,
+        "difference": _rounded(difference),
+        "ci_low": bounds.low,
+        "ci_high": bounds.high,
+        "share_above_zero": bounds.above_zero,
+        "claim": verdict(bounds, rows[better].lesions.photographs),
+    }
+
+
+def _rounded(value: float) -> float:
+    return round(value, DECIMALS) + 0.0  # no -0.0

@@ -1,0 +1,120 @@
+"""One photograph of a data set -> all that an evaluation needs of it, in a `Tally` that adds up over photographs.
+
+Each network runs once; every row is counted from its maps, on the photograph's own grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+from numpy import ndarray
+
+from ma_cluster.errors import UsageError
+from ma_cluster.evaluation.bootstrap import coarse
+from ma_cluster.evaluation.examples import Example, Judged, find_examples, worst_first
+from ma_cluster.evaluation.froc import LesionCounts, label
+from ma_cluster.evaluation.rows import network_of, row_map
+from ma_cluster.evaluation.scoring import PixelCounts
+from ma_cluster.hypotheses.fusion import fuse
+from ma_cluster.images.contrast import Prepared
+from ma_cluster.images.datasets import Sample, decode_mask, read_object
+from ma_cluster.lesions.detector import Detector, Map, Maps
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Pixels and lesions of one row. Adds up."""
+
+    pixels: PixelCounts
+    lesions: LesionCounts
+
+    def __add__(self, other: RowCounts) -> RowCounts:
+        return RowCounts(self.pixels + other.pixels, self.lesions + other.lesions)
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """What is kept of each photograph apart. `number` is its place in the evaluation, from 1."""
+
+    number: int
+    digest: str
+    """sha256 of its bytes and its mask's."""
+    healthy: bool
+    called: int
+    """Lesions that `Detector.detect` reports on it."""
+    pixels: dict[str, Int64[ndarray, "2 b"]]
+    """Coarse pixel counts by row; none where it is counted among the healthy ones only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Photographs looked at so far: the sum of two is that of all their photographs, in any order."""
+
+    rows: dict[str, RowCounts] = field(default_factory=dict)
+    photographs: tuple[Photograph, ...] = ()
+    examples: tuple[Example, ...] = ()
+
+    def __add__(self, other: Tally) -> Tally:
+        if not (self.rows and other.rows):
+            rows = self.rows or other.rows
+        else:
+            rows = {name: counts + other.rows[name] for name, counts in self.rows.items()}
+        photographs = sorted((*self.photographs, *other.photographs), key=lambda photograph: photograph.number)
+        return Tally(rows, tuple(photographs), tuple(worst_first((*self.examples, *other.examples))))
+
+
+def evaluate_photograph(detector: Detector, sample: Sample, number: int, rows: Sequence[str]) -> Tally:
+    """Look at one photograph.
+
+    Args:
+        detector: the model.
+        sample: with its mask, or healthy: then everything called is false.
+        number: of the photograph in the evaluation.
+        rows: names of the rows that are counted; with none only the lesions that `detect` reports are.
+
+    Raises:
+        ImageRefusedError: the photograph cannot be scored.
+        UsageError: photograph and mask are of different sizes.
+        StoreError: photograph or mask cannot be read.
+    """
+    data = read_object(sample.image)
+    mask = None if sample.mask is None else read_object(sample.mask)
+    prepared = detector.prepare(data)
+    digest = hashlib.sha256(data + (mask or b"")).hexdigest()
+    healthy = sample.label == "healthy"
+    if not rows:
+        return Tally(photographs=(Photograph(number, digest, healthy, len(detector.segment(prepared).lesions), {}),))
+    labels = label(_reference(mask, prepared))
+    own = "prn" if "prn" in detector.refiners else "hgn"
+    maps = _maps(detector, prepared, {own, *map(network_of, rows)})
+    detection = detector.decide(prepared, maps[own])
+    fused = prepared.grid.uncrop(fuse(maps[own].stack(), detector.recipe.detector.fusion), prepared.shape)
+    examples = find_examples(Judged(prepared, detection.mask, labels, fused), number)
+    counts = {row: _count(row_map(row, maps, prepared), labels) for row in rows}
+    pixels = {row: coarse(of_row.pixels) for row, of_row in counts.items()}
+    return Tally(counts, (Photograph(number, digest, healthy, len(detection.lesions), pixels),), tuple(examples))
+
+
+def _maps(detector: Detector, prepared: Prepared, networks: Collection[str]) -> dict[str, Maps]:
+    """The maps of the hypothesis networks, and as each of the other networks completes them."""
+    hypotheses = detector.hypotheses(prepared)
+    refiners = [network for network in detector.refiners if network in networks]
+    return {"hgn": hypotheses} | {name: detector.refinements(prepared, hypotheses, name) for name in refiners}
+
+
+def _count(probability: Map, labels: Int32[ndarray, "h w"]) -> RowCounts:
+    return RowCounts(PixelCounts.of(probability, labels > 0), LesionCounts.of(probability, labels))
+
+
+def _reference(mask: bytes | None, prepared: Prepared) -> Bool[ndarray, "h w"]:
+    if mask is None:
+        return np.zeros(prepared.shape, dtype=bool)
+    reference = decode_mask(mask)
+    if reference.shape != prepared.shape:
+        sizes = [f"{shape[1]} x {shape[0]}" for shape in (reference.shape, prepared.shape)]
+        raise UsageError(f"its mask is of {sizes[0]} pixels, the photograph upright of {sizes[1]}; give masks its grid")
+    return reference

@@ -1,0 +1,106 @@
+"""One photograph of an archive from its object to network input, with what is said of its quality. No Ray in here.
+
+The Reader deployment calls `read_photograph`, or `read_bytes` for an upload; whatever goes wrong comes back as that
+photograph's ImageError. Only the decoder, which is passed in, sees the bytes; from its pixels on nothing depends on
+what a stranger has written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+from numpy import ndarray
+
+from ma_cluster.config import ImageConfig
+from ma_cluster.errors import ImageFailedError, ObjectChangedError, ObjectMissingError, Reason, StoreError
+from ma_cluster.images.contrast import Prepared, prepare
+from ma_cluster.images.fundus import Fov, half_scale, half_scale_mask, locate
+from ma_cluster.storage.manifest import Source
+from ma_cluster.storage.store import Entry
+
+Decode = Callable[[bytes], UInt8[ndarray, "h w 3"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Figures by which a grader sorts out bad photographs. Of the green channel inside the FOV, on the 0.5x grid."""
+
+    brightness: float
+    """Mean, 0..1."""
+    contrast: float
+    """Standard deviation, 0..1."""
+    sharpness: float
+    """Standard deviation of the Laplacian, 0..1: falls with blur, rises with noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a photograph once it is read, without its pixels."""
+
+    height: int
+    width: int
+    fov: Fov
+    quality: Quality
+    seconds: dict[str, float]
+    """Wall time of the stages fetch (where it was fetched), decode and prepare."""
+
+
+def read_photograph(source: Source, entry: Entry, config: ImageConfig, decode: Decode) -> tuple[Prepared, Facts]:
+    """Fetch the object that was planned and read it.
+
+    Raises:
+        ImageError: as `read_bytes` raises it.
+        ImageFailedError: changed, where it is not the object that was planned; store_error, where the store failed.
+    """
+    began = time.perf_counter()
+    data = _fetch(source, entry, config)
+    seconds = {"fetch": time.perf_counter() - began}
+    prepared, facts = read_bytes(data, config, decode)
+    return prepared, dataclasses.replace(facts, seconds=seconds | facts.seconds)
+
+
+def read_bytes(data: bytes, config: ImageConfig, decode: Decode) -> tuple[Prepared, Facts]:
+    """Decode an encoded photograph, find its FOV and enhance it.
+
+    Raises:
+        ImageError: as the decoder raises it.
+        ImageRefusedError: its content cannot be scored.
+    """
+    began = time.perf_counter()
+    pixels = decode(data)
+    decoded = time.perf_counter()
+    fundus = locate(pixels, config)
+    prepared = prepare(fundus, config)
+    quality = measure_quality(half_scale(fundus.canonical), half_scale_mask(fundus.canonical_fov))
+    seconds = {"decode": decoded - began, "prepare": time.perf_counter() - decoded}
+    return prepared, Facts(*prepared.shape, prepared.fov, quality, seconds)
+
+
+def measure_quality(rgb: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]) -> Quality:
+    """Brightness, contrast and sharpness of the green channel, where lesions and vessels show best."""
+    green = rgb[:, :, 1]
+    # Two pixels inside the FOV: the Laplacian at its rim would measure the dark surround.
+    inner = cv2.erode(fov.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+    if not inner.any():
+        return Quality(0.0, 0.0, 0.0)
+    laplacian = cv2.Laplacian(green, cv2.CV_32F)
+    values = green[inner].astype(np.float32) / 255
+    return Quality(float(values.mean()), float(values.std()), float(laplacian[inner].std() / 255))
+
+
+def _fetch(source: Source, entry: Entry, config: ImageConfig) -> bytes:
+    try:
+        data = source.get(entry.key, max_bytes=config.max_bytes, etag=entry.etag)
+    except (ObjectMissingError, ObjectChangedError) as error:
+        raise ImageFailedError(Reason.CHANGED, str(error)) from error
+    except StoreError as error:
+        raise ImageFailedError(Reason.STORE_ERROR, str(error)) from error
+    if len(data) != entry.size:  # of a store that sends no checksum, whose Content-Length says too little
+        raise ImageFailedError(Reason.STORE_ERROR, f"{len(data)} bytes came, {entry.size} were listed")
+    return data

@@ -1,0 +1,76 @@
+"""A trained network made ready for inference: fewer and faster passes through memory, the same answers to rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class Join(nn.Module):
+    """The channels of y, then those of z. `apart` leaves joining to the convolution that follows, if that can do it."""
+
+    apart = False
+
+    def forward(
+        self, y: Float[Tensor, "n c h w"], z: Float[Tensor, "n r h w"]
+    ) -> Float[Tensor, "n d h w"] | tuple[Float[Tensor, "n c h w"], Float[Tensor, "n r h w"]]:
+        return (y, z) if self.apart else torch.cat([y, z], dim=1)
+
+
+def fold(network: nn.Module) -> None:
+    """Change a network in eval mode in place; it cannot be trained any more.
+
+    Batch norms go into the convolutions before them. On a CPU with oneDNN the convolutions become its own, which take
+    the ReLU that follows along, and the joining of streams before; torch's take longer, most of all over 8 channels and
+    with kernels of 1 x 1.
+    """
+    for sequence in _beginning_with(network, nn.Conv2d, nn.BatchNorm2d):
+        sequence[0], sequence[1] = fuse_conv_bn_eval(sequence[0], sequence[1]), nn.Identity()
+    if not torch.backends.mkldnn.is_available() or next(network.parameters()).device.type != "cpu":
+        return
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Conv2d:
+                setattr(module, name, OneDnnConv2d.of(child))
+            if isinstance(child, Join):
+                child.apart = True
+    for sequence in _beginning_with(network, OneDnnConv2d, nn.Identity, nn.ReLU):
+        sequence[0].after, sequence[2] = "relu", nn.Identity()
+
+
+def _beginning_with(network: nn.Module, *kinds: type[nn.Module]) -> list[Any]:
+    """The sequences whose first modules are of these kinds."""
+    sequences = [module for module in network.modules() if isinstance(module, nn.Sequential)]
+    return [found for found in sequences if [*map(type, found)][: len(kinds)] == [*kinds]]
+
+
+class OneDnnConv2d(nn.Conv2d):
+    """A convolution by oneDNN, with what comes `after` it in the same pass: none or relu. Inference only."""
+
+    after = "none"
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> OneDnnConv2d:
+        """With the geometry and the weights of a convolution."""
+        ours = cls.__new__(cls)
+        ours.__dict__ = conv.__dict__
+        return ours
+
+    def forward(self, x: Float[Tensor, "n c h w"] | tuple[Tensor, Tensor]) -> Float[Tensor, "n d hs ws"]:
+        """Of parts, the sum of what each gives: copying them together would take a fifth as long again."""
+        geometry = (self.padding, self.stride, self.dilation, self.groups)
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        if isinstance(x, Tensor):
+            whole: Tensor = convolve(x, self.weight, self.bias, *geometry, self.after, [], "")
+            return whole
+        first, second = self.weight.split([part.shape[1] for part in x], dim=1)
+        total: Tensor = convolve(x[0], first, None, *geometry, "none", [], "")
+        after = None if self.after == "none" else self.after
+        torch.ops.mkldnn._convolution_pointwise_.binary(
+            total, x[1], second, self.bias, *geometry, "add", 1.0, after, [], None
+        )
+        return total

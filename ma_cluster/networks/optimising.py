@@ -1,0 +1,37 @@
+"""The optimiser that every network is trained with, its learning rate by step, and the second half of a step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ma_cluster.config import HgnConfig, PrnConfig
+
+
+def build_optimizer(model: nn.Module, config: HgnConfig | PrnConfig) -> torch.optim.AdamW:
+    """Adam with decoupled weight decay on kernels only; biases and batch-norm scales are free."""
+    kernels = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def learning_rate(step: int, config: HgnConfig | PrnConfig) -> float:
+    """Rate at a step: linear from 0 over the warm-up, then a half cosine that ends at 0 after `config.steps`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def descend(model: nn.Module, optimizer: torch.optim.Optimizer, total: Float[Tensor, ""], rate: float) -> None:
+    """The second half of any network's step: gradient, clipped to norm 1, and the optimiser at a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()

@@ -1,0 +1,161 @@
+"""A finished evaluation -> what people read of it: table.json, table.md, the curves and the pictures of examples."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from ma_cluster.bundle import Bundle
+from ma_cluster.config import digest
+from ma_cluster.evaluation.bootstrap import COVERAGE, FEWEST, RESAMPLES, SEED
+from ma_cluster.evaluation.figures import healthy_figures, table_figures
+from ma_cluster.evaluation.rows import ROWS, network_of, rows_given
+from ma_cluster.evaluation.tally import Tally
+from ma_cluster.report.curves import draw_froc, draw_pr
+from ma_cluster.report.example_sheets import sheets
+from ma_cluster.storage.store import Store
+
+PAPER = {
+    "hgn_1x": (0.3374, 0.3618, 0.2970, 0.4626),
+    "hgn_half": (0.3411, 0.4001, 0.4380, 0.3682),
+    "hgn_geometric": (0.3622, 0.3866, 0.5115, 0.3108),
+    "hgn_arithmetic": (0.3701, 0.4156, 0.4741, 0.3701),
+    "cls_geometric": (0.3895, 0.4153, 0.5402, 0.3374),
+    "cls_arithmetic": (0.3905, 0.4368, 0.4973, 0.3895),
+    "prn_arithmetic": (0.3978, 0.4323, 0.5405, 0.3602),
+    "prn_geometric": (0.4196, 0.3848, 0.6113, 0.2807),
+}
+"""AUC PR, F1, precision and recall of the paper's Table 2, on IDRiD's 27 test photographs."""
+CONVENTIONS = {
+    "called": "A pixel is called where p >= threshold. Pixels are counted on each photograph's own grid and pooled "
+    + "over all photographs, those without lesions too.",
+    "precision": "1 where nothing is called.",
+    "auc_pr_33": "Trapezoid of precision against recall at thresholds 0, 1/32, ..., 1, as in the IDRiD challenge and "
+    + "the paper; recall is 1 at threshold 0; no point is added at either end. Coarse: a "
+    + "map whose scores lie between two thresholds is flattered.",
+    "average_precision": "Sum over all thresholds of (recall step) x precision, as in scikit-learn; never to be "
+    + "compared with auc_pr_33.",
+    "ci": f"Percentile interval ({COVERAGE:.0%}) of the average precision over {RESAMPLES} resamples of the photographs"
+    + f" (seed {SEED}), from counts in some 2000 score bins. Differences are of the same resamples, so paired.",
+    "claim": "Of 'better beats than': holds where the whole interval of the difference is above 0, does not where it "
+    + f"is below, else, or with fewer than {FEWEST} photographs, cannot be told.",
+    "threshold": "f1, precision and recall are at the best-F1 threshold of the bundle's validation where it has one, "
+    + "else of these photographs (threshold_from says which); at_half is at 0.5, best at the best of these.",
+    "froc": "Share of the reference lesions found with at most so many false ones a photograph. Lesions are "
+    + "8-connected; one overlapping pixel finds a lesion; a called component without overlap is false, however small. "
+    + "Thresholds from the highest down to where the rate is first passed. A component that covers much finds much.",
+    "healthy": "Lesions that `detect` reports, at the detector's own fusion, threshold and smallest area.",
+}
+_COLUMNS = ["row", "AUC PR (33)", "average precision", "F1", "precision", "recall", "FROC mean"]
+_PAPER_COLUMNS = ["paper: AUC PR", "F1", "precision", "recall"]
+
+
+def table(tally: Tally, bundle: Bundle, split: str) -> dict[str, Any]:
+    """The content of table.json.
+
+    Raises:
+        UsageError: no photograph has a lesion.
+    """
+    validated: Mapping[str, Any] = bundle.validation.get("rows", {})
+    thresholds = {row: float(figures["threshold"]) for row, figures in validated.items()}
+    pooled = [photograph for photograph in tally.photographs if photograph.pixels]
+    detector, given = bundle.recipe.detector, rows_given(bundle.weights)
+    return {
+        **table_figures(tally, thresholds),
+        "left_out": {row: f"the bundle has no {network_of(row)}" for row in ROWS if row not in given},
+        "images": len(pooled),
+        "lesions": next(iter(tally.rows.values())).lesions.lesions,
+        "healthy": healthy_figures(tally),
+        "split": split,
+        "bundle": bundle.digest,
+        "detector": {"network": _own(bundle), "fusion": detector.fusion, "threshold": detector.threshold},
+        "data": digest(sorted(photograph.digest for photograph in pooled)),
+        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "coverage": COVERAGE},
+        "conventions": CONVENTIONS,
+        "versions": {name: version(name) for name in ("ma_cluster", "torch", "numpy", "opencv-python-headless", "ray")}
+        | {"python": platform.python_version()},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_evaluation(out: Store, values: Mapping[str, Any], tally: Tally) -> None:
+    """Every file of an evaluation; table.json last.
+
+    Raises:
+        StoreError: the destination cannot be written.
+    """
+    out.put("pr.png", draw_pr(tally, values))
+    out.put("froc.png", draw_froc(tally, values))
+    for name, jpeg in sheets(tally.examples).items():
+        out.put(f"examples/{name}.jpg", jpeg)
+    out.put("table.md", ("\n".join(markdown(values)) + "\n").encode())
+    out.put("table.json", (json.dumps(values, indent=2) + "\n").encode())
+
+
+def markdown(values: Mapping[str, Any]) -> Iterable[str]:
+    """The lines of table.md."""
+    yield f"# {values['images']} photographs ({values['split']}), {values['lesions']} microaneurysms"
+    yield ""
+    yield f"Model `{values['bundle'][:12]}`, data `{values['data'][:12]}`, {values['date']}."
+    yield "Conventions: see `table.json`."
+    yield ""
+    yield from rows_markdown(values)
+    yield ""
+    yield from differences_markdown(values)
+    yield ""
+    yield from healthy_markdown(values)
+
+
+def rows_markdown(values: Mapping[str, Any]) -> Iterable[str]:
+    """The table of the rows, the paper's figures beside."""
+    columns = [*_COLUMNS, *_PAPER_COLUMNS]
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for name in ROWS:
+        if name in values["rows"] or name in values["left_out"]:
+            cells = [name, *_own_cells(values, name), *(f"{value:.3f}" for value in PAPER[name])]
+            yield f"| {' | '.join(cells)} |"
+    sources = {row["threshold_from"] for row in values["rows"].values()}
+    yield ""
+    yield "Average precision with its 95 % interval over photographs. F1, precision, recall at the best threshold of"
+    yield f"{' or '.join(sorted(sources))}. The paper's figures are of IDRiD's 27 test photographs; its thresholds are"
+    yield "not stated."
+
+
+def _own_cells(values: Mapping[str, Any], name: str) -> list[str]:
+    """What was measured of a row, or why nothing was."""
+    if name in values["left_out"]:
+        return [values["left_out"][name], *[""] * (len(_COLUMNS) - 2)]
+    row = values["rows"][name]
+    interval = f"{row['average_precision']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f})"
+    rest = [row["f1"], row["precision"], row["recall"], row["froc"]["mean"]]
+    return [f"{row['auc_pr_33']:.3f}", interval, *(f"{value:.3f}" for value in rest)]
+
+
+def differences_markdown(values: Mapping[str, Any]) -> Iterable[str]:
+    """What these photographs say of the paper's claims."""
+    yield "| claim | difference in average precision | 95 % interval | |"
+    yield "|---|---|---|---|"
+    for d in values["differences"]:
+        interval = f"{d['ci_low']:+.3f} to {d['ci_high']:+.3f}"
+        yield f"| {d['better']} beats {d['than']} | {d['difference']:+.3f} | {interval} | {d['claim']} |"
+
+
+def healthy_markdown(values: Mapping[str, Any]) -> Iterable[str]:
+    """False lesions on photographs without any."""
+    healthy = values["healthy"]
+    if healthy is None:
+        yield "No photographs without lesions were given."
+        return
+    yield (
+        f"On {healthy['images']} photographs without lesions the model calls {healthy['lesions_per_image']:.1f} each "
+        f"(median {healthy['median']:g}, at most {healthy['most']}); {healthy['images_without']} have none."
+    )
+
+
+def _own(bundle: Bundle) -> str:
+    return "prn" if "prn" in bundle.weights else "hgn"

@@ -1,0 +1,93 @@
+"""Objects under a URL: local folders in local.py, S3 in s3.py, the only module that knows a storage library.
+
+A `Store` is rooted at a prefix; keys are relative to it, always with "/", and are never interpreted: an S3 key may hold
+anything a photographer's software has put into it. Listing streams, reading is capped, creating never overwrites.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+from urllib.parse import unquote, urlsplit
+
+from ma_cluster.errors import ImageRefusedError, Reason, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a listing."""
+
+    key: str
+    size: int
+    etag: str
+
+
+@runtime_checkable
+class Store(Protocol):
+    """What both kinds of store do. Every method raises StoreError, or what it names, when the store does not answer."""
+
+    url: str
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Objects whose key starts with `prefix`, sorted by key, page by page: memory stays flat."""
+
+    def head(self, key: str) -> Entry:
+        """The object as a listing would show it.
+
+        Raises:
+            ObjectMissingError: no such key.
+        """
+
+    def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
+        """The object's bytes.
+
+        Raises:
+            ObjectMissingError: no such key.
+            ObjectChangedError: `etag` is given and the object has another.
+            ImageRefusedError: too_large, where the object has more than `max_bytes`.
+        """
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write the whole object or nothing; whatever was there is replaced."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write the whole object only where there is none; False where there is one already."""
+
+
+def open_store(url: str | os.PathLike[str]) -> Store:
+    """The store of a local path, `file://` or `s3://bucket/prefix` URL. Nothing is opened or created yet.
+
+    S3-compatible servers by the standard AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
+
+    Raises:
+        UsageError: another scheme, or no bucket.
+    """
+    from ma_cluster.storage.local import LocalStore  # which stores an `Entry` of this module
+
+    text = os.fspath(url)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return LocalStore(Path(text))
+    if scheme == "file":
+        if not rest.startswith(("/", "localhost/")):
+            raise UsageError("a file:// URL needs an absolute path: file:///folder")
+        return LocalStore(Path(unquote(urlsplit(text).path)))
+    if scheme != "s3":
+        raise UsageError(
+            f"{scheme}:// is not a store this version knows; use a local path, file:// or s3://bucket/prefix"
+        )
+    bucket, _, prefix = rest.partition("/")
+    if not bucket:
+        raise UsageError("an s3:// URL needs a bucket: s3://bucket/prefix")
+    from ma_cluster.storage.s3 import S3Store  # boto3 takes half a second: not for local runs
+
+    return S3Store(bucket, prefix.strip("/"))
+
+
+def check_size(size: int, max_bytes: int | None) -> None:
+    """Raises ImageRefusedError: too_large, where an object of so many bytes is larger than allowed."""
+    if max_bytes is not None and size > max_bytes:
+        raise ImageRefusedError(Reason.TOO_LARGE, f"{size} bytes, the limit is {max_bytes}")

@@ -1,0 +1,116 @@
+"""What is chosen on validation photographs, on two photographs with drawn lesions and untrained networks."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from untrained import calibrated_frrn
+
+from ma_cluster.bundle import Bundle
+from ma_cluster.config import tiny
+from ma_cluster.evaluation.calibration import calibrate
+from ma_cluster.evaluation.rows import ROWS
+from ma_cluster.evaluation.scoring import PixelCounts, average_precision
+from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
+from ma_cluster.images.sample import write_sample
+from ma_cluster.lesions.detector import Detector
+from ma_cluster.refinement.step import build_prn
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    folder = tmp_path_factory.mktemp("data")
+    write_sample(str(folder), images=2)
+    return read_dataset(str(folder), tiny().split)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    torch.manual_seed(0)
+    recipe = tiny()
+    networks = {
+        "hgn_1x": calibrated_frrn(recipe.hgn_1x.width, seed=1),
+        "hgn_half": calibrated_frrn(recipe.hgn_half.width, seed=2),
+        "prn": build_prn(recipe.prn),
+    }
+    for name in ("hgn_1x", "hgn_half"):
+        networks[name].head.weight.data *= 0.1  # untrained, they would say 0 or 1 everywhere
+    return Bundle(recipe, {name: network.state_dict() for name, network in networks.items()}, "untrained")
+
+
+@pytest.fixture(scope="module")
+def calibrated(bundle: Bundle, samples: list[Sample]) -> Bundle:
+    detector = dataclasses.replace(bundle.recipe.detector, roi_recall=0.5)
+    return calibrate(dataclasses.replace(bundle, recipe=dataclasses.replace(bundle.recipe, detector=detector)), samples)
+
+
+def test_each_region_of_interest_keeps_the_lesion_pixels_it_must(calibrated: Bundle, samples: list[Sample]) -> None:
+    detector = Detector(calibrated)
+    kept = {"hgn_1x": 0, "hgn_half": 0}
+    lesion_pixels = 0
+    for sample in samples:
+        assert sample.mask is not None
+        prepared = detector.prepare(read_object(sample.image))
+        truth = decode_mask(read_object(sample.mask))
+        maps = detector.maps(prepared)
+        lesion_pixels += truth.sum()
+        config = calibrated.recipe.detector
+        for name, threshold in (("hgn_1x", config.roi_threshold_1x), ("hgn_half", config.roi_threshold_half)):
+            own = prepared.grid.uncrop(ROWS[name](maps), prepared.shape)
+            kept[name] += ((own >= threshold) & truth).sum()
+    assert [count / lesion_pixels for count in kept.values()] == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+def test_the_figures_of_a_row_are_those_of_its_maps(calibrated: Bundle, samples: list[Sample]) -> None:
+    detector = Detector(calibrated)
+    total = None
+    for sample in samples:
+        assert sample.mask is not None
+        prepared = detector.prepare(read_object(sample.image))
+        own = prepared.grid.uncrop(ROWS["prn_geometric"](detector.maps(prepared)), prepared.shape)
+        counts = PixelCounts.of(np.clip(own, 0, 1), decode_mask(read_object(sample.mask)))
+        total = counts if total is None else total + counts
+    assert total is not None
+    row = calibrated.validation["rows"]["prn_geometric"]
+    assert row["average_precision"] == pytest.approx(average_precision(total), abs=1e-4)
+
+
+def test_no_other_odds_of_the_refinement_would_do_better(calibrated: Bundle, samples: list[Sample]) -> None:
+    def best_of(odds: float) -> float:
+        detector = dataclasses.replace(calibrated.recipe.detector, prn_odds=odds)
+        changed = Detector(
+            dataclasses.replace(calibrated, recipe=dataclasses.replace(calibrated.recipe, detector=detector))
+        )
+        totals: dict[str, PixelCounts] = {}
+        for sample in samples:
+            prepared = changed.prepare(read_object(sample.image))
+            maps, truth = changed.maps(prepared), decode_mask(read_object(str(sample.mask)))
+            for row in ("prn_geometric", "prn_arithmetic"):
+                own = prepared.grid.uncrop(ROWS[row](maps), prepared.shape)
+                counts = PixelCounts.of(np.clip(own, 0, 1), truth)
+                totals[row] = totals[row] + counts if row in totals else counts
+        return max(average_precision(counts) for counts in totals.values())
+
+    chosen = calibrated.recipe.detector.prn_odds
+    assert best_of(chosen) >= max(best_of(odds) for odds in (1.0, 4.0, 16.0)) - 1e-6
+
+
+def test_the_better_fusion_and_its_best_threshold_are_kept(calibrated: Bundle) -> None:
+    rows, config = calibrated.validation["rows"], calibrated.recipe.detector
+    better = max(("geometric", "arithmetic"), key=lambda how: rows[f"prn_{how}"]["average_precision"])
+    assert config.fusion == better
+    assert config.threshold == max(1e-3, rows[f"prn_{better}"]["threshold"])
+
+
+def test_the_photographs_are_named_and_the_weights_stay(
+    calibrated: Bundle, bundle: Bundle, samples: list[Sample]
+) -> None:
+    assert calibrated.validation["photographs"] == [sample.name for sample in samples]
+    assert calibrated.weights is bundle.weights
+
+
+def test_without_refinement_the_hypotheses_alone_are_joined(bundle: Bundle, samples: list[Sample]) -> None:
+    weights = {name: values for name, values in bundle.weights.items() if name != "prn"}
+    calibrated = calibrate(dataclasses.replace(bundle, weights=weights), samples[:1])
+    assert set(calibrated.validation["rows"]) == {"hgn_1x", "hgn_half", "hgn_geometric", "hgn_arithmetic"}

@@ -1,0 +1,122 @@
+"""A training step: its schedule, its golden losses, and a resumed run that equals the one never stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ma_cluster.bundle import load_checkpoint, save_checkpoint
+from ma_cluster.config import HgnConfig, tiny
+from ma_cluster.hypotheses.frrn import Frrn
+from ma_cluster.hypotheses.step import HgnBatch, build_hgn, hgn_losses, hgn_probability, hgn_step
+from ma_cluster.networks.optimising import build_optimizer, descend, learning_rate
+from ma_cluster.networks.tensors import normalise
+
+CONFIG = replace(tiny().hgn_half, patch_px=32)
+
+
+def batch_of(step: int, config: HgnConfig = CONFIG) -> HgnBatch:
+    """Dark dots on grainy mid-grey, another mini-batch for each step."""
+    rng = np.random.default_rng(step)
+    count, side = config.batch_patches, config.patch_px
+    rows, cols = np.indices((side, side))
+    centres = rng.integers(10, side - 10, (count, 2, 1, 1))
+    lesion = np.hypot(rows - centres[:, 0], cols - centres[:, 1]) < 5
+    grey = rng.normal(128, 10, (count, 3, side, side)) - 60 * lesion[:, None]
+    return HgnBatch(torch.from_numpy(np.clip(grey, 0, 255).astype(np.uint8)), torch.from_numpy(lesion))
+
+
+def fresh(config: HgnConfig = CONFIG) -> tuple[Frrn, torch.optim.AdamW]:
+    torch.manual_seed(0)
+    model = build_hgn(config)
+    return model, build_optimizer(model, config)
+
+
+def run(model: Frrn, optimizer: torch.optim.AdamW, steps: range) -> list[float]:
+    return [hgn_step(model, optimizer, batch_of(step), step, CONFIG)["total"] for step in steps]
+
+
+def test_the_rate_warms_up_linearly_and_ends_at_zero_on_half_a_cosine() -> None:
+    config = HgnConfig(steps=110, warmup_steps=10, learning_rate=2.0)
+    rates = [learning_rate(step, config) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert (rates[10], rates[60], rates[110]) == pytest.approx((2.0, 1.0, 0.0))
+    assert rates[35] == pytest.approx(1 + 0.5**0.5)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_the_rate_stays_zero_after_the_last_step_and_needs_no_warm_up() -> None:
+    config = HgnConfig(steps=10, learning_rate=1.0)
+    assert learning_rate(0, config) == 1.0
+    assert learning_rate(15, config) == 0.0
+
+
+def test_normalise_puts_mid_grey_at_zero() -> None:
+    grey = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    assert normalise(grey).flatten().tolist() == [-1.0, 0.0, 127 / 128]
+
+
+def test_weight_decay_is_for_kernels_alone() -> None:
+    model = build_hgn(CONFIG)
+    kernels, others = build_optimizer(model, replace(CONFIG, weight_decay=0.1)).param_groups
+    assert (kernels["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert all(p.ndim == 4 for p in kernels["params"]) and all(p.ndim == 1 for p in others["params"])
+    assert len(kernels["params"]) + len(others["params"]) == len(list(model.parameters()))
+
+
+def test_the_terms_of_a_step_add_up() -> None:
+    model, optimizer = fresh()
+    terms = hgn_step(model, optimizer, batch_of(0), 0, replace(CONFIG, dice_weight=0.5))
+    assert terms["total"] == pytest.approx(terms["cross_entropy"] + 0.5 * terms["dice"])
+    assert 0 < terms["dice"] < 1
+
+
+def test_the_losses_of_the_tiny_recipe_are_golden() -> None:
+    """In float32, since bfloat16 differs among CPUs by some percent after four steps."""
+    (model, optimizer), totals = fresh(), []
+    for step in range(CONFIG.steps):
+        total = hgn_losses(model, batch_of(step), CONFIG, dtype=torch.float32).total
+        descend(model, optimizer, total, learning_rate(step, CONFIG))
+        totals.append(total.item())
+    assert totals == pytest.approx([3.01273, 2.35348, 2.01650, 1.79658], rel=1e-3)
+    assert run(*fresh(), range(CONFIG.steps)) == pytest.approx(totals, rel=0.05)
+
+
+def test_training_finds_the_dots() -> None:
+    config = replace(CONFIG, steps=30, learning_rate=5e-3)
+    model, optimizer = fresh(config)
+    for step in range(config.steps):
+        hgn_step(model, optimizer, batch_of(step), step, config)
+    unseen = batch_of(1000)
+    found = hgn_probability(model.eval(), unseen.patches) > 0.5
+    overlap = 2 * (found & unseen.lesion).sum() / (found.sum() + unseen.lesion.sum())
+    assert overlap > 0.8
+
+
+def test_two_steps_and_two_resumed_equal_four(tmp_path: Path) -> None:
+    model, optimizer = fresh()
+    losses = run(model, optimizer, range(4))
+    stopped, stopped_optimizer = fresh()
+    first = run(stopped, stopped_optimizer, range(2))
+    save_checkpoint(tmp_path / "last.safetensors", stopped, stopped_optimizer, {"step": 2})
+    torch.manual_seed(1)
+    resumed = build_hgn(CONFIG)
+    resumed_optimizer = build_optimizer(resumed, CONFIG)
+    position = load_checkpoint(tmp_path / "last.safetensors", resumed, resumed_optimizer)
+    second = run(resumed, resumed_optimizer, range(position["step"], 4))
+    assert first + second == losses
+    for name, ours in model.state_dict().items():
+        assert torch.equal(ours, resumed.state_dict()[name]), name
+
+
+def test_probabilities_are_float32_on_the_cpu_whatever_the_patch_holds() -> None:
+    model, _ = fresh()
+    for level in (0, 128, 255):
+        patches = torch.full((2, 3, 32, 32), level, dtype=torch.uint8)
+        probability = hgn_probability(model.eval(), patches)
+        assert probability.shape == (2, 32, 32) and probability.dtype == torch.float32
+        assert (probability >= 0).all() and (probability <= 1).all()

@@ -1,0 +1,101 @@
+"""Manifests as the source of an archive, on folders and on a real S3 server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from servers import Weed
+
+from ma_cluster.errors import ObjectMissingError, UsageError
+from ma_cluster.storage.local import LocalStore
+from ma_cluster.storage.manifest import Manifest, Source, open_source
+from ma_cluster.storage.store import Entry, open_store
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> LocalStore:
+    store = LocalStore(tmp_path / "archive")
+    for key in ("left.jpg", "deep/right eye.jpg", "else,where.jpg"):
+        store.create(key, key.encode())
+    return store
+
+
+def manifest(folder: LocalStore, *lines: str, name: str = "list.csv") -> Source:
+    folder.put(name, "\n".join(["key", *lines, ""]).encode())
+    return open_source(f"{folder.url}/{name}")
+
+
+def test_a_folder_is_its_own_source(folder: LocalStore) -> None:
+    assert list(open_source(folder.url).list()) == list(folder.list())
+
+
+def test_a_csv_names_photographs_in_its_own_order(folder: LocalStore) -> None:
+    source = manifest(folder, "left.jpg", '"else,where.jpg"', "deep/right eye.jpg")
+    assert [entry.key for entry in source.list()] == ["left.jpg", "else,where.jpg", "deep/right eye.jpg"]
+    assert next(source.list()) == folder.head("left.jpg")
+    assert source.get("deep/right eye.jpg", max_bytes=100) == b"deep/right eye.jpg"
+    assert source.url == f"{folder.url}/list.csv"
+
+
+def test_keys_may_be_absolute_paths_and_urls(folder: LocalStore, tmp_path: Path) -> None:
+    keys = [f"{folder.url}/left.jpg", f"file://{folder.url}/deep/right%20eye.jpg"]
+    elsewhere = LocalStore(tmp_path / "lists")
+    source = manifest(elsewhere, *keys)
+    assert [(entry.key, entry.size) for entry in source.list()] == [(keys[0], 8), (keys[1], 18)]
+    assert [source.get(key) for key in keys] == [b"left.jpg", b"deep/right eye.jpg"]
+
+
+def test_a_parquet_does_as_well(folder: LocalStore) -> None:
+    path = Path(folder.url) / "list.parquet"
+    pq.write_table(pa.table({"patient": [1, 2], "key": ["left.jpg", "deep/right eye.jpg"]}), path)
+    assert [entry.key for entry in open_source(str(path)).list()] == ["left.jpg", "deep/right eye.jpg"]
+
+
+def test_s3_keys_are_relative_or_urls_of_any_bucket(folder: LocalStore, weed: Weed) -> None:
+    bucket = weed.bucket("manifests")
+    store = open_store(f"{bucket}/2026")
+    store.put("left eye.jpg", b"left")
+    store.put("list.csv", f"key\nleft eye.jpg\n{bucket}/2026/list.csv\n{folder.url}/left.jpg\n".encode())
+    source = Manifest(f"{bucket}/2026/list.csv")
+    found = {entry.key: entry for entry in source.list()}
+    assert found["left eye.jpg"] == next(entry for entry in store.list() if entry.key == "left eye.jpg")
+    assert [source.get(key, etag=entry.etag) for key, entry in found.items()][::2] == [b"left", b"left.jpg"]
+    with pytest.raises(ObjectMissingError):
+        source.head("right eye.jpg")
+
+
+def test_a_key_that_leads_to_nothing_is_listed_so_that_it_ends_as_gone(folder: LocalStore) -> None:
+    source = manifest(folder, "left.jpg", "nothing.jpg", "deep")
+    assert list(source.list())[1:] == [Entry("nothing.jpg", 0, ""), Entry("deep", 0, "")]
+    with pytest.raises(ObjectMissingError):
+        source.get("nothing.jpg", etag="")
+
+
+def test_many_keys_come_in_order(folder: LocalStore) -> None:
+    keys = [f"{number}.jpg" for number in range(3000)]
+    assert [entry.key for entry in manifest(folder, *keys).list()] == keys
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("image\nleft.jpg\n", "no column `key`"),
+        ("", "no column `key`"),
+        ("key,n\nleft.jpg,1\n,2\n", "row 2 of the manifest has no key"),
+        ("key\nleft.jpg\nright.jpg\nleft.jpg\n", "row 3 of the manifest repeats an earlier key"),
+        ("key\n\xff\n", "not what its name ends in"),
+    ],
+)
+def test_a_wrong_csv_is_refused_with_its_row(folder: LocalStore, text: str, fault: str) -> None:
+    folder.put("list.csv", text.encode("latin-1"))
+    with pytest.raises(UsageError, match=fault):
+        list(open_source(f"{folder.url}/list.csv").list())
+
+
+def test_a_wrong_parquet_is_refused(folder: LocalStore) -> None:
+    folder.put("list.parquet", b"key\nleft.jpg\n")
+    with pytest.raises(UsageError, match="not what its name ends in"):
+        list(open_source(f"{folder.url}/list.parquet").list())
