@@ -121,7 +121,6 @@ def source(bucket: str, tmp_path: Path) -> Store:
 
 
 def test_every_key_has_one_outcome_and_files_of_a_safe_name(source: Store, bucket: str) -> None:
-    """T44."""
     dest = open_store(f"{bucket}/run")
     run = begin_run(source, dest, "model", "config")
     scorer = ShardScorer(Fleet(source.url), dest, dest, run, ThreadPoolExecutor(4), Silent())

@@ -80,7 +80,7 @@ def test_a_refusal_arrives_as_it_was_raised_and_costs_no_child(pool: DecodePool)
 def test_a_decoder_that_dies_or_hangs_fails_its_photograph_alone(
     pool: DecodePool, mark: bytes, reason: Reason, words: str
 ) -> None:
-    """T15, T16, T17."""
+    """By exiting, aborting, never returning or taking all memory."""
     error = failure(pool, mark + GOOD)
     assert error.reason is reason
     assert words in error.detail

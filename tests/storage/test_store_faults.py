@@ -56,7 +56,6 @@ ACTIONS: dict[str, tuple[str, Callable[[S3Store], object], object]] = {
 def test_a_burst_of_server_errors_is_outlasted(
     behind: S3Store, proxy: FaultProxy, action: str, status: int, code: str
 ) -> None:
-    """T18."""
     method, act, answer = ACTIONS[action]
     proxy.faults.append(Fault(Kind.ERROR, method, behind.bucket, times=2, status=status, code=code))
     assert act(behind) == answer
@@ -91,7 +90,6 @@ def test_a_body_that_always_breaks_off_is_a_store_error(behind: S3Store, proxy: 
 
 
 def test_a_create_whose_reply_was_lost_says_that_it_has_written(behind: S3Store, proxy: FaultProxy) -> None:
-    """T26."""
     proxy.faults.append(Fault(Kind.LOST, "PUT", "part-0", times=1))
     assert behind.create("part-0", b"ours") is True
     assert proxy.broken == {Kind.LOST: 1}
@@ -137,14 +135,14 @@ def wrong_secret(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_credentials_that_are_refused_are_named_at_once(bucket: str, wrong_secret: None, action: str) -> None:
-    """T23, at the real server."""
+    """Asked of the real server."""
     stranger = S3Store(bucket, "folder", HASTY)
     with pytest.raises(StoreError, match=r"S3 refused to (read|list|write): (SignatureDoesNotMatch|403); renew"):
         ACTIONS[action][1](stranger)
 
 
 def test_credentials_that_have_expired_are_named_at_once(behind: S3Store, proxy: FaultProxy) -> None:
-    """T23: S3 says so with status 400."""
+    """S3 says so with status 400."""
     proxy.faults.append(Fault(Kind.ERROR, "GET", "eye.jpg", times=ALWAYS, status=400, code="ExpiredToken"))
     with pytest.raises(StoreError, match="ExpiredToken; renew the credentials"):
         behind.get("eye.jpg")
@@ -152,7 +150,6 @@ def test_credentials_that_have_expired_are_named_at_once(behind: S3Store, proxy:
 
 
 def test_an_object_replaced_or_deleted_after_it_was_listed_is_noticed(behind: S3Store) -> None:
-    """T24."""
     (entry,) = behind.list()
     behind.put("eye.jpg", b"another")
     for etag in (entry.etag, ""):  # "": a manifest named it before it was there
@@ -166,7 +163,7 @@ def test_an_object_replaced_or_deleted_after_it_was_listed_is_noticed(behind: S3
 def test_pages_of_a_listing_are_asked_for_again_and_no_key_is_lost_or_doubled(
     behind: S3Store, proxy: FaultProxy
 ) -> None:
-    """T25: 1,050 keys, pages of 1,000; the second page breaks, and so does the first."""
+    """1,050 keys, pages of 1,000; the second page breaks, and so does the first."""
     names = [f"{number:04d}.jpg" for number in range(1_049)]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda name: behind.put(name, b"1"), names))

@@ -56,7 +56,7 @@ def eye() -> bytes:
 def test_photographs_that_kill_their_decoder_fail_and_no_other_is_touched(
     eye: bytes, tiny_bundle: Path, tmp_path: Path, good: int, poison: list[bytes]
 ) -> None:
-    """T15, T16, T17 with a poison share of 1 %, 10 % and 50 %."""
+    """Decoders that exit, abort, hang or take all memory, with a poison share of 1 %, 10 % and 50 %."""
     source = LocalStore(tmp_path / "source")
     for number in range(good):
         source.create(f"{number:02d} good.jpg", eye)
@@ -76,7 +76,7 @@ def test_photographs_that_kill_their_decoder_fail_and_no_other_is_touched(
 def test_failed_photographs_are_retried_and_the_rest_is_left_alone(
     eye: bytes, tiny_bundle: Path, weed: Weed, tmp_path: Path
 ) -> None:
-    """T24, on the photographs that a manifest names; and a decoder that has been mended since."""
+    """Photographs of a manifest that were replaced or gone; and a decoder that has been mended since."""
     bucket = weed.bucket("poison")
     source, broken = open_store(f"{bucket}/eyes"), tmp_path / "broken"
     broken.touch()

@@ -63,7 +63,7 @@ def scored(weed: Weed, local_ray: None, tiny_bundle: Path) -> Scored:
 
 @pytest.mark.slow
 def test_a_killed_worker_of_ray_data_costs_nothing(scored: Scored) -> None:
-    """T1: kill -9. What it had under way is done by another, and what it has committed stays."""
+    """By kill -9. What the worker had under way is done by another, and what it has committed stays."""
     killed: list[Process] = []
 
     def kill_one(progress: Progress) -> None:
@@ -79,7 +79,7 @@ def test_a_killed_worker_of_ray_data_costs_nothing(scored: Scored) -> None:
 
 @pytest.mark.long
 def test_a_lost_node_costs_nothing(scored: Scored, tmp_path: Path) -> None:
-    """T3: kill -9 of the second raylet, with replicas, workers and pixels on its node."""
+    """By kill -9 of the second raylet, with replicas, workers and pixels on its node."""
     dest, log = scored.store("node"), tmp_path / "log.txt"
     script = Path(__file__).with_name("score_losing_a_node.py")
     command = [sys.executable, str(script), scored.source, dest.url, scored.model]
@@ -97,7 +97,7 @@ def test_a_lost_node_costs_nothing(scored: Scored, tmp_path: Path) -> None:
 def test_a_run_that_is_killed_with_all_its_processes_at_random_moments_ends_as_a_clean_one(
     scored: Scored, tmp_path: Path, seed: int
 ) -> None:
-    """T9: five times, each further on than the last; MA_CLUSTER_KILL_ROUNDS=4 for twenty.
+    """Killed five times, each further on than the last; MA_CLUSTER_KILL_ROUNDS=4 for twenty.
 
     A moment is a number of shards and a fraction of a second, so that it does not depend on the machine's speed; the
     first of a round lies before the first shard: in planning, or while Ray and the fleet start.
@@ -117,7 +117,7 @@ def test_a_run_that_is_killed_with_all_its_processes_at_random_moments_ends_as_a
 
 @pytest.mark.long
 def test_two_drivers_of_one_run_share_it(scored: Scored, tmp_path: Path) -> None:
-    """T13: each on a Ray of its own, over copies enough for both to be at work at once. Neither fails, each key has one
+    """Each on a Ray of its own, over copies enough for both to be at work at once. Neither fails, each key has one
     outcome, that of its original.
     """
     source, dest = scored.store("copies"), scored.store("shared")

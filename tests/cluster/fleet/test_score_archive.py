@@ -167,7 +167,7 @@ def test_s3_gives_the_same_masks_as_a_folder(scored_folder: ScoredFolder, tiny_b
 def test_a_killed_segmenter_costs_its_photograph_one_attempt(
     scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """T2: kill -9 of the replica while it has a photograph."""
+    """By kill -9 of the replica while it has a photograph."""
     killed: list[int] = []
 
     def kill_once(progress: Progress) -> None:
@@ -187,7 +187,7 @@ def test_a_killed_segmenter_costs_its_photograph_one_attempt(
 def test_a_stopped_segmenter_is_replaced_and_its_photograph_scored(
     scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """T7: SIGSTOP of the replica while it has a photograph. It would never answer, and never end."""
+    """By SIGSTOP of the replica while it has a photograph. It would never answer, and never end."""
     stopped: list[Process] = []
 
     def stop_once(progress: Progress) -> None:
@@ -206,7 +206,7 @@ def test_a_stopped_segmenter_is_replaced_and_its_photograph_scored(
 def test_a_destination_that_cannot_be_written_ends_the_run(
     scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """T29, as far as root can be refused: a file stands where the folder of masks should be."""
+    """As far as root can be refused: a file stands where the folder of masks should be."""
     (tmp_path / "masks").write_text("in the way")
     with pytest.raises(StoreError, match="cannot be written"):
         score_archive(str(scored_folder.source), str(tmp_path), FLEET, model=str(tiny_bundle))
@@ -217,7 +217,7 @@ def test_a_destination_that_cannot_be_written_ends_the_run(
 def test_a_run_whose_driver_was_killed_goes_on_where_it_was(
     scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """T5: kill -9 half-way. Committed parts stay as they are, and the end is that of an undisturbed run."""
+    """By kill -9 half-way. Committed parts stay as they are, and the end is that of an undisturbed run."""
     with driver_of(scored_folder, tmp_path, tiny_bundle) as process:
         wait_for_parts(tmp_path, 3, process)
         process.kill()
@@ -234,7 +234,7 @@ def test_a_run_whose_driver_was_killed_goes_on_where_it_was(
 
 @pytest.mark.slow
 def test_sigterm_ends_the_driver_cleanly(scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path) -> None:
-    """T6: exit 143, nothing left running, what is committed stays."""
+    """With exit status 143; nothing left running, what is committed stays."""
     with driver_of(scored_folder, tmp_path, tiny_bundle) as process:
         wait_for_parts(tmp_path, 1, process)
         family = descendants(process.pid)

@@ -175,7 +175,7 @@ def test_a_cancelled_archive_ends_and_goes_on_when_it_is_asked_for_again(
 
 @pytest.mark.slow
 def test_a_killed_segmenter_costs_only_the_photographs_in_it(service: Served, eye: bytes) -> None:
-    """T11: the others wait for the next replica."""
+    """Those that were not in it wait for the next replica."""
     with ThreadPoolExecutor(4) as clients:
         asked = [clients.submit(service.ask, "POST", "/v1/segment", eye) for _ in range(40)]
         wait_for(lambda: sum(answer.done() for answer in asked) >= 5)
