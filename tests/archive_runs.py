@@ -23,12 +23,12 @@ JOB = Path(__file__).parents[1] / "jobs" / "score_archive.py"
 
 def upload_eyes(source: Store, count: int) -> None:
     """Variants of a small real photograph, no two alike."""
-    import skimage.data
+    from ma_cluster.images.sample import retina
 
-    retina = Image.fromarray(skimage.data.retina())
+    eye = Image.fromarray(retina())
     for number in range(count):
         out, side = io.BytesIO(), 300 + number
-        retina.resize((side, side)).rotate(90 * (number % 4)).save(out, "JPEG", quality=90)
+        eye.resize((side, side)).rotate(90 * (number % 4)).save(out, "JPEG", quality=90)
         source.put(f"eye-{number:02d}.jpg", out.getvalue())
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
-from skimage.data import retina
 
 from ma_cluster.images.datasets import IMAGES_FOLDER, MASKS_FOLDER
 from ma_cluster.images.fundus import find_fov
 from ma_cluster.images.phantom import PhantomConfig, draw_phantom
+from ma_cluster.images.sample import retina
 
 PART = "a. Training Set"
 NAMES = ("IDRiD_01", "IDRiD_02", "IDRiD_45")

@@ -8,13 +8,13 @@ import json
 from pathlib import Path
 
 import pytest
-import skimage.data
 import torch
 from photographs import encode
 from typer.testing import CliRunner
 
 from ma_cluster.bundle import Bundle, load_bundle, save_bundle
 from ma_cluster.cli.app import app
+from ma_cluster.images.sample import retina
 from ma_cluster.refinement.step import build_prn
 from ma_cluster.report.bench.halo import HALOS_PX, halo
 from ma_cluster.report.bench.peers import engine
@@ -25,7 +25,7 @@ from ma_cluster.report.bench.subject import SAMPLE_SIDE_PX, Subject
 @pytest.fixture(scope="module")
 def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photograph") / "eye.png"
-    path.write_bytes(encode(skimage.data.retina()[::3, ::3].copy(), "PNG"))
+    path.write_bytes(encode(retina()[::3, ::3].copy(), "PNG"))
     return path
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from skimage.data import retina
 from untrained import calibrated_frrn
 
 from ma_cluster.archive.outcomes import Outcome
@@ -24,7 +23,7 @@ from ma_cluster.bundle import load_bundle, save_checkpoint
 from ma_cluster.cli import main
 from ma_cluster.config import tiny
 from ma_cluster.errors import Reason
-from ma_cluster.images.sample import write_sample
+from ma_cluster.images.sample import retina, write_sample
 from ma_cluster.lesions.overlay import encode_mask
 from ma_cluster.networks.optimising import build_optimizer
 from ma_cluster.storage.store import open_store

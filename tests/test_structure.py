@@ -22,7 +22,6 @@ STORAGE = {"boto3", "botocore", "obstore", "s3fs", "fsspec", "smart_open", "mini
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "PIL": "pillow",
-    "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }

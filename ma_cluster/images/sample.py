@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from importlib.resources import files
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ README = """Sample archive of ma_cluster: colour fundus photographs with microan
 
 Photographs: variations (flip, rotation, exposure, colour, noise) of one photograph of a healthy left eye,
 https://commons.wikimedia.org/wiki/File:Fundus_photograph_of_normal_left_eye.jpg
-(Mikael Haggstrom, 2014, WikiJournal of Medicine 1 (2), doi:10.15347/wjm/2014.008), as shipped with scikit-image.
+(Mikael Haggstrom, 2014, WikiJournal of Medicine 1 (2), doi:10.15347/wjm/2014.008).
 Lesions: drawn by a computer. The masks hold the drawn microaneurysms; haemorrhages, vessel fragments and bright dots
 are drawn too and stand in no mask. No mask: a photograph without lesions. No patient's disease is shown.
 
@@ -62,10 +63,7 @@ def write_sample(destination_url: str, images: int = 6, seed: int = 0) -> Sample
     """
     if images < 1 or seed < 0:
         raise UsageError("a sample archive needs at least one image and a seed of 0 or more")
-    from skimage.data import retina
-
-    store = open_store(destination_url)
-    original = np.asarray(retina(), dtype=np.uint8)  # type: ignore[no-untyped-call]
+    store, original = open_store(destination_url), retina()
     store.put(README_KEY, README.encode())
     written = []
     for number in range(1, images + 1):
@@ -79,6 +77,12 @@ def write_sample(destination_url: str, images: int = 6, seed: int = 0) -> Sample
             store.put(mask, _encode(Image.fromarray(truth), format="TIFF", compression="group4"))
         written.append(SamplePhotograph(name, image, mask, count))
     return SampleArchive(store.url, tuple(written))
+
+
+def retina() -> UInt8[ndarray, "h w 3"]:
+    """The photograph that all samples are variations of: a healthy left eye, CC0 as retina.txt beside it says."""
+    with files(__package__).joinpath("retina.jpg").open("rb") as file:
+        return np.array(Image.open(file))
 
 
 def _photograph(

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import skimage.data
 from PIL import Image
+
+from ma_cluster.images.sample import retina
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from decoders import ABORT, EXIT
@@ -72,7 +73,7 @@ def measure(model: Path, folder: Path, photographs: int, share: float) -> dict[s
 def photograph() -> bytes:
     """A real one of two megapixels."""
     out = io.BytesIO()
-    Image.fromarray(skimage.data.retina()).save(out, "JPEG", quality=92)
+    Image.fromarray(retina()).save(out, "JPEG", quality=92)
     return out.getvalue()
 
 

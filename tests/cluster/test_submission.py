@@ -15,10 +15,10 @@ from archive_runs import rows
 from fundus_set import write_training_set
 from PIL import Image
 from ray_head import RAY, Head, running_head
-from skimage.data import retina
 
 from ma_cluster.cluster.submission import Submission, entrypoint, exit_status, runtime_env
 from ma_cluster.errors import UsageError
+from ma_cluster.images.sample import retina
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.training.run_folder import TrainFolder
 

@@ -136,9 +136,9 @@ def stop_segmenters() -> None:
 
 def write_archives(folder: Path) -> None:
     """A sound archive; one of whose files a fifth are no photographs; a training set."""
-    import skimage.data
+    from ma_cluster.images.sample import retina
 
-    eye = Image.fromarray(skimage.data.retina()).resize((400, 400))
+    eye = Image.fromarray(retina()).resize((400, 400))
     for name, photographs, pages in (("sound", 16, 0), ("bad", 60, 16)):
         (folder / name).mkdir()
         for number in range(pages):

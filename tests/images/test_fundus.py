@@ -6,14 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import skimage.data
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from matplotlib.cbook import get_sample_data
 from photographs import encode, fundus_photograph, healthy_folder, idrid_folder
+from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageRefusedError, Reason
 from ma_cluster.images.fundus import Fov, Grid, find_fov, half_scale, half_scale_mask, locate, read_fundus
+from ma_cluster.images.sample import retina
 
 CONFIG = ImageConfig(fov_diameter_px=512.0)
 
@@ -171,10 +174,9 @@ NOT_AN_EYE = {
     "gradient right": gradient(500, 400).transpose(1, 0, 2),
     "rectangle": rectangle(),
     "flat disc": (np.hypot(*(np.indices((400, 400)) - 200))[:, :, None] < 150).repeat(3, axis=2) * np.uint8(200),
-    "cat": skimage.data.chelsea(),
-    "astronaut": skimage.data.astronaut(),
-    "coffee": skimage.data.coffee(),
-    "rocket": skimage.data.rocket(),
+    "temple": load_sample_image("china.jpg"),
+    "flower": load_sample_image("flower.jpg"),
+    "portrait": np.asarray(Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False))),
 }
 
 
@@ -216,13 +218,13 @@ def test_half_scale_mask_needs_two_of_four() -> None:
 
 
 def test_the_public_photograph_has_its_field_of_view() -> None:
-    found, _ = find_fov(skimage.data.retina())
+    found, _ = find_fov(retina())
     assert found.diameter_px == pytest.approx(1400, rel=0.01)
     assert (found.row, found.col) == pytest.approx((705, 705), abs=14)
 
 
 def test_a_photograph_read_from_bytes_equals_the_located_pixels() -> None:
-    pixels = skimage.data.retina()
+    pixels = retina()
     read = read_fundus(encode(pixels, "PNG"), CONFIG)
     assert (read.canonical == locate(pixels, CONFIG).canonical).all()
     assert read.shape == pixels.shape[:2]

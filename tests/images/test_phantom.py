@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import skimage.data
 from jaxtyping import UInt8
 from numpy import ndarray
 from photographs import fundus_photograph, idrid_folder
@@ -20,7 +19,7 @@ from ma_cluster.images.datasets import decode_mask, read_dataset, read_object
 from ma_cluster.images.decode import decode
 from ma_cluster.images.fundus import Fov, find_fov
 from ma_cluster.images.phantom import Phantom, PhantomConfig, draw_phantom
-from ma_cluster.images.sample import README_KEY, SampleArchive, write_sample
+from ma_cluster.images.sample import README_KEY, SampleArchive, retina, write_sample
 
 CONFIG = PhantomConfig(dots=12, haemorrhages=3, fragments=3, exudates=3)
 FOV = Fov(row=349.5, col=349.5, diameter_px=690.0)
@@ -34,7 +33,7 @@ def smooth() -> UInt8[ndarray, "h w 3"]:
 
 @cache
 def retina_phantom() -> tuple[UInt8[ndarray, "h w 3"], Fov, Phantom]:
-    pixels = np.asarray(skimage.data.retina())
+    pixels = np.asarray(retina())
     fov, _ = find_fov(pixels)
     return pixels, fov, draw_phantom(pixels, fov, np.random.default_rng(3), CONFIG)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import skimage.data
 import torch
 
 from ma_cluster.bundle import Bundle, load_bundle, save_bundle
@@ -14,6 +13,7 @@ from ma_cluster.config import tiny
 from ma_cluster.errors import ImageRefusedError, Reason
 from ma_cluster.hypotheses.fusion import fuse, upsample_half
 from ma_cluster.hypotheses.step import build_hgn
+from ma_cluster.images.sample import retina
 from ma_cluster.lesions.detector import Detector, Maps
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.step import build_prn
@@ -36,7 +36,7 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def photograph():
-    return skimage.data.retina()
+    return retina()
 
 
 def test_a_detection_lies_on_the_grid_of_the_photograph(bundle, photograph):

@@ -16,8 +16,8 @@ from archive_runs import rows
 from PIL import Image
 from processes import Process, descendants
 from ray_head import RAY, Head, ray_process, running_head
-from skimage.data import retina
 
+from ma_cluster.images.sample import retina
 from ma_cluster.storage.local import LocalStore
 
 pytestmark = pytest.mark.long

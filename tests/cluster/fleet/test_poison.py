@@ -42,10 +42,10 @@ REASONS = {
 @pytest.fixture(scope="module")
 def eye() -> bytes:
     """A small real photograph."""
-    import skimage.data
+    from ma_cluster.images.sample import retina
 
     out = io.BytesIO()
-    Image.fromarray(skimage.data.retina()).resize((300, 300)).save(out, "JPEG", quality=92)
+    Image.fromarray(retina()).resize((300, 300)).save(out, "JPEG", quality=92)
     return out.getvalue()
 
 

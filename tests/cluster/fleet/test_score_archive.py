@@ -62,14 +62,14 @@ def huge_png_header(side: int) -> bytes:
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight variants of a real photograph and four files that nobody can score."""
-    import skimage.data
+    from ma_cluster.images.sample import retina
 
     folder = tmp_path_factory.mktemp("photographs")
     (folder / "deep").mkdir()
-    retina = Image.fromarray(skimage.data.retina())
+    eye = Image.fromarray(retina())
     for number in range(GOOD):
         side = 400 - 10 * number
-        retina.resize((side, side)).rotate(90 * (number % 4)).save(folder / f"eye {number}.jpg", quality=92)
+        eye.resize((side, side)).rotate(90 * (number % 4)).save(folder / f"eye {number}.jpg", quality=92)
     whole = (folder / "eye 0.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "deep/page.jpg").write_text("<html>the archive is closed for maintenance</html>")

@@ -90,10 +90,10 @@ def wait_for(what: Callable[[], Any], timeout_s: float = 300) -> Any:
 @pytest.fixture(scope="module")
 def eye(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A real photograph, small."""
-    import skimage.data
+    from ma_cluster.images.sample import retina
 
     path = tmp_path_factory.mktemp("eye") / "eye.jpg"
-    Image.fromarray(skimage.data.retina()).resize((400, 400)).save(path)
+    Image.fromarray(retina()).resize((400, 400)).save(path)
     return path.read_bytes()
 
 
