@@ -17,7 +17,8 @@ PACKAGE = ROOT / "ma_cluster"
 ORDER = ["base", "storage", "images", "networks", "hypotheses", "refinement", "lesions", "evaluation", "training"]
 ORDER += ["archive", "http", "cluster", "report", "cli"]
 """Each imports only itself and what stands to its left; `base` is what lies beside the folders."""
-TOP_LEVEL = dict.fromkeys(["config", "errors", "bundle", "metrics", "__init__"], "base") | {"__main__": "cli"}
+_BASE = ["config", "errors", "bundle", "machine", "metrics", "__init__"]
+TOP_LEVEL = dict.fromkeys(_BASE, "base") | {"__main__": "cli"}
 STORAGE = {"boto3", "botocore", "obstore", "s3fs", "fsspec", "smart_open", "minio"}
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",

@@ -12,6 +12,7 @@ import typer
 
 from ma_cluster import __version__
 from ma_cluster.errors import BundleError, MaClusterError, RunConflictError, UsageError
+from ma_cluster.machine import cores
 
 app = typer.Typer(
     help="Finds microaneurysms in colour fundus photographs, one at a time or by the archive.",
@@ -51,9 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def detector_threads() -> int:
     """Of a detector that has this process to itself."""
-    from ma_cluster.report.doctor import usable_cores
-
-    return min(_MOST_TILES, usable_cores())
+    return min(_MOST_TILES, cores())
 
 
 def _leave(number: int, frame: object) -> NoReturn:

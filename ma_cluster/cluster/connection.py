@@ -14,6 +14,8 @@ from typing import Any
 
 import ray
 
+from ma_cluster.machine import cores
+
 _LOCAL_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # Ray's 0.1 takes 2.5 % of a core from the networks
@@ -44,7 +46,7 @@ def connected(address: str | None, *, waiting_cpus: int, object_store_bytes: int
         context: Any = ray.init(
             address="local",
             _node_ip_address="127.0.0.1",
-            num_cpus=(os.cpu_count() or 1) + waiting_cpus,
+            num_cpus=cores() + waiting_cpus,
             object_store_memory=object_store_bytes,
             include_dashboard=False,
             **quiet,

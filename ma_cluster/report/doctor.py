@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import shutil
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from ma_cluster import machine
 from ma_cluster.errors import MaClusterError
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import open_store
@@ -49,8 +49,8 @@ def examine(model: str, store_url: str | None) -> Iterator[Finding]:
     yield python_version(sys.version_info[:3])
     packages = [package(distribution, module) for distribution, module in _PACKAGES.items()]
     yield from packages
-    yield cores(usable_cores())
-    yield memory(_memory_bytes())
+    yield cores(machine.cores())
+    yield memory(machine.memory_bytes())
     yield disk(Path(tempfile.gettempdir()))
     for port, use in PORTS.items():
         yield port_free(port, use)
@@ -173,16 +173,3 @@ def ray_starts(timeout_s: float = 120) -> Finding:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return Finding(Level.FAIL, "ray", f"did not start: {last}", "see /tmp/ray/session_latest/logs")
     return Finding(Level.OK, "ray", done.stdout.strip().splitlines()[-1])
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory_bytes() -> int:
-    """Of the machine, or of the container where that has less."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return total if text == "max" else min(total, int(text))

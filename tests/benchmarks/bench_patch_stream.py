@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -44,6 +43,7 @@ from ma_cluster.cluster.training.patch_stream import (
 from ma_cluster.config import HgnConfig, ImageConfig, SplitConfig, lite
 from ma_cluster.hypotheses.sampling import HgnCuts, hgn_batch
 from ma_cluster.images.datasets import Sample, read_dataset
+from ma_cluster.machine import cores
 from ma_cluster.report.bench.machine import describe_machine
 
 _AHEAD_BYTES = 2**28  # of patches cut before they are asked for: fewer than `--lead-steps` deliver
@@ -118,7 +118,7 @@ def compared(seen: dict[tuple[str, str], list[dict[str, float]]]) -> dict[str, A
 
 def streams(samples: list[Sample], image: ImageConfig, config: HgnConfig, every_step: int) -> dict[str, Epoch]:
     """The patch stream on a local Ray, read by two actors: opened for every step at once, and for each epoch."""
-    cpus = (os.cpu_count() or 1) + 1  # as `train` gives a local Ray, beside workers that take half a CPU each
+    cpus = cores() + 1  # as `train` gives a local Ray, beside workers that take half a CPU each
     ray.init(address="local", _node_ip_address="127.0.0.1", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     limits = ray.data.ExecutionResources(object_store_memory=_AHEAD_BYTES)
     ray.data.DataContext.get_current().execution_options.resource_limits = limits

@@ -7,7 +7,6 @@ see `BatchNorm`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ma_cluster.evaluation.scoring import PixelCounts
+from ma_cluster.machine import cores
 from ma_cluster.training.request import BatchNorm
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class TrainContext:
         """To be called first, in a Train worker; `threads` of torch, by default this worker's part of the node."""
         context = train.get_context()
         beside = context.get_local_world_size()
-        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // beside))
+        torch.set_num_threads(threads or max(1, cores() // beside))
         device = get_device()
         assert isinstance(device, torch.device)
         return cls(context.get_world_rank(), context.get_world_size(), device)

@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ma_cluster.machine import cores
+
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "ray", "monai")
 
 
@@ -18,7 +20,7 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
     """
     described = {
         "cpu": _cpu_field("model name") or platform.processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "vector_extensions": sorted(flag for flag in _cpu_field("flags").split() if flag.startswith(("avx", "amx"))),
         "load_average_1min": os.getloadavg()[0],
         "system": platform.platform(),

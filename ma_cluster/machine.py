@@ -1,0 +1,85 @@
+"""What this process may use of the machine. The one place that counts: a container has less than its host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_ROOT = Path("/")
+_UNLIMITED_BYTES = 2**60
+"""From here on a memory limit of cgroup v1 means none: its default is the largest multiple of a page."""
+
+
+def cores(root: Path = _ROOT) -> int:
+    """Cores that this process may keep busy, at least one: by its CPU affinity and the CPU quota of its cgroups.
+
+    Of a quota of 2.5 cores two are counted: a third thread would make the other two wait.
+
+    Args:
+        root: of the file system that holds proc/ and sys/.
+    """
+    quotas = [quota / period for quota, period in _cpu_quotas(root)]
+    return max(1, int(min([_affinity(), *quotas])))
+
+
+def memory_bytes(root: Path = _ROOT) -> int:
+    """Memory that this process may use: the machine's, or the limit of its cgroups where that is less.
+
+    Args:
+        root: of the file system that holds proc/ and sys/.
+    """
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    files = [*_files(root, "", "memory.max"), *_files(root, "memory", "memory.limit_in_bytes")]
+    limits = [int(text) for text in map(_read, files) if text.isdigit()]
+    return min([total, *(limit for limit in limits if limit < _UNLIMITED_BYTES)])
+
+
+def gpus() -> int:
+    """GPUs that torch can use. Imports torch."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS: it has no affinity, and no cgroups either
+
+
+def _cpu_quotas(root: Path) -> Iterator[tuple[int, int]]:
+    """(quota, period), both in microseconds, of each cgroup above this process that has one."""
+    for file in _files(root, "", "cpu.max"):
+        quota, _, period = _read(file).partition(" ")
+        if quota.isdigit():  # not "max"
+            yield int(quota), int(period)
+    for file in _files(root, "cpu", "cpu.cfs_quota_us"):
+        quota = _read(file)
+        if quota.isdigit():  # not "-1"
+            yield int(quota), int(_read(file.with_name("cpu.cfs_period_us")))
+
+
+def _files(root: Path, controller: str, name: str) -> list[Path]:
+    """The files `name` of this process's cgroup and all above it; `controller` is empty for version 2.
+
+    A container may see its host's path in proc/self/cgroup and its own cgroup at the top of sys/fs/cgroup: what of the
+    path does not exist is passed over.
+
+        proc/self/cgroup       0::/pod/job                (version 2)     4:cpu,cpuacct:/pod/job     (version 1)
+        files                  sys/fs/cgroup/{,pod/,pod/job/}cpu.max      sys/fs/cgroup/cpu/{,pod/,pod/job/}...
+    """
+    lines = [line.split(":", 2) for line in _read(root / "proc/self/cgroup").splitlines()]
+    paths = [path for _, controllers, path in lines if controller in controllers.split(",")]
+    top = root / "sys/fs/cgroup" / controller
+    folders = {top, *(folder for path in paths for folder in _between(top, top / path.lstrip("/")))}
+    return [folder / name for folder in folders if (folder / name).is_file()]
+
+
+def _between(top: Path, folder: Path) -> list[Path]:
+    return [each for each in (folder, *folder.parents) if each.is_relative_to(top)]
+
+
+def _read(file: Path) -> str:
+    """The text of a file, empty where there is none."""
+    return file.read_text().strip() if file.is_file() else ""

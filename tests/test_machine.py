@@ -1,0 +1,67 @@
+"""What a process may use, as containers of both kinds of cgroup say it. The trees are written out; affinity is real."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ma_cluster.machine import cores, memory_bytes
+
+HERE = len(os.sched_getaffinity(0))
+GIB = 2**30
+
+
+def tree(root: Path, cgroup: str, files: dict[str, str]) -> Path:
+    """A file system that holds proc/self/cgroup and some files below sys/fs/cgroup."""
+    written = {f"sys/fs/cgroup/{name}": text for name, text in files.items()} | {"proc/self/cgroup": cgroup}
+    for name, text in written.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "100000 100000"}, 1),
+        ("0::/", {"cpu.max": "max 100000"}, HERE),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("0::/", {"cpu.max": "100000000 100000"}, HERE),
+        ("0::/pod/job", {"pod/cpu.max": "150000 100000", "pod/job/cpu.max": "max 100000"}, 1),
+        ("0::/../elsewhere", {"cpu.max": "100000 100000"}, 1),
+        ("4:cpu,cpuacct:/pod", {"cpu/pod/cpu.cfs_quota_us": "20000", "cpu/pod/cpu.cfs_period_us": "20000"}, 1),
+        ("1:cpu:/pod", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, HERE),
+        ("1:cpu:/of/host", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+    ],
+)
+def test_a_cpu_quota_bounds_the_cores(tmp_path: Path, cgroup: str, files: dict[str, str], expected: int) -> None:
+    assert cores(tree(tmp_path, cgroup, files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        ("0::/pod", {"pod/memory.max": str(GIB)}, GIB),
+        ("0::/pod", {"pod/memory.max": "max", "memory.max": str(GIB // 2)}, GIB // 2),
+        ("4:memory:/pod", {"memory/pod/memory.limit_in_bytes": str(GIB)}, GIB),
+        ("4:memory:/", {"memory/memory.limit_in_bytes": str(2**63 - 4096)}, memory_bytes(Path("/nonexistent"))),
+    ],
+)
+def test_a_memory_limit_bounds_the_memory(tmp_path: Path, cgroup: str, files: dict[str, str], expected: int) -> None:
+    assert memory_bytes(tree(tmp_path, cgroup, files)) == expected
+
+
+def test_a_machine_without_cgroups_counts_all_it_has(tmp_path: Path) -> None:
+    assert cores(tmp_path) == HERE
+    assert memory_bytes(tmp_path) >= GIB
+
+
+def test_a_process_tied_to_one_core_counts_one() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from ma_cluster.machine import cores; print(cores())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
