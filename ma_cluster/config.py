@@ -14,36 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ma_cluster.errors import UsageError
+from ma_cluster.image_config import ImageConfig as ImageConfig
+from ma_cluster.image_config import require
 
 Fusion = Literal["geometric", "arithmetic"]
 Scale = Literal["1x", "0.5x"]
 Negatives = Literal["regions", "photographs", "both"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageConfig:
-    """How a photograph becomes network input."""
-
-    fov_diameter_px: float = 3410.0
-    """Diameter of the field of view at canonical 1x, pixels: the median of IDRiD's photographs (measured)."""
-    scale_tolerance: float = 0.03
-    """Photographs whose FOV diameter is within this share of the canonical one are cropped but not resampled [U]."""
-    contrast_gain: float = 4.0
-    """alpha in I' = alpha I - alpha (G * I) + 128 (van Grinsven 2016) [S]."""
-    sigma_ratio: float = 1 / 30
-    """Standard deviation of G over the FOV diameter, at either scale [U]; 512/30 on 512x512 images in the source."""
-    max_bytes: int = 64 * 2**20
-    """Larger objects are refused unread, bytes [U]."""
-    max_pixels: int = 80_000_000
-    """Larger photographs are refused undecoded, pixels [U]; the largest fundus cameras give about 45 million."""
-    min_side_px: int = 256
-    """Photographs with a shorter side are refused [U]: a microaneurysm would be under two pixels across."""
-
-    def __post_init__(self) -> None:
-        _require(self.fov_diameter_px >= 256, "image.fov_diameter_px must be at least 256 pixels")
-        _require(0 <= self.scale_tolerance < 0.2, "image.scale_tolerance must lie in [0, 0.2)")
-        _require(0 < self.sigma_ratio < 0.5, "image.sigma_ratio must lie in (0, 0.5)")
-        _require(self.max_pixels >= self.min_side_px**2, "image.max_pixels is below min_side_px squared")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,11 +55,11 @@ class HgnConfig:
     """Largest relative change of each channel's gain in augmentation [U]; flips and quarter turns are always on."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.width <= 4, "hgn.width must lie in (0, 4]")
-        _require(self.patch_px % 16 == 0, "hgn.patch_px must be a multiple of 16, the network's overall stride")
-        _require(0 <= self.lesion_share <= 1, "hgn.lesion_share must lie in [0, 1]")
-        _require(0 <= self.suspect_share <= 1, "hgn.suspect_share must lie in [0, 1]")
-        _require(self.steps > self.warmup_steps >= 0, "hgn.warmup_steps must be below hgn.steps")
+        require(0 < self.width <= 4, "hgn.width must lie in (0, 4]")
+        require(self.patch_px % 16 == 0, "hgn.patch_px must be a multiple of 16, the network's overall stride")
+        require(0 <= self.lesion_share <= 1, "hgn.lesion_share must lie in [0, 1]")
+        require(0 <= self.suspect_share <= 1, "hgn.suspect_share must lie in [0, 1]")
+        require(self.steps > self.warmup_steps >= 0, "hgn.warmup_steps must be below hgn.steps")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,12 +110,12 @@ class PrnConfig:
     """Healthy candidate centres for each training photograph: 6 million over 80 [I]."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.width <= 4, "prn.width must lie in (0, 4]")
-        _require(self.patch_px % 16 == 0, "prn.patch_px must be a multiple of 16, the network's overall stride")
-        _require(self.context_px % 16 == 0, "prn.context_px must be a multiple of 16")
-        _require(0 < self.margin < 1, "prn.margin must lie in (0, 1)")
-        _require(self.negatives in ("regions", "photographs", "both"), "prn.negatives is regions, photographs or both")
-        _require(self.triplet_weight >= 0, "prn.triplet_weight must not be negative")
+        require(0 < self.width <= 4, "prn.width must lie in (0, 4]")
+        require(self.patch_px % 16 == 0, "prn.patch_px must be a multiple of 16, the network's overall stride")
+        require(self.context_px % 16 == 0, "prn.context_px must be a multiple of 16")
+        require(0 < self.margin < 1, "prn.margin must lie in (0, 1)")
+        require(self.negatives in ("regions", "photographs", "both"), "prn.negatives is regions, photographs or both")
+        require(self.triplet_weight >= 0, "prn.triplet_weight must not be negative")
 
     @property
     def cut_px(self) -> int:
@@ -181,16 +157,16 @@ class DetectorConfig:
     """Smaller components are dropped, pixels of the canonical 1x grid [U]."""
 
     def __post_init__(self) -> None:
-        _require(self.tile_px % 16 == 0 and self.halo_px % 16 == 0, "tile_px and halo_px must be multiples of 16")
-        _require(self.tile_px > 2 * self.halo_px, "detector.tile_px must be more than twice halo_px")
-        _require({self.flips_1x, self.flips_half} <= {1, 2, 3, 4}, "detector.flips_1x and flips_half lie in 1 to 4")
-        _require(0 < self.threshold < 1, "detector.threshold must lie in (0, 1)")
-        _require(self.fusion in ("geometric", "arithmetic"), "detector.fusion is geometric or arithmetic")
-        _require(0 < self.roi_recall <= 1, "detector.roi_recall must lie in (0, 1]")
-        _require(self.prn_stride_px >= 1, "detector.prn_stride_px must be at least 1")
-        _require(self.prn_odds > 0, "detector.prn_odds must be positive")
+        require(self.tile_px % 16 == 0 and self.halo_px % 16 == 0, "tile_px and halo_px must be multiples of 16")
+        require(self.tile_px > 2 * self.halo_px, "detector.tile_px must be more than twice halo_px")
+        require({self.flips_1x, self.flips_half} <= {1, 2, 3, 4}, "detector.flips_1x and flips_half lie in 1 to 4")
+        require(0 < self.threshold < 1, "detector.threshold must lie in (0, 1)")
+        require(self.fusion in ("geometric", "arithmetic"), "detector.fusion is geometric or arithmetic")
+        require(0 < self.roi_recall <= 1, "detector.roi_recall must lie in (0, 1]")
+        require(self.prn_stride_px >= 1, "detector.prn_stride_px must be at least 1")
+        require(self.prn_odds > 0, "detector.prn_odds must be positive")
         divides = 16 % self.prn_stride_px == 0
-        _require(divides or not self.prn_dense, "detector.prn_dense needs a prn_stride_px of 1, 2, 4, 8 or 16")
+        require(divides or not self.prn_dense, "detector.prn_dense needs a prn_stride_px of 1, 2, 4, 8 or 16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -301,8 +277,3 @@ def digest(value: Any) -> str:
     """sha256 (hex) of a JSON-able value, independent of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

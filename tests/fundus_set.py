@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ma_cluster.config import ImageConfig
 from ma_cluster.images.datasets import IMAGES_FOLDER, MASKS_FOLDER
 from ma_cluster.images.fundus import find_fov
 from ma_cluster.images.phantom import PhantomConfig, draw_phantom
@@ -29,6 +30,6 @@ def write_training_set(root: Path, side_px: int = 600, names: Sequence[str] = NA
     config = PhantomConfig(dots=12, haemorrhages=0, fragments=0, exudates=0, fov_diameter_px=1000.0)
     for number, name in enumerate(names):
         pixels = np.ascontiguousarray(np.rot90(original, number))
-        phantom = draw_phantom(pixels, find_fov(pixels)[0], np.random.default_rng(number), config)
+        phantom = draw_phantom(pixels, find_fov(pixels, ImageConfig())[0], np.random.default_rng(number), config)
         Image.fromarray(phantom.pixels).save(images / f"{name}.jpg", quality=92)
         Image.fromarray(phantom.truth).save(masks / f"{name}_MA.tif", compression="group4")

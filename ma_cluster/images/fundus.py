@@ -18,7 +18,6 @@ from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageRefusedError, Reason
 from ma_cluster.images.decode import check_size, decode
 
-_SEARCH_PX = 512  # longest side of the reduced photograph on which the FOV is searched
 _NOT_AN_EYE = "no field of view found: not a fundus photograph, or one without the dark surround of the lens's disc"
 
 
@@ -127,15 +126,15 @@ def locate(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> Fundus:
     """
     height, width = pixels.shape[:2]
     check_size(width, height, config)
-    fov, mask = find_fov(pixels)
+    fov, mask = find_fov(pixels, config)
     grid = _grid(fov, (height, width), config)
     canonical = grid.crop(pixels)
     full = cv2.resize(mask.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_LINEAR)
     return Fundus(pixels, fov, grid, canonical, grid.crop(full) >= 128)
 
 
-def find_fov(pixels: UInt8[ndarray, "h w 3"]) -> tuple[Fov, Bool[ndarray, "sh sw"]]:
-    """The disc of the camera, and its visible part as a mask on a grid reduced to at most 512 pixels a side.
+def find_fov(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> tuple[Fov, Bool[ndarray, "sh sw"]]:
+    """The disc of the camera, and its visible part as a mask on a grid of at most `fov_search_px` a side.
 
     The visible part is the convex hull of the largest bright component; a circle is fitted to the round part of its
     border (many cameras cut the disc straight at the top and the bottom), twice, the second time without outliers.
@@ -144,23 +143,24 @@ def find_fov(pixels: UInt8[ndarray, "h w 3"]) -> tuple[Fov, Bool[ndarray, "sh sw
         ImageRefusedError: no_fov.
     """
     height, width = pixels.shape[:2]
-    ratio = min(1.0, _SEARCH_PX / max(height, width))
+    ratio = min(1.0, config.fov_search_px / max(height, width))
     small = _resample(pixels, max(1, round(height * ratio)), max(1, round(width * ratio)))
-    hull = _convex(_bright_component(small))
-    arc = _arc(hull)
-    if len(arc) < 40:
+    hull = _convex(_bright_component(small, config))
+    arc = _arc(hull, config.fov_cut_px)
+    if len(arc) < config.fov_min_arc_px:
         raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
     row, col, radius = _fit_circle(arc)
     off = np.abs(np.hypot(arc[:, 0] - row, arc[:, 1] - col) - radius)
-    kept = arc[off <= max(2.0, 0.02 * radius)]
-    if len(kept) < 0.5 * len(arc):
+    kept = arc[off <= max(config.fov_outlier_px, config.fov_outlier_share * radius)]
+    if len(kept) < config.fov_min_arc_share * len(arc):
         raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
     row, col, radius = _fit_circle(kept)
     rows, cols = np.indices(hull.shape)
     distance = np.hypot(rows - row, cols - col)
     inside = ((distance <= radius) & hull).sum() / hull.sum()
-    core = hull & (distance <= 0.9 * radius)  # the rim differs from the rest even on a blank disc
-    if inside < 0.95 or hull.sum() < 0.5 * np.pi * radius**2 or hull.mean() < 0.1 or small[core].std() < 2:
+    partial = hull.sum() < config.fov_min_disc * np.pi * radius**2 or hull.mean() < config.fov_min_photograph
+    core = hull & (distance <= config.fov_core * radius)
+    if inside < config.fov_min_inside or partial or small[core].std() < config.fov_min_texture:
         raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
     factors = height / small.shape[0], width / small.shape[1]
     fov = Fov(
@@ -168,8 +168,7 @@ def find_fov(pixels: UInt8[ndarray, "h w 3"]) -> tuple[Fov, Bool[ndarray, "sh sw
         col=(col + 0.5) * factors[1] - 0.5,
         diameter_px=(2 * radius + 1) * (factors[0] + factors[1]) / 2,
     )
-    # One reduced pixel inside the rim: there the lens's shading and the JPEG's ringing are no retina.
-    return fov, hull & (distance <= radius - 1.5)
+    return fov, hull & (distance <= radius - config.fov_rim_px)
 
 
 def half_scale(canonical: UInt8[ndarray, "h w c"]) -> UInt8[ndarray, "hh hw c"]:
@@ -182,15 +181,17 @@ def half_scale_mask(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "hh hw"]:
     return _resample(mask.astype(np.uint8) * 255, mask.shape[0] // 2, mask.shape[1] // 2) >= 127
 
 
-def _bright_component(small: UInt8[ndarray, "h w 3"]) -> Bool[ndarray, "h w"]:
+def _bright_component(small: UInt8[ndarray, "h w 3"], config: ImageConfig) -> Bool[ndarray, "h w"]:
     """Largest component brighter than the surround, holes filled. The brightest channel sees dark retinas best."""
-    bright = cv2.GaussianBlur(small.max(axis=2), (5, 5), 0)
-    background = float(np.percentile(bright, 1))
-    if background > 60:  # no dark surround: an overexposed scan, or no fundus photograph
+    kernel = (config.fov_kernel_px, config.fov_kernel_px)
+    bright = cv2.GaussianBlur(small.max(axis=2), kernel, 0)
+    surround = float(np.percentile(bright, config.fov_dark_percentile))
+    if surround > config.fov_max_surround:
         raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
-    threshold = background + max(8.0, 0.15 * (float(np.percentile(bright, 95)) - background))
+    contrast = float(np.percentile(bright, config.fov_bright_percentile)) - surround
+    threshold = surround + max(config.fov_min_contrast, config.fov_contrast_share * contrast)
     mask = (bright > threshold).astype(np.uint8)
-    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones(kernel, np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
     if count < 2:
         raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
@@ -206,7 +207,7 @@ def _convex(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
     return cv2.fillConvexPoly(np.zeros(mask.shape, np.uint8), hull, 1).astype(bool)
 
 
-def _arc(hull: Bool[ndarray, "h w"]) -> Float[ndarray, "n 2"]:
+def _arc(hull: Bool[ndarray, "h w"], cut_px: int) -> Float[ndarray, "n 2"]:
     """(row, col) of the hull's border pixels, without the straight sides where a camera cut the disc.
 
     Such a side lies on the hull's bounding box, be it the photograph's edge or a black band added to it later.
@@ -216,7 +217,7 @@ def _arc(hull: Bool[ndarray, "h w"]) -> Float[ndarray, "n 2"]:
     if len(border) == 0:  # the hull fills the photograph
         return border.astype(float)
     first, last = border.min(axis=0), border.max(axis=0)
-    return border[((border > first + 2) & (border < last - 2)).all(axis=1)].astype(float)
+    return border[((border > first + cut_px) & (border < last - cut_px)).all(axis=1)].astype(float)
 
 
 def _fit_circle(points: Float[ndarray, "n 2"]) -> tuple[float, float, float]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, UInt8
 from numpy import ndarray
 from PIL import Image
 
+from ma_cluster.config import ImageConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.datasets import IMAGES_FOLDER, MASKS_FOLDER, TEST_PART
 from ma_cluster.images.fundus import find_fov
@@ -90,7 +91,7 @@ def _photograph(
 ) -> tuple[UInt8[ndarray, "h w 3"], Bool[ndarray, "h w"], int]:
     """A variation of the original with its truth and the number of microaneurysms; none where `healthy`."""
     pixels = _reposition(original, rng)
-    fov, _ = find_fov(pixels)
+    fov, _ = find_fov(pixels, ImageConfig())
     haemorrhages, fragments, exudates = (int(count) for count in rng.integers(0, 6, size=3))
     config = PhantomConfig(
         dots=int(rng.integers(4, 26)), haemorrhages=haemorrhages, fragments=fragments, exudates=exudates
@@ -105,7 +106,7 @@ def _reposition(pixels: UInt8[ndarray, "h w 3"], rng: np.random.Generator) -> UI
     """Left or right eye, upright or inverted optics, the head tilted by up to 12 degrees about the FOV's centre."""
     flips = tuple(axis for axis in (0, 1) if rng.random() < 0.5)
     flipped = np.flip(pixels, flips)
-    fov, _ = find_fov(flipped)
+    fov, _ = find_fov(flipped, ImageConfig())
     turn = cv2.getRotationMatrix2D((fov.col, fov.row), float(rng.uniform(-12, 12)), 1.0)
     return cv2.warpAffine(flipped, turn, (pixels.shape[1], pixels.shape[0]), flags=cv2.INTER_CUBIC)
 

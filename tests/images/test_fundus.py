@@ -117,7 +117,7 @@ def test_the_field_of_view_is_found_within_one_percent(
     disc: tuple[tuple[int, int], Fov], brightness: float, noise: float
 ) -> None:
     shape, fov = disc
-    found, mask = find_fov(fundus_photograph(shape, fov, brightness=brightness, noise=noise))
+    found, mask = find_fov(fundus_photograph(shape, fov, brightness=brightness, noise=noise), CONFIG)
     assert found.diameter_px == pytest.approx(fov.diameter_px, rel=0.01)
     assert np.hypot(found.row - fov.row, found.col - fov.col) < 0.01 * fov.diameter_px
     assert max(mask.shape) <= 512
@@ -138,7 +138,7 @@ def test_the_mask_of_the_field_of_view_ends_where_the_camera_cut_it() -> None:
 def test_every_photograph_reaches_the_canonical_diameter(diameter_px: float) -> None:
     side = int(diameter_px * 1.1)
     fundus = locate(fundus_photograph((side, side + 100), Fov(side / 2, side / 2 + 30, diameter_px)), CONFIG)
-    found, _ = find_fov(np.pad(fundus.canonical, ((20, 20), (20, 20), (0, 0))))
+    found, _ = find_fov(np.pad(fundus.canonical, ((20, 20), (20, 20), (0, 0))), CONFIG)
     assert found.diameter_px == pytest.approx(CONFIG.fov_diameter_px, rel=0.01)
     assert all(length % 2 == 0 for length in fundus.canonical_fov.shape)
     assert fundus.canonical.shape[:2] == fundus.canonical_fov.shape
@@ -218,7 +218,7 @@ def test_half_scale_mask_needs_two_of_four() -> None:
 
 
 def test_the_public_photograph_has_its_field_of_view() -> None:
-    found, _ = find_fov(retina())
+    found, _ = find_fov(retina(), CONFIG)
     assert found.diameter_px == pytest.approx(1400, rel=0.01)
     assert (found.row, found.col) == pytest.approx((705, 705), abs=14)
 

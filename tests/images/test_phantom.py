@@ -34,7 +34,7 @@ def smooth() -> UInt8[ndarray, "h w 3"]:
 @cache
 def retina_phantom() -> tuple[UInt8[ndarray, "h w 3"], Fov, Phantom]:
     pixels = np.asarray(retina())
-    fov, _ = find_fov(pixels)
+    fov, _ = find_fov(pixels, ImageConfig())
     return pixels, fov, draw_phantom(pixels, fov, np.random.default_rng(3), CONFIG)
 
 
@@ -129,7 +129,7 @@ def test_the_place_of_every_dot_is_off_the_annotated_disc_of_a_real_photograph()
     image = folder / "1. Original Images/a. Training Set/IDRiD_03.jpg"
     disc = folder / "2. All Segmentation Groundtruths/a. Training Set/5. Optic Disc/IDRiD_03_OD.tif"
     pixels = decode(image.read_bytes(), ImageConfig())
-    phantom = draw_phantom(pixels, find_fov(pixels)[0], np.random.default_rng(0), CONFIG)
+    phantom = draw_phantom(pixels, find_fov(pixels, ImageConfig())[0], np.random.default_rng(0), CONFIG)
     assert len(phantom.dots) == CONFIG.dots
     assert not ((phantom.pixels != pixels).any(axis=2) & decode_mask(disc.read_bytes())).any()
 

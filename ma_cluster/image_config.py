@@ -1,0 +1,84 @@
+"""How a photograph becomes network input: the numbers of decoding, of the field of view (FOV) and of contrast.
+
+A part of config.py, which hands it out. Those of the FOV are ours [U]; their lengths, `fov_diameter_px` aside, are
+pixels of the reduced photograph on which it is searched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LIMITS = frozenset({"max_bytes", "max_pixels"})
+"""Fields that only say what a machine can bear: they refuse a photograph, and never change the answer to one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageConfig:
+    """How a photograph becomes network input."""
+
+    fov_diameter_px: float = 3410.0
+    """Diameter of the field of view at canonical 1x, pixels: the median of IDRiD's photographs (measured)."""
+    scale_tolerance: float = 0.03
+    """Photographs whose FOV diameter is within this share of the canonical one are cropped but not resampled [U]."""
+    contrast_gain: float = 4.0
+    """alpha in I' = alpha I - alpha (G * I) + 128 (van Grinsven 2016) [S]."""
+    sigma_ratio: float = 1 / 30
+    """Standard deviation of G over the FOV diameter, at either scale [U]; 512/30 on 512x512 images in the source."""
+    max_bytes: int = 64 * 2**20
+    """Larger objects are refused unread, bytes [U]."""
+    max_pixels: int = 80_000_000
+    """Larger photographs are refused undecoded, pixels [U]; the largest fundus cameras give about 45 million."""
+    min_side_px: int = 256
+    """Photographs with a shorter side are refused [U]: a microaneurysm would be under two pixels across."""
+    fov_search_px: int = 512
+    """Longest side of that reduced photograph: a circle through hundreds of border pixels is right to a part of one."""
+    fov_kernel_px: int = 5
+    """Side of the blur and of the opening before the threshold's component: noise and thin bridges go."""
+    fov_dark_percentile: float = 1.0
+    """Percentile of the brightest channel that is the surround's grey level."""
+    fov_bright_percentile: float = 95.0
+    """Percentile of the brightest channel that is the retina's, highlights left out."""
+    fov_max_surround: float = 60.0
+    """A brighter surround is none, grey levels: an overexposed scan, or no fundus photograph."""
+    fov_contrast_share: float = 0.15
+    """The FOV begins at this share of the way from surround to retina: dark rims belong to it, stray light does not."""
+    fov_min_contrast: float = 8.0
+    """And at so many grey levels above the surround, more than JPEG and sensor noise."""
+    fov_cut_px: int = 2
+    """Border pixels so near the bounding box are a straight side where the camera cut the disc, no arc."""
+    fov_min_arc_px: int = 40
+    """A circle through fewer border pixels would not be sure."""
+    fov_outlier_px: float = 2.0
+    """Border pixels farther from the first circle are outliers to the second,"""
+    fov_outlier_share: float = 0.02
+    """or, on large discs, farther than this share of the radius."""
+    fov_min_arc_share: float = 0.5
+    """With more outliers than the rest of the border it is no disc."""
+    fov_core: float = 0.9
+    """Share of the radius within which the retina is looked at: the rim differs from the rest even on a blank disc."""
+    fov_min_inside: float = 0.95
+    """Share of the visible part that must lie in the circle."""
+    fov_min_disc: float = 0.5
+    """Share of the circle that must be visible."""
+    fov_min_photograph: float = 0.1
+    """Share of the photograph that must be visible."""
+    fov_min_texture: float = 2.0
+    """Standard deviation of a retina, grey levels; below it the disc is blank."""
+    fov_rim_px: float = 1.5
+    """Left out at the rim, where the lens's shading and the JPEG's ringing are no retina."""
+
+    def __post_init__(self) -> None:
+        require(self.fov_diameter_px >= 256, "image.fov_diameter_px must be at least 256 pixels")
+        require(0 <= self.scale_tolerance < 0.2, "image.scale_tolerance must lie in [0, 0.2)")
+        require(0 < self.sigma_ratio < 0.5, "image.sigma_ratio must lie in (0, 0.5)")
+        require(self.max_pixels >= self.min_side_px**2, "image.max_pixels is below min_side_px squared")
+        require(self.fov_search_px >= 64, "image.fov_search_px must be at least 64 pixels")
+        require(self.fov_kernel_px % 2 == 1, "image.fov_kernel_px must be odd")
+        percentiles = 0 <= self.fov_dark_percentile < self.fov_bright_percentile <= 100
+        require(percentiles, "image.fov_dark_percentile must lie below fov_bright_percentile, both in 0 to 100")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError where a setting is out of range."""
+    if not condition:
+        raise ValueError(message)
