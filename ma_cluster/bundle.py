@@ -12,7 +12,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ma_cluster.config import Recipe, digest, recipe_from_dict, to_dict
 from ma_cluster.errors import BundleError, UsageError
@@ -35,6 +35,11 @@ class Bundle:
     attribution: str
     validation: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
+
+    @property
+    def stage(self) -> Literal["hgn", "prn"]:
+        """The stage whose maps decide: `prn` where the model has a refinement, else `hgn`."""
+        return "prn" if "prn" in self.weights else "hgn"
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> str:

@@ -42,14 +42,13 @@ def calibrate(bundle: Bundle, samples: Sequence[Sample], threads: int | None = N
     refined = dataclasses.replace(bundle, recipe=dataclasses.replace(recipe, detector=config))
     refiner = Detector(refined, threads=threads)
     cases = [_refined(case, refiner) for case in cases]
-    stage = "prn" if "prn" in bundle.weights else "hgn"
-    if stage == "prn":
+    if bundle.stage == "prn":
         rows = [f"prn_{how}" for how in _FUSIONS]
         odds = max(_ODDS, key=lambda odds: max(average_precision(_pool(cases, row, odds)) for row in rows))
         config = dataclasses.replace(config, prn_odds=odds)
     figures = {name: _figures(_pool(cases, name, config.prn_odds)) for name in rows_given(bundle.weights)}
-    fusion = max(_FUSIONS, key=lambda how: figures[f"{stage}_{how}"]["average_precision"])
-    threshold = min(max(figures[f"{stage}_{fusion}"]["threshold"], _SMALLEST), 1 - _SMALLEST)
+    fusion = max(_FUSIONS, key=lambda how: figures[f"{bundle.stage}_{how}"]["average_precision"])
+    threshold = min(max(figures[f"{bundle.stage}_{fusion}"]["threshold"], _SMALLEST), 1 - _SMALLEST)
     config = dataclasses.replace(config, fusion=fusion, threshold=threshold)
     validation = {"photographs": [sample.name for sample in samples], "rows": figures}
     return dataclasses.replace(bundle, recipe=dataclasses.replace(recipe, detector=config), validation=validation)

@@ -89,10 +89,10 @@ def evaluate_photograph(detector: Detector, sample: Sample, number: int, rows: S
     if not rows:
         return Tally(photographs=(Photograph(number, digest, healthy, len(detector.segment(prepared).lesions), {}),))
     labels = label(_reference(mask, prepared))
-    own = "prn" if "prn" in detector.refiners else "hgn"
-    maps = _maps(detector, prepared, {own, *map(network_of, rows)})
-    detection = detector.decide(prepared, maps[own])
-    fused = prepared.grid.uncrop(fuse(maps[own].stack(), detector.recipe.detector.fusion), prepared.shape)
+    maps = _maps(detector, prepared, {detector.stage, *map(network_of, rows)})
+    own = maps[detector.stage]
+    detection = detector.decide(prepared, own)
+    fused = prepared.grid.uncrop(fuse(own.stack(), detector.recipe.detector.fusion), prepared.shape)
     examples = find_examples(Judged(prepared, detection.mask, labels, fused), number)
     counts = {row: _count(row_map(row, maps, prepared), labels) for row in rows}
     pixels = {row: coarse(of_row.pixels) for row, of_row in counts.items()}

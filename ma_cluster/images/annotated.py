@@ -16,11 +16,12 @@ from numpy import ndarray
 
 from ma_cluster.config import ImageConfig, Scale
 from ma_cluster.images.augment import SYMMETRIES, draw_gains, scale_contrast, turn
-from ma_cluster.images.contrast import MID_GREY, Prepared, prepare
+from ma_cluster.images.contrast import MID_GREY, Prepared
 from ma_cluster.images.datasets import Sample, decode_mask, read_object
-from ma_cluster.images.fundus import half_scale_mask, read_fundus
+from ma_cluster.images.fundus import half_scale_mask
 from ma_cluster.images.patches import crop
 from ma_cluster.images.pool import holds_place
+from ma_cluster.images.reading import read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,11 @@ def load_annotated(
         ImageRefusedError: the photograph cannot be used.
         StoreError: photograph or mask cannot be read.
     """
-    fundus = read_fundus(read_object(sample.image), config)
-    prepared = prepare(fundus, config)
+    prepared, _ = read_bytes(read_object(sample.image), config)
     if sample.mask is None:
         lesion = np.zeros(prepared.fov_1x.shape, dtype=bool)
     else:
-        lesion = fundus.grid.crop_mask(decode_mask(read_object(sample.mask)))
+        lesion = prepared.grid.crop_mask(decode_mask(read_object(sample.mask)))
     proposed = None if propose is None else propose(prepared)
     if scale == "1x":
         return Annotated(prepared.enhanced_1x, prepared.fov_1x, lesion, proposed)

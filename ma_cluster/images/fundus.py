@@ -1,4 +1,4 @@
-"""Bytes of a photograph -> `Fundus`: upright 8-bit RGB, its field of view found, resampled to the canonical scale.
+"""Upright 8-bit RGB of a photograph -> `Fundus`: its field of view found, resampled to the canonical scale.
 
 Cameras differ in resolution; networks do not forgive it. The field of view (FOV) is a disc of known angle, so its
 diameter is the scale. Every answer goes back to the photograph's own pixels through `Grid`, exactly.
@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageRefusedError, Reason
-from ma_cluster.images.decode import check_size, decode
+from ma_cluster.images.decode import check_size
 
 _NOT_AN_EYE = "no field of view found: not a fundus photograph, or one without the dark surround of the lens's disc"
 
@@ -107,15 +107,6 @@ class Fundus:
     def shape(self) -> tuple[int, int]:
         """Height and width of the photograph, pixels."""
         return self.pixels.shape[0], self.pixels.shape[1]
-
-
-def read_fundus(data: bytes, config: ImageConfig) -> Fundus:
-    """Decode a photograph and bring it to the canonical scale.
-
-    Raises:
-        ImageRefusedError: with the reason; the header is judged before a pixel is decoded.
-    """
-    return locate(decode(data, config), config)
 
 
 def locate(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> Fundus:

@@ -1,8 +1,9 @@
-"""One photograph of an archive from its object to network input, with what is said of its quality. No Ray in here.
+"""The one way from a photograph to network input, with what is said of its quality. No Ray in here.
 
-The Reader deployment calls `read_photograph`, or `read_bytes` for an upload; whatever goes wrong comes back as that
-photograph's ImageError. Only the decoder, which is passed in, sees the bytes; from its pixels on nothing depends on
-what a stranger has written.
+    object -> `read_photograph` -> bytes -> `read_bytes` -> upright RGB -> `read_pixels` -> Prepared, Facts
+
+Whatever goes wrong comes back as that photograph's ImageError. Only the decoder sees the bytes; from its pixels on
+nothing depends on what a stranger has written.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy import ndarray
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageFailedError, ObjectChangedError, ObjectMissingError, Reason, StoreError
 from ma_cluster.images.contrast import Prepared, prepare
+from ma_cluster.images.decode import decode as decode_here
 from ma_cluster.images.fundus import Fov, half_scale, half_scale_mask, locate
 from ma_cluster.storage.manifest import Source
 from ma_cluster.storage.store import Entry
@@ -65,21 +67,36 @@ def read_photograph(source: Source, entry: Entry, config: ImageConfig, decode: D
     return prepared, dataclasses.replace(facts, seconds=seconds | facts.seconds)
 
 
-def read_bytes(data: bytes, config: ImageConfig, decode: Decode) -> tuple[Prepared, Facts]:
+def read_bytes(data: bytes, config: ImageConfig, decode: Decode | None = None) -> tuple[Prepared, Facts]:
     """Decode an encoded photograph, find its FOV and enhance it.
+
+    Args:
+        data: its bytes.
+        config: how it becomes network input.
+        decode: who decodes bytes that nobody vouches for; by default this process does.
 
     Raises:
         ImageError: as the decoder raises it.
         ImageRefusedError: its content cannot be scored.
     """
     began = time.perf_counter()
-    pixels = decode(data)
+    pixels = decode_here(data, config) if decode is None else decode(data)
     decoded = time.perf_counter()
+    prepared, facts = read_pixels(pixels, config)
+    return prepared, dataclasses.replace(facts, seconds={"decode": decoded - began} | facts.seconds)
+
+
+def read_pixels(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> tuple[Prepared, Facts]:
+    """Find the FOV of an upright photograph and enhance it.
+
+    Raises:
+        ImageRefusedError: too_small or no_fov.
+    """
+    began = time.perf_counter()
     fundus = locate(pixels, config)
     prepared = prepare(fundus, config)
     quality = measure_quality(half_scale(fundus.canonical), half_scale_mask(fundus.canonical_fov))
-    seconds = {"decode": decoded - began, "prepare": time.perf_counter() - decoded}
-    return prepared, Facts(*prepared.shape, prepared.fov, quality, seconds)
+    return prepared, Facts(*prepared.shape, prepared.fov, quality, {"prepare": time.perf_counter() - began})
 
 
 def measure_quality(rgb: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]) -> Quality:

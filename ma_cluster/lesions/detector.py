@@ -20,9 +20,10 @@ from ma_cluster.bundle import Bundle, load_bundle, load_weights
 from ma_cluster.config import Recipe
 from ma_cluster.hypotheses.fusion import can_reach, fuse, scale_odds, upsample_half
 from ma_cluster.hypotheses.probability import probability_map
-from ma_cluster.images.contrast import Prepared, prepare
-from ma_cluster.images.fundus import Fov, locate, read_fundus
+from ma_cluster.images.contrast import Prepared
+from ma_cluster.images.fundus import Fov
 from ma_cluster.images.patches import Tiling
+from ma_cluster.images.reading import read_bytes, read_pixels
 from ma_cluster.lesions.stages import build_network
 from ma_cluster.lesions.table import Lesion, find_lesions
 from ma_cluster.networks.folding import fold
@@ -83,6 +84,7 @@ class Detector:
         recipe = bundle.recipe
         self.recipe: Recipe = recipe
         self.digest = bundle.digest
+        self.stage = bundle.stage
         networks = {name: build_network(name, recipe) for name in bundle.weights}
         for name, network in networks.items():
             load_weights(network, bundle.weights[name], name)
@@ -132,11 +134,9 @@ class Detector:
     def prepare(self, image: str | Path | bytes | UInt8[ndarray, "h w 3"]) -> Prepared:
         """The part before the networks: decode, find the FOV, bring to scale, enhance."""
         if isinstance(image, ndarray):
-            fundus = locate(image, self.recipe.image)
-        else:
-            data = image if isinstance(image, bytes) else Path(image).read_bytes()
-            fundus = read_fundus(data, self.recipe.image)
-        return prepare(fundus, self.recipe.image)
+            return read_pixels(image, self.recipe.image)[0]
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        return read_bytes(data, self.recipe.image)[0]
 
     def segment(self, prepared: Prepared) -> Detection:
         """The networks, their fusion, and the lesion table; each network looks only where it can make a lesion.
@@ -149,7 +149,7 @@ class Detector:
             half = self._half(prepared)
             at_best = Maps(np.ones_like(half), half, None, None)
             maps = Maps(self._one(prepared, self._undecided(prepared, at_best)), half, None, None)
-        if "prn" in self._refiners:
+        if self.stage == "prn":
             with _timed(seconds, "prn"):
                 maps = self._refinements(prepared, maps, "prn", self._undecided(prepared, maps))
         with _timed(seconds, "lesions"):
@@ -166,7 +166,7 @@ class Detector:
     def maps(self, prepared: Prepared) -> Maps:
         """The probability maps of every stage, everywhere."""
         hypotheses = self.hypotheses(prepared)
-        return self.refinements(prepared, hypotheses) if "prn" in self._refiners else hypotheses
+        return self.refinements(prepared, hypotheses) if self.stage == "prn" else hypotheses
 
     def hypotheses(self, prepared: Prepared) -> Maps:
         """The maps of the two hypothesis networks alone."""
@@ -212,7 +212,7 @@ class Detector:
     def _undecided(self, prepared: Prepared, hypotheses: Maps) -> Bool[ndarray, "ch cw"]:
         """Pixels that may yet be part of a lesion, and those whose values it takes to say so."""
         config = self.recipe.detector
-        regions = self._regions(hypotheses) if "prn" in self._refiners else ()
+        regions = self._regions(hypotheses) if self.stage == "prn" else ()
         open_yet = can_reach(config.threshold, hypotheses.stack(), regions, config.fusion)
         return _grown(open_yet, prepared.grid.reach_px) & prepared.fov_1x
 

@@ -72,7 +72,7 @@ def table(tally: Tally, bundle: Bundle, split: str) -> dict[str, Any]:
         "healthy": healthy_figures(tally),
         "split": split,
         "bundle": bundle.digest,
-        "detector": {"network": _own(bundle), "fusion": detector.fusion, "threshold": detector.threshold},
+        "detector": {"network": bundle.stage, "fusion": detector.fusion, "threshold": detector.threshold},
         "data": digest(sorted(photograph.digest for photograph in pooled)),
         "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "coverage": COVERAGE},
         "conventions": CONVENTIONS,
@@ -155,7 +155,3 @@ def healthy_markdown(values: Mapping[str, Any]) -> Iterable[str]:
         f"On {healthy['images']} photographs without lesions the model calls {healthy['lesions_per_image']:.1f} each "
         f"(median {healthy['median']:g}, at most {healthy['most']}); {healthy['images_without']} have none."
     )
-
-
-def _own(bundle: Bundle) -> str:
-    return "prn" if "prn" in bundle.weights else "hgn"

@@ -94,7 +94,7 @@ def _model(bundle: Bundle) -> Iterator[str]:
         f"Two FRRN-A of {recipe.hgn_1x.width:.3g} and {recipe.hgn_half.width:.3g} times the published width propose "
         f"lesions at full scale (a field of view of {recipe.image.fov_diameter_px:.0f} pixels) and at half of it."
     )
-    if "prn" in bundle.weights:
+    if bundle.stage == "prn":
         yield (
             f"A ResNet-50 of {recipe.prn.width:.3g} times the published width, trained with triplet loss, refines them "
             f"on patches of {recipe.prn.patch_px} pixels at {recipe.prn.scale}."

@@ -15,7 +15,9 @@ from sklearn.datasets import load_sample_image
 
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageRefusedError, Reason
-from ma_cluster.images.fundus import Fov, Grid, find_fov, half_scale, half_scale_mask, locate, read_fundus
+from ma_cluster.images.decode import decode
+from ma_cluster.images.fundus import Fov, Grid, find_fov, half_scale, half_scale_mask, locate
+from ma_cluster.images.reading import read_bytes, read_pixels
 from ma_cluster.images.sample import retina
 
 CONFIG = ImageConfig(fov_diameter_px=512.0)
@@ -223,11 +225,12 @@ def test_the_public_photograph_has_its_field_of_view() -> None:
     assert (found.row, found.col) == pytest.approx((705, 705), abs=14)
 
 
-def test_a_photograph_read_from_bytes_equals_the_located_pixels() -> None:
+def test_a_photograph_read_from_bytes_equals_its_pixels_read() -> None:
     pixels = retina()
-    read = read_fundus(encode(pixels, "PNG"), CONFIG)
-    assert (read.canonical == locate(pixels, CONFIG).canonical).all()
-    assert read.shape == pixels.shape[:2]
+    read, facts = read_bytes(encode(pixels, "PNG"), CONFIG)
+    wanted, _ = read_pixels(pixels, CONFIG)
+    assert (read.enhanced_1x == wanted.enhanced_1x).all()
+    assert read.shape == (facts.height, facts.width) == pixels.shape[:2]
 
 
 @pytest.mark.parametrize(
@@ -236,11 +239,11 @@ def test_a_photograph_read_from_bytes_equals_the_located_pixels() -> None:
 )
 def test_idrid_photographs_have_their_field_of_view(name: str, diameter_px: float) -> None:
     path = idrid_folder() / "A. Segmentation/1. Original Images/a. Training Set" / f"IDRiD_{name}.jpg"
-    fundus = read_fundus(path.read_bytes(), replace(CONFIG, fov_diameter_px=3410.0))
+    fundus = locate(decode(path.read_bytes(), CONFIG), replace(CONFIG, fov_diameter_px=3410.0))
     assert fundus.fov.diameter_px == pytest.approx(diameter_px, rel=0.01)
 
 
 @pytest.mark.parametrize("number", [1, 13, 29, 42, 60])
 def test_healthy_photographs_have_their_field_of_view(number: int) -> None:
-    fundus = read_fundus((healthy_folder() / f"IDRiD_NAR_{number:03d}.jpg").read_bytes(), CONFIG)
+    fundus = locate(decode((healthy_folder() / f"IDRiD_NAR_{number:03d}.jpg").read_bytes(), CONFIG), CONFIG)
     assert fundus.fov.diameter_px == pytest.approx(1029, rel=0.01)

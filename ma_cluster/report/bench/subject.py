@@ -20,9 +20,9 @@ from torch import nn
 
 from ma_cluster.bundle import Bundle, load_bundle, load_weights
 from ma_cluster.config import ImageConfig
-from ma_cluster.images.contrast import Prepared, prepare
+from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import decode_mask
-from ma_cluster.images.fundus import read_fundus
+from ma_cluster.images.reading import read_bytes
 from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.stages import build_network
 from ma_cluster.networks.folding import fold
@@ -81,7 +81,7 @@ class Photograph:
 
     def prepared(self, config: ImageConfig) -> Prepared:
         """As the networks take it."""
-        return prepare(read_fundus(self.data, config), config)
+        return read_bytes(self.data, config)[0]
 
 
 def hypothesis_network(bundle: Bundle, name: str, device: str, *, folded: bool) -> nn.Module:
