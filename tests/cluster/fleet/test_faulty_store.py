@@ -42,7 +42,8 @@ def faults() -> list[Fault]:
 def test_a_run_through_a_breaking_store_ends_as_a_clean_one_and_what_failed_is_scored_later(
     tiny_bundle: Path, weed: Weed, tmp_path: Path
 ) -> None:
-    """Bursts of server errors, bodies that break off, wrong lengths and lost replies in one run; one photograph is denied as long as the faults last."""
+    """Bursts of server errors, bodies that break off, wrong lengths and lost replies in one run; one photograph is
+    denied as long as the faults last."""
     bucket = weed.bucket("breaking")
     source, clean, dest = open_store(f"{bucket}/eyes"), open_store(f"{bucket}/clean"), open_store(f"{bucket}/run")
     upload_eyes(source, EYES)
