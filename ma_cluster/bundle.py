@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ma_cluster.config import Recipe, digest, recipe_from_dict, to_dict
 from ma_cluster.errors import BundleError, UsageError
+from ma_cluster.identity import deciding
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> str:
         "validation": bundle.validation,
     }
     _write(folder / "bundle.json", (json.dumps(manifest, indent=2) + "\n").encode())
-    return _bundle_digest(manifest)
+    return _bundle_digest(bundle.recipe, files)
 
 
 def load_bundle(model: str | Path) -> Bundle:
@@ -90,7 +91,8 @@ def load_bundle(model: str | Path) -> Bundle:
             raise BundleError(f"{name} of bundle {folder.name} is missing or not what bundle.json says; copy it again")
         weights[name.removesuffix(".safetensors")] = _load_safetensors(data, name)
     _check_networks(set(weights))
-    return Bundle(recipe, weights, manifest["attribution"], manifest["validation"], _bundle_digest(manifest))
+    known_by = _bundle_digest(recipe, manifest["files"])
+    return Bundle(recipe, weights, manifest["attribution"], manifest["validation"], known_by)
 
 
 def find_bundle(model: str | Path) -> Path:
@@ -202,9 +204,11 @@ def _check_networks(names: set[str]) -> None:
         )
 
 
-def _bundle_digest(manifest: dict[str, Any]) -> str:
-    """What decides the answers: recipe and weights. Figures and attribution may be corrected without a new digest."""
-    return digest({"recipe": manifest["recipe"], "files": manifest["files"]})
+def _bundle_digest(recipe: Recipe, files: dict[str, str]) -> str:
+    """What decides the answers: weights, and the recipe's numbers that do. How it was trained, figures and attribution
+    may be corrected without a new digest.
+    """
+    return digest({"recipe": deciding(recipe), "files": files})
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "ma_cluster"
 ORDER = ["base", "storage", "images", "networks", "hypotheses", "refinement", "lesions", "evaluation", "training"]
 ORDER += ["archive", "http", "cluster", "report", "cli"]
 """Each imports only itself and what stands to its left; `base` is what lies beside the folders."""
-_BASE = ["config", "image_config", "errors", "bundle", "machine", "metrics", "__init__"]
+_BASE = ["config", "image_config", "identity", "errors", "bundle", "machine", "metrics", "__init__"]
 TOP_LEVEL = dict.fromkeys(_BASE, "base") | {"__main__": "cli"}
 STORAGE = {"boto3", "botocore", "obstore", "s3fs", "fsspec", "smart_open", "minio"}
 DISTRIBUTIONS = {

@@ -14,14 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from ma_cluster.config import Recipe, digest, to_dict
+from ma_cluster.config import Recipe, digest
 from ma_cluster.errors import Reason, Status
+from ma_cluster.identity import RESULT_VERSION, deciding
 from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.table import Lesion
 from ma_cluster.metrics import STAGES
 from ma_cluster.storage.store import Entry
 
-FORMAT = "ma_cluster.outcomes/2"
 SECONDS = {stage: f"seconds_{stage}" for stage in STAGES}
 """The column of each stage's wall time."""
 
@@ -97,11 +97,8 @@ def to_table(outcomes: Sequence[Outcome]) -> pa.Table:
 
 
 def config_digest(recipe: Recipe, decoder: str) -> str:
-    """What decides an outcome beside the weights: how photographs are decoded and prepared, stages joined, rows laid
-    out.
-    """
-    config = {"image": to_dict(recipe.image), "detector": to_dict(recipe.detector)}
-    return digest({"format": FORMAT, "decoder": decoder} | config)
+    """What decides an outcome beside source and weights: the numbers, the decoder, the version of the code."""
+    return digest({"results": RESULT_VERSION, "decoder": decoder, "recipe": deciding(recipe)})
 
 
 def artefact_name(entry: Entry, model_digest: str, config_digest: str) -> str:

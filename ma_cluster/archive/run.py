@@ -28,10 +28,12 @@ from ma_cluster.archive.parquet import from_parquet, to_parquet
 from ma_cluster.archive.plan import Plan, Shard, read_shards, shards, write_plan
 from ma_cluster.config import digest
 from ma_cluster.errors import ObjectMissingError, RunConflictError, UsageError
+from ma_cluster.identity import RESULT_VERSION
 from ma_cluster.storage.manifest import Source
 from ma_cluster.storage.store import Entry, Store
 
 _COMMITTED = "ma_cluster.committed"
+_RESULTS = "results"  # among the versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,8 @@ def begin_run(
         only: the photographs to plan; all that the source lists where it is None.
 
     Raises:
-        RunConflictError: `dest` holds a run of another source, model or configuration.
+        RunConflictError: `dest` holds a run of another source, model or configuration, or of a version of the code
+            whose results may differ.
     """
     run = read_run(dest)
     if run is None:
@@ -77,13 +80,7 @@ def begin_run(
         )
         run = new if dest.create("run.json", _to_json(new)) else read_run(dest)  # another driver was faster
         assert run is not None
-    wanted = {"source": source.url, "model_digest": model_digest, "config_digest": config_digest}
-    differing = [name.replace("_digest", "") for name, value in wanted.items() if getattr(run, name) != value]
-    if differing:
-        raise RunConflictError(
-            f"the destination holds run {run.id} of another {' and '.join(differing)}; nothing is overwritten: "
-            "use an empty destination"
-        )
+    _check_same(run, {"source": source.url, "model_digest": model_digest, "config_digest": config_digest})
     return run
 
 
@@ -165,6 +162,20 @@ def _listing(source: Source, dest: Store) -> Iterator[Entry]:
     return (entry for entry in source.list() if own is None or not entry.key.startswith(own))
 
 
+def _check_same(run: Run, wanted: dict[str, str]) -> None:
+    if run.versions.get(_RESULTS) != str(RESULT_VERSION):
+        raise RunConflictError(
+            f"run {run.id} of the destination was begun by ma_cluster {run.versions.get('ma_cluster')}, whose results "
+            f"may differ from those of this version, {__version__}: go on with that one, or use an empty destination"
+        )
+    differing = [name.replace("_digest", "") for name, value in wanted.items() if getattr(run, name) != value]
+    if differing:
+        raise RunConflictError(
+            f"the destination holds run {run.id} of another {' and '.join(differing)}; nothing is overwritten: "
+            "use an empty destination"
+        )
+
+
 def _outcomes_key(number: int) -> str:
     return f"outcomes/part-{number:06d}.parquet"
 
@@ -175,7 +186,7 @@ def _to_json(run: Run) -> bytes:
 
 def _versions() -> dict[str, str]:
     packages = ("ray", "torch", "numpy", "opencv-python-headless", "pillow", "pyarrow")
-    own = {"ma_cluster": __version__, "python": platform.python_version()}
+    own = {"ma_cluster": __version__, _RESULTS: str(RESULT_VERSION), "python": platform.python_version()}
     return own | {name: version(name) for name in packages}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ma_cluster import __version__
 from ma_cluster.archive.outcomes import SCHEMA, Outcome, artefact_name
 from ma_cluster.archive.plan import (
     LARGEST_SHARD_BYTES,
@@ -122,6 +124,28 @@ def test_another_source_model_or_config_is_refused(tmp_path: Path, other: str) -
         source = LocalStore(tmp_path)
     with pytest.raises(RunConflictError, match=f"another {other};"):
         begin_run(source, dest, "other" if other == "model" else "model", "x" if other == "config" else "config")
+
+
+@pytest.mark.parametrize("results", ["2", None])
+def test_another_version_of_the_code_is_refused_and_both_are_named(tmp_path: Path, results: str | None) -> None:
+    source, dest = folders(tmp_path, 3)
+    begin_run(source, dest, "model", "config")
+    values = json.loads(dest.get("run.json"))
+    values["versions"] |= {"ma_cluster": "0.0.1", "results": results}
+    dest.put("run.json", json.dumps(values).encode())
+    with pytest.raises(
+        RunConflictError, match=rf"begun by ma_cluster 0\.0\.1, whose results.*{re.escape(__version__)}"
+    ):
+        begin_run(source, dest, "model", "config")
+
+
+def test_another_version_of_the_code_with_the_same_results_goes_on(tmp_path: Path) -> None:
+    source, dest = folders(tmp_path, 3)
+    begin_run(source, dest, "model", "config")
+    values = json.loads(dest.get("run.json"))
+    values["versions"]["ma_cluster"] = "0.0.1"
+    dest.put("run.json", json.dumps(values).encode())
+    assert begin_run(source, dest, "model", "config").versions["ma_cluster"] == "0.0.1"
 
 
 def test_a_plan_half_written_is_completed_unless_the_listing_has_changed(tmp_path: Path) -> None:
