@@ -73,7 +73,7 @@ def test_a_server_that_stays_broken_is_a_store_error(behind: S3Store, proxy: Fau
 
 @pytest.mark.parametrize("kind", [Kind.RESET, Kind.TRICKLE, Kind.STALL, Kind.SILENCE, Kind.LONGER, Kind.SHORTER])
 def test_a_body_that_breaks_off_is_read_again(behind: S3Store, proxy: FaultProxy, kind: Kind) -> None:
-    """T19, T20, T21. At 1 KB/s the body would take 200 s, with no single byte late."""
+    """Cut off, slow, or with a wrong length. At 1 KB/s the body would take 200 s, with no single byte late."""
     proxy.faults.append(Fault(kind, "GET", "eye.jpg", times=1))
     began = time.monotonic()
     assert behind.get("eye.jpg") == EYE
