@@ -1,12 +1,19 @@
-"""What this process may use of the machine. The one place that counts: a container has less than its host."""
+"""What this process may use of the machine, and what that machine is.
+
+The one place that counts cores and memory: a container has less than its host.
+"""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 _ROOT = Path("/")
+_PACKAGES = ("torch", "numpy", "opencv-python-headless", "ray", "monai")
 _UNLIMITED_BYTES = 2**60
 """From here on a memory limit of cgroup v1 means none: its default is the largest multiple of a page."""
 
@@ -40,6 +47,40 @@ def gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """What a benchmark's figures hold for: processor, vector extensions, load, versions, the GPU where `device` is one.
+
+    Imports nothing for a CPU: a benchmark may be about memory.
+    """
+    described = {
+        "cpu": _cpu_field("model name") or platform.processor(),
+        "cores": cores(),
+        "vector_extensions": sorted(flag for flag in _cpu_field("flags").split() if flag.startswith(("avx", "amx"))),
+        "load_average_1min": os.getloadavg()[0],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {package: found for package in _PACKAGES if (found := _version(package))},
+    }
+    if device.startswith("cuda"):
+        import torch
+
+        described["gpu"] = torch.cuda.get_device_name(device)
+    return described
+
+
+def _cpu_field(name: str) -> str:
+    """A field of the first processor as Linux describes it; empty elsewhere."""
+    lines = _read(_ROOT / "proc/cpuinfo").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _affinity() -> int:

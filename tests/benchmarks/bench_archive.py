@@ -20,12 +20,12 @@ from typing import Any
 
 import ray
 
+from ma_cluster import machine
 from ma_cluster.archive.run import Run, begin_run, pending
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.archive.summary import finish_run
 from ma_cluster.cluster.fleet.driver import WorkerSpec, score_shards
 from ma_cluster.errors import ImageRefusedError, Reason
-from ma_cluster.report.bench.machine import describe_machine
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import Entry
 
@@ -81,7 +81,7 @@ def main() -> None:
         "benchmark": "archive",
         "workers": _WORKERS,
         "in_flight": _IN_FLIGHT,
-        "machine": describe_machine(),
+        "machine": machine.describe(),
         "sizes": rows,
     }
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")

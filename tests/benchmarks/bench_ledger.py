@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ma_cluster import machine
 from ma_cluster.refinement.selection import LossTable
-from ma_cluster.report.bench.machine import describe_machine
 
 TORCH_LIMIT = 2**24
 _BATCH = 1_000_000
@@ -41,7 +41,7 @@ def main() -> None:
         rows.append(measure(size, repeats))
         if arguments.cluster_shards:
             rows[-1]["ledger"] = measure_ledger(size, arguments.cluster_shards, repeats)
-    report = {"benchmark": "ledger", "batch": _BATCH, "machine": describe_machine(), "sizes": rows}
+    report = {"benchmark": "ledger", "batch": _BATCH, "machine": machine.describe(), "sizes": rows}
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
 
 

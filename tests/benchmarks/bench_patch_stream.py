@@ -32,6 +32,7 @@ from patch_peers import SEED, WORKERS, Epoch, consume, figures_of, loader, webda
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fundus_set import write_training_set
 
+from ma_cluster import machine
 from ma_cluster.cluster.training.patch_stream import (
     HgnSource,
     Work,
@@ -43,8 +44,6 @@ from ma_cluster.cluster.training.patch_stream import (
 from ma_cluster.config import HgnConfig, ImageConfig, SplitConfig, lite
 from ma_cluster.hypotheses.sampling import HgnCuts, hgn_batch
 from ma_cluster.images.datasets import Sample, read_dataset
-from ma_cluster.machine import cores
-from ma_cluster.report.bench.machine import describe_machine
 
 _AHEAD_BYTES = 2**28  # of patches cut before they are asked for: fewer than `--lead-steps` deliver
 
@@ -75,7 +74,7 @@ def main() -> None:
         "batch_patches": config.batch_patches,
         "steps": arguments.steps,
         "step_ms": arguments.step_ms,
-        "machine": describe_machine(),
+        "machine": machine.describe(),
         "sides": figures,
     }
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
@@ -118,7 +117,7 @@ def compared(seen: dict[tuple[str, str], list[dict[str, float]]]) -> dict[str, A
 
 def streams(samples: list[Sample], image: ImageConfig, config: HgnConfig, every_step: int) -> dict[str, Epoch]:
     """The patch stream on a local Ray, read by two actors: opened for every step at once, and for each epoch."""
-    cpus = cores() + 1  # as `train` gives a local Ray, beside workers that take half a CPU each
+    cpus = machine.cores() + 1  # as `train` gives a local Ray, beside workers that take half a CPU each
     ray.init(address="local", _node_ip_address="127.0.0.1", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     limits = ray.data.ExecutionResources(object_store_memory=_AHEAD_BYTES)
     ray.data.DataContext.get_current().execution_options.resource_limits = limits

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from PIL import Image
 
+from ma_cluster import machine
 from ma_cluster.images.sample import retina
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -29,7 +30,6 @@ from ma_cluster.bundle import save_bundle
 from ma_cluster.cluster.fleet.driver import Progress, score_archive
 from ma_cluster.cluster.fleet.scoring_app import Fleet
 from ma_cluster.images.sandbox import SandboxConfig
-from ma_cluster.report.bench.machine import describe_machine
 from ma_cluster.storage.local import LocalStore
 
 SHARES = (0.0, 0.1, 0.5)
@@ -51,7 +51,7 @@ def main() -> None:
     ray.shutdown()
     for run in runs:
         run["rate_over_that_without"] = run["sound_per_second"] / runs[0]["sound_per_second"]
-    report = {"benchmark": "poison", "machine": describe_machine(), "runs": runs}
+    report = {"benchmark": "poison", "machine": machine.describe(), "runs": runs}
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -258,14 +258,13 @@ def test_alerts_are_quiet_on_a_sound_archive_and_fire_on_refusals_and_a_stalled_
     assert {series["metric"]["alertname"] for series in story.values(fired)} == INJECTED
 
 
-@pytest.mark.parametrize(
-    "place",
-    [lambda story: ("--prometheus", story.watch.url), lambda story: ("--metrics", str(story.exporters))],
-    ids=["prometheus", "exporters"],
-)
-def test_top_shows_it_in_the_terminal(story: Story, place: Callable[[Story], tuple[str, str]]) -> None:
-    command = [sys.executable, "-m", "ma_cluster", "top", "--once", "--every", "1", *place(story)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+@pytest.mark.parametrize("asked", ["prometheus", "ray"])
+def test_top_shows_it_in_the_terminal(story: Story, asked: str, tmp_path: Path) -> None:
+    (tmp_path / "ray").symlink_to(story.exporters.parents[1])
+    options = ("--prometheus", story.watch.url) if asked == "prometheus" else ()
+    command = [sys.executable, "-m", "ma_cluster", "top", "--once", "--every", "1", *options]
+    environment = os.environ | {"RAY_TMPDIR": str(tmp_path)}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     (refused,) = story.watch.ask("query", query=f'sum({exported(REFUSED)}{{reason="not_an_image"}})')["result"]
     assert re.search(rf"not_an_image +{refused['value'][1]} ", shown)
     for title in ("archives", "stage times", "refused and failed", "training"):
@@ -274,16 +273,14 @@ def test_top_shows_it_in_the_terminal(story: Story, place: Callable[[Story], tup
 
 def test_a_local_ray_without_a_dashboard_tells_where_its_metrics_are() -> None:
     code = """
-import sys
 from ma_cluster.cluster.connection import connected
-from ma_cluster.report.exporters import Exporters
+from ma_cluster.report.top import read_page
 with connected(None, waiting_cpus=0):
-    print(Exporters(sys.argv[1]).read().samples)
+    print(read_page().samples)
 """
     with tempfile.TemporaryDirectory(prefix="ma-") as folder:  # short: Ray makes the paths of sockets from it
-        listed = f"{folder}/ray/session_latest/prom_metrics_service_discovery.json"
         environment = os.environ | {"RAY_TMPDIR": folder}
         environment.pop("RAY_ADDRESS", None)
-        command = [sys.executable, "-c", code, listed]
+        command = [sys.executable, "-c", code]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "{}\n", done.stderr

@@ -1,12 +1,15 @@
-"""`ma-cluster bench` on an untrained model over a small photograph: every benchmark ends with figures that can be."""
+"""Benchmarks on an untrained model over a small photograph: each ends with figures that can be."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import bench_networks
 import pytest
 import torch
 from photographs import encode
@@ -16,10 +19,7 @@ from ma_cluster.bundle import Bundle, load_bundle, save_bundle
 from ma_cluster.cli.app import app
 from ma_cluster.images.sample import retina
 from ma_cluster.refinement.step import build_prn
-from ma_cluster.report.bench.halo import HALOS_PX, halo
-from ma_cluster.report.bench.peers import engine
-from ma_cluster.report.bench.stages import GROWTH
-from ma_cluster.report.bench.subject import SAMPLE_SIDE_PX, Subject
+from ma_cluster.report.bench_subject import SAMPLE_SIDE_PX, Subject
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +66,12 @@ def test_detections_are_timed_stage_by_stage_and_the_machine_is_described(
 
 
 @pytest.mark.slow
-def test_peers_are_timed_in_the_same_run(model: Path, photograph: Path, tmp_path: Path) -> None:
-    results = report_of(["engine", "dense", "monai"], model, photograph, tmp_path / "bench.json")["results"]
-    (row,) = results["engine"]
-    assert row["tiles"] >= 2 and 0 < row["efficiency"] < 10
-    settings = [(each["patch_px"], each["stride_px"]) for each in results["dense"]]
-    assert settings == [(32, 1), (32, 1), (32, 4), (32, 4), (128, 1), (128, 1), (128, 4), (128, 4)]
-    assert all(each["speed_up"] > 0 and 0 <= each["mean_difference"] <= 1 for each in results["dense"])
+def test_monai_is_timed_in_the_same_run(model: Path, photograph: Path, tmp_path: Path) -> None:
+    result = report_of(["monai"], model, photograph, tmp_path / "bench.json")["results"]["monai"]
     if importlib.util.find_spec("monai") is None:
-        assert results["monai"] == "skipped: MONAI is not installed: pip install 'ma_cluster[bench]'"
+        assert result == "skipped: MONAI is not installed: pip install 'ma_cluster[bench]'"
     else:
-        (row,) = results["monai"]
+        (row,) = result
         assert row["speed_up"] > 0 and row["difference_at_1x"]["median"] < 1e-2
 
 
@@ -90,26 +85,6 @@ def test_a_run_is_timed_beside_a_bare_loop(
     assert ratio["ratio"] == pytest.approx(run["photographs_per_second"] / bare["photographs_per_second"])
 
 
-def test_growth_is_followed_from_the_smallest_photograph_on(model: Path, photograph: Path, tmp_path: Path) -> None:
-    rows = report_of(["growth"], model, photograph, tmp_path / "bench.json")["results"]["growth"]
-    sizes = [row["fov_megapixels"] for row in rows]
-    assert sizes == sorted(sizes)
-    assert len(sizes) == sum(factor >= 1 for factor in GROWTH)  # the model's own diameter is the smallest allowed
-    assert all(row["hgn_seconds_per_fov_megapixel"] > 0 for row in rows)
-
-
-def test_the_bare_loop_takes_the_tiles_of_the_detector(model: Path, photograph: Path) -> None:
-    (row,) = engine(Subject(model=str(model), image=photograph))
-    assert row["megapixels"] >= 0.05  # a field of view of 256 pixels, and a quarter of it
-
-
-def test_tiles_come_nearer_to_the_whole_photograph_as_their_halo_grows(model: Path, photograph: Path) -> None:
-    rows = list(halo(Subject(model=str(model), image=photograph)))
-    assert [row["halo_px"] for row in rows] == list(HALOS_PX)
-    assert rows[-1]["mean_difference"] <= rows[0]["mean_difference"] < 0.5
-    assert all(row["computed_over_fov_at_1x"] >= 1 for row in rows)
-
-
 def test_the_sample_photograph_has_twelve_megapixels_and_known_lesions() -> None:
     photograph = Subject().photograph()
     assert photograph.truth is not None
@@ -121,3 +96,38 @@ def test_an_unknown_benchmark_is_named_with_those_there_are(tmp_path: Path) -> N
     done = CliRunner().invoke(app, ["bench", "speed", "--out", str(tmp_path / "bench.json")])
     assert "no benchmark speed; there are detect, monai" in str(done.exception)
     assert not (tmp_path / "bench.json").exists()
+
+
+def test_growth_is_followed_from_the_smallest_photograph_on(model: Path, photograph: Path) -> None:
+    rows = list(bench_networks.growth(Subject(model=str(model), image=photograph)))
+    sizes = [row["fov_megapixels"] for row in rows]
+    assert sizes == sorted(sizes)
+    # the model's own diameter is the smallest allowed
+    assert len(sizes) == sum(factor >= 1 for factor in bench_networks.GROWTH)
+    assert all(row["hgn_seconds_per_fov_megapixel"] > 0 for row in rows)
+
+
+def test_the_bare_loop_takes_the_tiles_of_the_detector(model: Path, photograph: Path) -> None:
+    (row,) = bench_networks.engine(Subject(model=str(model), image=photograph))
+    assert row["megapixels"] >= 0.05  # a field of view of 256 pixels, and a quarter of it
+    assert row["tiles"] >= 2 and 0 < row["efficiency"] < 10
+
+
+def test_tiles_come_nearer_to_the_whole_photograph_as_their_halo_grows(model: Path, photograph: Path) -> None:
+    rows = list(bench_networks.halo(Subject(model=str(model), image=photograph)))
+    assert [row["halo_px"] for row in rows] == list(bench_networks.HALOS_PX)
+    assert rows[-1]["mean_difference"] <= rows[0]["mean_difference"] < 0.5
+    assert all(row["computed_over_fov_at_1x"] >= 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_shared_computation_is_timed_beside_patches_of_the_model_and_of_the_paper(
+    model: Path, photograph: Path, tmp_path: Path
+) -> None:
+    script, out = bench_networks.__file__, tmp_path / "bench.json"
+    options = ["--model", str(model), "--image", str(photograph), "--out", str(out)]
+    subprocess.run([sys.executable, script, "dense", *options], check=True)
+    rows = json.loads(out.read_text())["results"]["dense"]
+    settings = [(row["patch_px"], row["stride_px"]) for row in rows]
+    assert settings == [(32, 1), (32, 1), (32, 4), (32, 4), (128, 1), (128, 1), (128, 4), (128, 4)]
+    assert all(row["speed_up"] > 0 and 0 <= row["mean_difference"] <= 1 for row in rows)

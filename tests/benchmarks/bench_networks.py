@@ -1,44 +1,78 @@
-"""The hypothesis stage beside MONAI's sliding window and beside a bare loop; shared computation beside patches."""
+"""How the networks are run, for those who change it: `bench_networks.py engine halo dense growth --out FILE.json`.
+
+    engine  the hypothesis stage beside a bare loop over the same tiles
+    halo    how far a tiled answer lies from that of the whole photograph, and what is computed for it
+    dense   the refinement of a region in shared computation beside patch by patch
+    growth  time and memory as the photograph grows
+
+Results and options are those of `ma-cluster bench`: each runs in a process of its own, ratios are of times of one run.
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
-import importlib
 import itertools
+import json
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, UInt8
 from numpy import ndarray
 from torch import nn
 
 from ma_cluster.bundle import load_weights
 from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
-from ma_cluster.evaluation.scoring import PixelCounts, average_precision
-from ma_cluster.hypotheses.loss import lesion_probability
+from ma_cluster.hypotheses.probability import probability_map
 from ma_cluster.images.contrast import MID_GREY, Prepared
 from ma_cluster.images.patches import Tiling
-from ma_cluster.lesions.detector import Detector, Maps
+from ma_cluster.lesions.detector import Detector
 from ma_cluster.networks.folding import fold
 from ma_cluster.networks.tensors import normalise
 from ma_cluster.networks.tile_executor import dedicate
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.patchwise import Patchwise, lattice_nodes, refine
 from ma_cluster.refinement.step import build_prn
-from ma_cluster.report.bench.subject import Subject, hypothesis_network
+from ma_cluster.report.bench import NETWORKS, Benchmark, Map, Rows, run_benchmarks
+from ma_cluster.report.bench_subject import Subject, hypothesis_network, peak_mb
 
-NETWORKS = ("hgn_1x", "hgn_half")
-MONAI_TILE, MONAI_OVERLAP = 512, 0.25
+HALOS_PX = (0, 16, 32, 48, 64, 80, 96)
+WHOLE_PX, KEPT_PX = 1024, 256
+"""Side of the part of the 0.5x grid that is looked at whole, and of the kept parts it is cut into: many seams."""
 PAPER_PATCH_PX = PrnConfig().patch_px
 ROI_SHARES, ROI_STRIDES, ROI_SIDE = (0.01, 1.0), (1, 4), 1024
 PATCHES = 1024
 """As many are timed patch by patch; the seconds of all follow from their number."""
+GROWTH = (0.3, 0.5, 1.0, 1.44, 2.0)
+"""Diameters of the canonical field of view over the model's: about 1 to 50 megapixels for one made at 12."""
+_SMALLEST_PX = 256  # a configuration allows no smaller diameter
 
-Map = Float32[ndarray, "h w"]
+
+def main() -> None:
+    """Run the benchmarks that are named, or all, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all without a name")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="lite")
+    parser.add_argument("--image", type=Path, help="a photograph; without it one of `sample`, at 12 megapixels")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=1, help="passes of which the fastest counts")
+    settings = vars(parser.parse_args())
+    names, out = settings.pop("names") or list(BENCHMARKS), settings.pop("out")
+
+    def show(name: str, rows: Rows | str) -> None:
+        sys.stdout.write(f"{name}  {rows if isinstance(rows, str) else json.dumps(rows)}\n")
+
+    report = run_benchmarks({name: BENCHMARKS[name] for name in names}, Subject(**settings), show)
+    out.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def engine(subject: Subject) -> Iterator[dict[str, Any]]:
@@ -72,48 +106,28 @@ def engine(subject: Subject) -> Iterator[dict[str, Any]]:
     }
 
 
-def monai(subject: Subject) -> Iterator[dict[str, Any]]:
-    """The hypothesis stage against MONAI's `sliding_window_inference` with the same networks in plain torch.
-
-    Once as `evaluate` needs it, each map whole, as MONAI makes them, and once as `detect` runs it.
-
-    Raises:
-        UsageError: MONAI is not installed.
-    """
-    try:
-        sliding = importlib.import_module("monai.inferers").sliding_window_inference
-    except ImportError as error:
-        raise UsageError("MONAI is not installed: pip install 'ma_cluster[bench]'") from error
+def halo(subject: Subject) -> Iterator[dict[str, Any]]:
+    """Differences in probability at 0.5x; and megapixels that the model's tiles would have over those of the FOV."""
     torch.set_num_threads(subject.threads)
-    bundle, photograph = subject.bundle(), subject.photograph()
-    prepared = photograph.prepared(bundle.recipe.image)
-    theirs: dict[str, Map] = {}
-
-    def slide() -> None:
-        for name in NETWORKS:
-            network = hypothesis_network(bundle, name, subject.device, folded=False)
-            enhanced = prepared.enhanced_1x if name == "hgn_1x" else prepared.enhanced_half
-            whole = normalise(torch.from_numpy(enhanced).permute(2, 0, 1)[None].contiguous())
-            with torch.inference_mode():
-                logits = sliding(
-                    whole.to(subject.device), (MONAI_TILE,) * 2, 1, network, overlap=MONAI_OVERLAP, mode="gaussian"
-                )
-            theirs[name] = lesion_probability(logits)[0].cpu().numpy()
-
-    peer_seconds = subject.fastest(slide)
-    detector = Detector(bundle, device=subject.device, threads=subject.threads)
-    seconds = subject.fastest(lambda: detector.hypotheses(prepared))
-    in_detect = min(detector.segment(prepared).seconds["hgn"] for _ in range(subject.repeats))
-    maps = detector.hypotheses(prepared)
-    yield {
-        "monai_seconds": round(peer_seconds, 2),
-        "seconds": round(seconds, 2),
-        "speed_up": round(peer_seconds / seconds, 2),
-        "seconds_in_detect": round(in_detect, 2),
-        "speed_up_in_detect": round(peer_seconds / in_detect, 2),
-        "difference_at_1x": _differences(maps.hgn_1x, theirs["hgn_1x"], prepared.fov_1x),
-        **_precisions(prepared, photograph.truth, maps, theirs),
-    }
+    bundle = subject.bundle(flips_half=1)
+    prepared = subject.photograph().prepared(bundle.recipe.image)
+    network = hypothesis_network(bundle, "hgn_half", subject.device, folded=True)
+    middle = tuple(slice(max(0, side - WHOLE_PX) // 2, (side + WHOLE_PX) // 2) for side in prepared.fov_half.shape)
+    enhanced, fov = prepared.enhanced_half[middle], prepared.fov_half[middle]
+    (height, width), full = fov.shape, prepared.fov_1x.shape
+    whole = probability_map(network, enhanced, np.ones_like(fov), Tiling(height, width, WHOLE_PX, 0))
+    for halo_px in HALOS_PX:
+        tiled = probability_map(network, enhanced, fov, Tiling(height, width, KEPT_PX + 2 * halo_px, halo_px))
+        off = np.abs(tiled - whole)[fov]
+        tiling = Tiling(full[0], full[1], max(bundle.recipe.detector.tile_px, 2 * halo_px + 16), halo_px)
+        computed = sum(window.shape[0] * window.shape[1] for window in tiling.covering(prepared.fov_1x))
+        yield {
+            "halo_px": halo_px,
+            "mean_difference": float(f"{off.mean():.2g}"),
+            "quantile_0.999": float(f"{np.quantile(off, 0.999):.2g}"),
+            "largest": float(f"{off.max():.2g}"),
+            "computed_over_fov_at_1x": round(computed / int(prepared.fov_1x.sum()), 2),
+        }
 
 
 def dense(subject: Subject) -> Iterator[dict[str, Any]]:
@@ -160,6 +174,28 @@ def dense(subject: Subject) -> Iterator[dict[str, Any]]:
         }
 
 
+def growth(subject: Subject) -> Iterator[dict[str, Any]]:
+    """Seconds and this process's largest memory so far as the canonical photograph grows, the smallest first."""
+    bundle, data = subject.bundle(), subject.photograph().data
+    diameters = (bundle.recipe.image.fov_diameter_px * factor for factor in GROWTH)
+    for diameter in (each for each in diameters if each >= _SMALLEST_PX):
+        image = replace(bundle.recipe.image, fov_diameter_px=diameter)
+        sized = replace(bundle, recipe=replace(bundle.recipe, image=image))
+        best = subject.fastest_detection(sized, data)
+        total, megapixels = sum(best.seconds.values()), np.pi / 4 * diameter**2 / 1e6
+        yield {
+            "fov_diameter_px": round(diameter),
+            "fov_megapixels": round(megapixels, 2),
+            "seconds": {stage: round(value, 2) for stage, value in best.seconds.items()},
+            "total_seconds": round(total, 2),
+            "hgn_seconds_per_fov_megapixel": round(best.seconds["hgn"] / megapixels, 3),
+            "peak_mb": peak_mb(),
+        }
+
+
+BENCHMARKS: dict[str, Benchmark] = {"engine": engine, "halo": halo, "dense": dense, "growth": growth}
+
+
 def _tiles(subject: Subject, prepared: Prepared, name: str) -> list[torch.Tensor]:
     """The tiles of a network as it takes them, in memory before the clock starts."""
     one = name == "hgn_1x"
@@ -171,28 +207,11 @@ def _tiles(subject: Subject, prepared: Prepared, name: str) -> list[torch.Tensor
     return [normalise(torch.from_numpy(crop).permute(2, 0, 1)[None].to(subject.device)) for crop in crops]
 
 
-def _differences(ours: Map, theirs: Map, fov: Bool[ndarray, "h w"]) -> dict[str, float]:
-    """Of two probability maps within the field of view. Both are cut into tiles, so the largest lie at their seams."""
-    off = np.abs(ours - theirs)[fov]
-    return {
-        "median": round(float(np.median(off)), 6),
-        "quantile_0.999": round(float(np.quantile(off, 0.999)), 5),
-        "largest": round(float(off.max()), 4),
-    }
-
-
-def _precisions(
-    prepared: Prepared, truth: Bool[ndarray, "h w"] | None, maps: Maps, theirs: dict[str, Map]
-) -> dict[str, float]:
-    """Average precision of the 1x map, ours and the peer's; nothing without a truth."""
-    if truth is None:
-        return {}
-    known = prepared.grid.crop_mask(truth)
-    pairs = {"average_precision_1x": maps.hgn_1x, "monai_average_precision_1x": theirs["hgn_1x"] * prepared.fov_1x}
-    return {name: round(average_precision(PixelCounts.of(each, known)), 4) for name, each in pairs.items()}
-
-
 def _darkest(enhanced: UInt8[ndarray, "h w 3"], share: float) -> Bool[ndarray, "h w"]:
     """The share of the pixels that is darkest in green, smoothed: blobs, as regions of interest are."""
     green = cv2.GaussianBlur(enhanced[:, :, 1].astype(np.float32), (0, 0), 3)
     return green <= np.quantile(green, share)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Commands for whoever runs the machines: doctor, bench, top, submit."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ma_cluster.cli.app import Model, app
+from ma_cluster.errors import UsageError
+
+_WINDOW_S = 60.0  # of rates: Ray's exporters have new values every 10 s
+
+
+@app.command()
+def doctor(
+    store: Annotated[str | None, typer.Option(metavar="URL", help="Also try this folder or s3:// prefix.")] = None,
+    model: Model = "lite",
+) -> None:
+    """Check this machine, the store and the model.
+
+    Versions, cores, memory, disk, ports, GPU, the model, Ray; exit status 1 on a fault.
+    """
+    from ma_cluster.report.console import finding_line
+    from ma_cluster.report.doctor import Level, examine
+
+    failed = False
+    for finding in examine(model, store):
+        failed = failed or finding.level is Level.FAIL
+        typer.echo(finding_line(finding))
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option(metavar="FILE.json", dir_okay=False, help="Where the figures go.")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="detect, monai, score; all without a name."),
+    ] = None,
+    model: Model = "lite",
+    image: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A photograph; without it one of `sample`, at 12 megapixels."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the networks, ours and the peers'.")] = 1,
+    device: Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, cuda:1, ...")] = "cpu",
+    repeats: Annotated[int, typer.Option(min=1, help="Passes of which the fastest counts.")] = 1,
+) -> None:
+    """Measure speed on this machine, beside its peers.
+
+    detect: seconds of each stage, for several flips at 0.5x. monai: the hypothesis networks against MONAI's sliding
+    window. score: an archive run against a bare loop. Every ratio is of times of one run.
+    """
+    from ma_cluster.report.bench import BENCHMARKS, run_benchmarks
+    from ma_cluster.report.bench_subject import Subject
+
+    unknown = sorted(set(names or []) - BENCHMARKS.keys())
+    if unknown:
+        raise UsageError(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+
+    def show(name: str, rows: list[dict[str, Any]] | str) -> None:
+        for row in [rows] if isinstance(rows, str) else rows:
+            typer.echo(f"{name}  {row if isinstance(row, str) else json.dumps(row)}")
+
+    subject = Subject(model=model, image=image, threads=threads, device=device, repeats=repeats)
+    report = run_benchmarks({name: BENCHMARKS[name] for name in names or BENCHMARKS}, subject, show)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+@app.command()
+def top(
+    prometheus: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask this Prometheus; without it this machine's Ray.")
+    ] = None,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 10.0,
+    once: Annotated[bool, typer.Option("--once", help="Show one frame, after two looks, and end.")] = False,
+) -> None:
+    """Watch rates, refusals, stage times and losses in the terminal; Ctrl-C ends it."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from ma_cluster.report.top import View, frame, read_page
+
+    pages = deque([read_page(prometheus)])
+    console = Console()
+    if once:
+        time.sleep(every)
+        console.print(frame(View(pages[0], read_page(prometheus))))
+        return
+    with Live(frame(View(pages[0], pages[0])), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(every)
+            pages.append(read_page(prometheus))
+            while len(pages) > 2 and pages[-1].at_s - pages[1].at_s >= _WINDOW_S:
+                pages.popleft()
+            live.update(frame(View(pages[0], pages[-1])), refresh=True)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def submit(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="File of jobs/, with or without .py.")],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...", help="Given to the job.")] = None,
+    address: Annotated[
+        str, typer.Option(metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard.")
+    ] = "http://127.0.0.1:8265",
+    wait: Annotated[bool, typer.Option(help="Follow the job and exit with its status.")] = True,
+) -> None:
+    """Run a job of jobs/ on a cluster, with this package's source, and follow it; ends with its exit status.
+
+    Ctrl-C leaves the job running.
+    """
+    _use_token()
+    from ma_cluster.cluster.submission import submit
+
+    submitted = submit(job, arguments or [], address)
+    typer.echo(submitted.id)
+    if not wait:
+        return
+    try:
+        ended = submitted.follow(lambda text: typer.echo(text, nl=False))
+    except (KeyboardInterrupt, OSError) as error:
+        typer.echo("\nthe job goes on; to follow it, or to stop it:", err=True)
+        typer.echo(f"  ray job logs --address {address} --follow {submitted.id}", err=True)
+        typer.echo(f"  ray job stop --address {address} {submitted.id}", err=True)
+        if isinstance(error, OSError):
+            raise
+        raise typer.Exit(130) from None
+    if ended.status:
+        typer.echo(f"job {submitted.id} {ended.why}", err=True)
+        raise typer.Exit(ended.status)
+
+
+def _use_token() -> None:
+    """Ray's job client sends no token unless told to, and is told before Ray is imported."""
+    known = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if known or Path("~/.ray/auth_token").expanduser().is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
