@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def detector_threads() -> int:
-    """Of a detector that has this process to itself."""
+    """Threads of a detector that has this process to itself."""
     return min(_MOST_TILES, cores())
 
 

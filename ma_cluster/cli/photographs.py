@@ -79,8 +79,7 @@ def score(
 
     from ma_cluster.cluster.fleet.driver import Progress, retry_archive, score_archive
     from ma_cluster.cluster.fleet.scoring_app import Fleet
-    from ma_cluster.report.console import summary_lines
-    from ma_cluster.report.progress_bar import progress_display
+    from ma_cluster.report.console import progress_display, summary_lines
 
     last: list[Progress] = []
     with progress_display(Console(stderr=True)) as move:

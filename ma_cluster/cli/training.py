@@ -119,7 +119,7 @@ def bundle(
     written into bundle.json.
     """
     from ma_cluster.bundle import save_bundle
-    from ma_cluster.evaluation.packing import pack
+    from ma_cluster.evaluation.calibration import pack
     from ma_cluster.images.datasets import read_dataset
 
     if recipe not in RECIPES:

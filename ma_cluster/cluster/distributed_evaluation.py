@@ -17,8 +17,7 @@ from ma_cluster.bundle import Bundle
 from ma_cluster.cluster.connection import connected
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import ImageError, MaClusterError, UsageError
-from ma_cluster.evaluation.rows import ROWS, rows_given
-from ma_cluster.evaluation.tally import Tally, evaluate_photograph
+from ma_cluster.evaluation.tally import ROWS, Tally, evaluate_photograph, rows_given
 from ma_cluster.images.datasets import Sample, Split, read_dataset, read_healthy
 
 _RETRIES = 2  # of a task whose worker or node was lost; a photograph that is of no use is not tried again

@@ -1,12 +1,12 @@
 """One photograph of a data set -> all that an evaluation needs of it, in a `Tally` that adds up over photographs.
 
-Each network runs once; every row is counted from its maps, on the photograph's own grid.
+Each network runs once; every row of the paper's Table 2 is counted from its maps, on the photograph's own grid.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,12 +17,23 @@ from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.bootstrap import coarse
 from ma_cluster.evaluation.examples import Example, Judged, find_examples, worst_first
 from ma_cluster.evaluation.froc import LesionCounts, label
-from ma_cluster.evaluation.rows import network_of, row_map
 from ma_cluster.evaluation.scoring import PixelCounts
 from ma_cluster.hypotheses.fusion import fuse
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import Sample, decode_mask, read_object
 from ma_cluster.lesions.detector import Detector, Map, Maps
+
+ROWS: dict[str, Callable[[Maps], Map]] = {
+    "hgn_1x": lambda maps: maps.hgn_1x,
+    "hgn_half": lambda maps: maps.hgn_half,
+    "hgn_geometric": lambda maps: fuse([maps.hgn_1x, maps.hgn_half], "geometric"),
+    "hgn_arithmetic": lambda maps: fuse([maps.hgn_1x, maps.hgn_half], "arithmetic"),
+    "cls_geometric": lambda maps: fuse(maps.stack(), "geometric"),
+    "cls_arithmetic": lambda maps: fuse(maps.stack(), "arithmetic"),
+    "prn_arithmetic": lambda maps: fuse(maps.stack(), "arithmetic"),
+    "prn_geometric": lambda maps: fuse(maps.stack(), "geometric"),
+}
+"""The rows of the paper's Table 2, in its order, each as a fusion of the maps that its network completes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,28 @@ def evaluate_photograph(detector: Detector, sample: Sample, number: int, rows: S
     counts = {row: _count(row_map(row, maps, prepared), labels) for row in rows}
     pixels = {row: coarse(of_row.pixels) for row, of_row in counts.items()}
     return Tally(counts, (Photograph(number, digest, healthy, len(detection.lesions), pixels),), tuple(examples))
+
+
+def network_of(row: str) -> str:
+    """The network whose maps a row is made of: hgn, which every bundle has, prn or cls."""
+    return row.partition("_")[0]
+
+
+def rows_given(networks: Collection[str]) -> list[str]:
+    """The rows that a bundle of these networks gives, in the paper's order."""
+    return [row for row in ROWS if network_of(row) in {"hgn", *networks}]
+
+
+def row_map(row: str, maps: Mapping[str, Maps], prepared: Prepared) -> Map:
+    """A row's map on the photograph's own grid, 0..1.
+
+    Args:
+        row: its name.
+        maps: of the photograph, by network.
+        prepared: the photograph.
+    """
+    own = prepared.grid.uncrop(ROWS[row](maps[network_of(row)]), prepared.shape)
+    return np.clip(own, 0, 1)
 
 
 def _maps(detector: Detector, prepared: Prepared, networks: Collection[str]) -> dict[str, Maps]:

@@ -1,7 +1,8 @@
 """A photograph of a data set as training sees it: enhanced pixels, field of view and lesions on the grid of a scale.
 
-Also the patches cut from it. What is cut and how it is augmented are numbers first (`Cuts`), so that the decision and
-the cutting may happen on different machines.
+Also the patches cut from it, augmented by the eight symmetries of the square and by gains of the channels. What is cut
+and how it is augmented are numbers first (`Cuts`), so that the decision and the cutting may happen on different
+machines.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float64, Int32, Int64, UInt8
+from jaxtyping import Bool, Float64, Int32, Int64, Shaped, UInt8
 from numpy import ndarray
 
 from ma_cluster.config import ImageConfig, Scale
-from ma_cluster.images.augment import SYMMETRIES, draw_gains, scale_contrast, turn
 from ma_cluster.images.contrast import MID_GREY, Prepared
 from ma_cluster.images.datasets import Sample, decode_mask, read_object
 from ma_cluster.images.fundus import half_scale_mask
 from ma_cluster.images.patches import crop
 from ma_cluster.images.pool import holds_place
 from ma_cluster.images.reading import read_bytes
+
+SYMMETRIES = 8
+"""Flips and quarter turns of a square patch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +119,20 @@ def lesion_free(photograph: Annotated | Marks, margin_px: int) -> Bool[ndarray, 
     if photograph.proposed is None or not holds_place(free & photograph.proposed):
         return free
     return free & photograph.proposed
+
+
+def turn(patch: Shaped[ndarray, "s s ..."], symmetry: int) -> Shaped[ndarray, "s s ..."]:
+    """One of the eight flips and quarter turns, numbered 0 (none) to 7."""
+    turned = np.rot90(patch, symmetry % 4)
+    return turned[:, ::-1] if symmetry >= 4 else turned
+
+
+def draw_gains(rng: np.random.Generator, largest: float) -> Float64[ndarray, "3"]:
+    """A factor within 1 +- `largest` for each channel."""
+    return 1 + largest * rng.uniform(-1, 1, size=3)
+
+
+def scale_contrast(patch: UInt8[ndarray, "s s 3"], gains: Float64[ndarray, "3"]) -> UInt8[ndarray, "s s 3"]:
+    """Each channel's distance from mid-grey times its gain, clipped to 0..255."""
+    scaled = (patch.astype(np.float32) - MID_GREY) * gains.astype(np.float32) + MID_GREY
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

@@ -36,7 +36,7 @@ class Window:
 
     @property
     def area(self) -> int:
-        """Of the tile, pixels."""
+        """Pixels of the tile."""
         return self.shape[0] * self.shape[1]
 
 

@@ -54,17 +54,17 @@ class PhantomConfig:
     dot_density: Range = (0.08, 0.34)
     """Natural logarithm of the ring's green over the dot's, unblurred; blurred, quartiles 0.10, 0.14 and 0.19 [M]."""
     haemorrhage_diameter_px: Range = (36.0, 85.0)
-    """Of the disc of the same area [U]."""
+    """Diameter of the disc of the same area [U]."""
     haemorrhage_density: Range = (0.15, 0.40)
-    """As for the dots [U]."""
+    """Natural logarithm of the surround's green over the blot's [U]."""
     fragment_length_px: Range = (45.0, 120.0)
     """From end to end along the line [U]."""
     fragment_width_px: Range = (7.0, 13.0)
-    """At its middle [U]."""
+    """Width at the line's middle [U]."""
     fragment_density: Range = (0.10, 0.25)
-    """As for the dots [U]."""
+    """Natural logarithm of the surround's green over the line's [U]."""
     exudate_diameter_px: Range = (8.0, 20.0)
-    """[U]."""
+    """Diameter of the disc of the same area [U]."""
     exudate_brightness: Range = (0.15, 0.40)
     """Natural logarithm of the dot's green over the ring's [U]."""
     softness_px: float = 3.0

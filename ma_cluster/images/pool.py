@@ -111,7 +111,7 @@ class _Cells:
     """Cells of all images, one image after the other; image i's are numbers[starts[i] : starts[i] + counts[i]]."""
 
     numbers: UInt32[ndarray, "c"]
-    """Of each cell in its image, row by row."""
+    """The number of each cell in its image, row by row."""
     starts: UInt64[ndarray, "i"]
     counts: UInt64[ndarray, "i"]
     columns: UInt64[ndarray, "i"]

@@ -34,7 +34,7 @@ FLIPS = (1, 2, 4)
 """Flips at 0.5x that are tried: each costs a quarter of the 1x network."""
 MONAI_TILE, MONAI_OVERLAP = 512, 0.25
 PHOTOGRAPHS = 40
-"""Of the archive that `score` is timed on."""
+"""Photographs of the archive that `score` is timed on."""
 NETWORKS = ("hgn_1x", "hgn_half")
 
 Map = Float32[ndarray, "h w"]
@@ -191,7 +191,7 @@ def _archive_run(subject: Subject, data: bytes) -> tuple[float, float]:
 
 
 def _differences(ours: Map, theirs: Map, fov: Bool[ndarray, "h w"]) -> dict[str, float]:
-    """Of two probability maps within the field of view. Both are cut into tiles, so the largest lie at their seams."""
+    """How far two probability maps differ within the field of view; most at the seams of their tiles."""
     off = np.abs(ours - theirs)[fov]
     return {
         "median": round(float(np.median(off)), 6),

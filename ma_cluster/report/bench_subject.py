@@ -89,7 +89,7 @@ class Photograph:
     truth: Bool[ndarray, "h w"] | None
 
     def prepared(self, config: ImageConfig) -> Prepared:
-        """As the networks take it."""
+        """The photograph as the networks take it."""
         return read_bytes(self.data, config)[0]
 
 

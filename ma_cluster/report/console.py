@@ -1,13 +1,28 @@
-"""What the commands write to a terminal: lines of text from the results. Loads neither torch nor Ray."""
+"""What the commands write to a terminal: lines of text from the results, and how far a run is.
+
+Loads neither torch nor Ray.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich import progress as bars
+from rich.console import Console
 
 from ma_cluster.archive.status import RunStatus
 from ma_cluster.archive.summary import Summary
 from ma_cluster.report.doctor import Finding
 from ma_cluster.report.truth import Agreement
+
+if TYPE_CHECKING:
+    from ma_cluster.cluster.fleet.driver import Progress
+
+LOG_SECONDS = 30.0
+"""Time between two lines of progress where stderr is no terminal."""
 
 
 def printable(text: str) -> str:
@@ -58,6 +73,40 @@ def finding_line(finding: Finding) -> str:
     return f"{finding.level:<4}  {finding.name:<9}  {printable(finding.text)}{cure}"
 
 
+@contextmanager
+def progress_display(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """How far an archive run is, with rate and time left: a bar on a terminal, a line now and then in a log.
+
+    Yields what moves them. Nothing stays on a terminal at the end.
+    """
+    if not console.is_terminal:
+        yield _lines(console)
+        return
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[pace]}"),
+    )
+    with bars.Progress(*columns, console=console, transient=True) as display:
+        task = display.add_task("starting", total=None, pace="")
+
+        def move(progress: Progress) -> None:
+            text = pace(progress.images_per_second, progress.eta_seconds)
+            display.update(task, description="scoring", completed=progress.done, total=progress.total, pace=text)
+
+        yield move
+
+
+def pace(images_per_second: float | None, eta_seconds: float | None) -> str:
+    """Rate and time left; nothing where they are not known yet."""
+    if images_per_second is None or eta_seconds is None:
+        return ""
+    minutes, seconds = divmod(round(eta_seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{images_per_second:.2f}/s, {hours}:{minutes:02d}:{seconds:02d} left"
+
+
 def _counts(statuses: dict[str, int], reasons: dict[str, int]) -> Iterator[str]:
     yield from (f"  {status:<8} {count}" for status, count in statuses.items())
     yield from (f"    {reason:<14} {count}" for reason, count in reasons.items())
@@ -74,10 +123,14 @@ def _photographs(count: int) -> str:
     return f"{count} photograph{'' if count == 1 else 's'}"
 
 
-def pace(images_per_second: float | None, eta_seconds: float | None) -> str:
-    """Rate and time left; nothing where they are not known yet."""
-    if images_per_second is None or eta_seconds is None:
-        return ""
-    minutes, seconds = divmod(round(eta_seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{images_per_second:.2f}/s, {hours}:{minutes:02d}:{seconds:02d} left"
+def _lines(console: Console) -> Callable[[Progress], None]:
+    said = time.monotonic()
+
+    def move(progress: Progress) -> None:
+        nonlocal said
+        if time.monotonic() - said >= LOG_SECONDS:
+            said = time.monotonic()
+            text = pace(progress.images_per_second, progress.eta_seconds)
+            console.print(f"{progress.done} of {progress.total} photographs, {text}", highlight=False, soft_wrap=True)
+
+    return move

@@ -82,7 +82,7 @@ def measure(size: int, repeats: int) -> dict[str, Any]:
 
 
 def measure_ledger(size: int, shards: int, repeats: int) -> dict[str, Any]:
-    """The same through the facade, on actors of a local Ray."""
+    """Draws and updates of the table through its facade, on actors of a local Ray."""
     import ray
 
     from ma_cluster.cluster.training.ledger import LossLedger

@@ -49,7 +49,7 @@ WHOLE_PX, KEPT_PX = 1024, 256
 PAPER_PATCH_PX = PrnConfig().patch_px
 ROI_SHARES, ROI_STRIDES, ROI_SIDE = (0.01, 1.0), (1, 4), 1024
 PATCHES = 1024
-"""As many are timed patch by patch; the seconds of all follow from their number."""
+"""Patches that are timed one by one; the seconds of all follow from their number."""
 GROWTH = (0.3, 0.5, 1.0, 1.44, 2.0)
 """Diameters of the canonical field of view over the model's: about 1 to 50 megapixels for one made at 12."""
 _SMALLEST_PX = 256  # a configuration allows no smaller diameter

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ma_cluster.config import HgnConfig, ImageConfig
 from ma_cluster.hypotheses.sampling import HgnCuts, HgnDraws, hgn_batch
-from ma_cluster.images.annotated import Cuts, cut, load_annotated
-from ma_cluster.images.augment import SYMMETRIES, draw_gains, scale_contrast, turn
+from ma_cluster.images.annotated import SYMMETRIES, Cuts, cut, draw_gains, load_annotated, scale_contrast, turn
 from ma_cluster.images.datasets import Sample
 
 SEED = 1

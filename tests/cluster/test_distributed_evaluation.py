@@ -21,8 +21,7 @@ from ma_cluster.cluster.distributed_evaluation import EvaluationRequest, chosen_
 from ma_cluster.config import ImageConfig, tiny
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.examples import Kind
-from ma_cluster.evaluation.rows import ROWS, row_map
-from ma_cluster.evaluation.tally import Tally, evaluate_photograph
+from ma_cluster.evaluation.tally import ROWS, Tally, evaluate_photograph, row_map
 from ma_cluster.images.datasets import IMAGES_FOLDER, TEST_PART, decode_mask, read_dataset, read_object
 from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.detector import Detector

@@ -10,8 +10,8 @@ from untrained import calibrated_frrn
 from ma_cluster.bundle import Bundle
 from ma_cluster.config import tiny
 from ma_cluster.evaluation.calibration import calibrate
-from ma_cluster.evaluation.rows import ROWS
 from ma_cluster.evaluation.scoring import PixelCounts, average_precision
+from ma_cluster.evaluation.tally import ROWS
 from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
 from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.detector import Detector

@@ -29,7 +29,7 @@ from ma_cluster.cluster.training.train_hgn import train_hgn
 from ma_cluster.cluster.training.train_prn import in_order, refreshed, train_prn
 from ma_cluster.config import tiny
 from ma_cluster.errors import BundleError, MaClusterError, RunConflictError, UsageError
-from ma_cluster.evaluation.packing import pack
+from ma_cluster.evaluation.calibration import pack
 from ma_cluster.hypotheses.step import HgnBatch, build_hgn, hgn_losses
 from ma_cluster.images.datasets import IMAGES_FOLDER
 from ma_cluster.networks.optimising import build_optimizer

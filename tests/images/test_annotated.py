@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ma_cluster.images.augment import SYMMETRIES, draw_gains, scale_contrast, turn
+from ma_cluster.images.annotated import SYMMETRIES, draw_gains, scale_contrast, turn
 from ma_cluster.images.contrast import MID_GREY
 
 SQUARE = np.arange(9).reshape(3, 3)
