@@ -20,6 +20,7 @@ from ma_cluster.image_config import require
 Fusion = Literal["geometric", "arithmetic"]
 Scale = Literal["1x", "0.5x"]
 Negatives = Literal["regions", "photographs", "both"]
+OperatingPoint = Literal["default", "sensitive"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,8 +152,16 @@ class DetectorConfig:
     faster over wide regions, for networks trained with that context. The other, exact way is the paper's [T]."""
     fusion: Fusion = "geometric"
     """Mean of the maps: the paper's best row is the geometric one [T]."""
+    weight_1x: float = 1.0
+    """Weight of the 1x network's map and of the PRN's in its region; those of the 0.5x network weigh 1 [I]. At 0 the 1x
+    network is not run; the bundle's is from validation."""
     threshold: float = 0.5
     """Fused probability from which a pixel belongs to a lesion; the bundle's is from validation [U]."""
+    least_score: float = 0.0
+    """Fused probability that the surest pixel of a lesion must reach, or it is not called: the `default` operating
+    point, the bundle's from healthy validation photographs [U]. `sensitive` calls every place that is outlined."""
+    healthy_calls: float = 0.5
+    """False calls that a healthy photograph may have on average: it sets `least_score` [U]."""
     min_area_px: int = 20
     """Smaller components are dropped, pixels of the canonical 1x grid [U]."""
 
@@ -161,6 +170,9 @@ class DetectorConfig:
         require(self.tile_px > 2 * self.halo_px, "detector.tile_px must be more than twice halo_px")
         require({self.flips_1x, self.flips_half} <= {1, 2, 3, 4}, "detector.flips_1x and flips_half lie in 1 to 4")
         require(0 < self.threshold < 1, "detector.threshold must lie in (0, 1)")
+        require(self.weight_1x >= 0, "detector.weight_1x must not be negative")
+        require(0 <= self.least_score < 1, "detector.least_score must lie in [0, 1)")
+        require(self.healthy_calls >= 0, "detector.healthy_calls must not be negative")
         require(self.fusion in ("geometric", "arithmetic"), "detector.fusion is geometric or arithmetic")
         require(0 < self.roi_recall <= 1, "detector.roi_recall must lie in (0, 1]")
         require(self.prn_stride_px >= 1, "detector.prn_stride_px must be at least 1")

@@ -1,4 +1,4 @@
-"""Checkpoints of training -> a bundle, with regions of interest, odds, fusion and threshold chosen on photographs.
+"""Checkpoints of training -> a bundle, whose detector is calibrated on validation photographs.
 
 Photographs of the validation split and their masks go in; a recipe whose `DetectorConfig` holds the choice, and the
 figures that justify it, come out. Pixels are counted on each photograph's own grid.
@@ -6,20 +6,20 @@ figures that justify it, come out. Pixels are counted on each photograph's own g
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32
 from numpy import ndarray
 from torch import Tensor
 
 from ma_cluster.bundle import Bundle, restore_checkpoint
-from ma_cluster.config import Fusion, Recipe
+from ma_cluster.config import DetectorConfig, Fusion, Recipe
 from ma_cluster.evaluation.scoring import PixelCounts, auc_pr_33, average_precision, best_f1, threshold_keeping
-from ma_cluster.evaluation.tally import network_of, row_map, rows_given
+from ma_cluster.evaluation.tally import own_grid, row_map, rows_given
 from ma_cluster.hypotheses.fusion import scale_odds
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import Sample, decode_mask, read_checkpoint, read_object
@@ -28,6 +28,9 @@ from ma_cluster.lesions.stages import build_network
 
 _FUSIONS: tuple[Fusion, Fusion] = ("geometric", "arithmetic")
 _ODDS = (1.0, 2.0, 4.0, 8.0, 16.0)
+_WEIGHTS_1X = (0.0, 0.5, 1.0)
+_HYPOTHESES = ("hgn_1x", "hgn_half")
+_LARGEST = 0.999  # of a score that a lesion must reach
 _SMALLEST = 1e-3  # networks that tell nothing apart do best to call every pixel; a detector must not
 
 
@@ -61,27 +64,76 @@ def pack(
 def calibrate(bundle: Bundle, samples: Sequence[Sample], threads: int | None = None) -> Bundle:
     """The bundle with the choices made on `samples` and their figures.
 
-    The maps of all samples are held at once, about 100 MB for each photograph of 12 megapixels. `threads` is as for
-    `Detector`.
+    The maps of all annotated samples are held at once, about 100 MB for each photograph of 12 megapixels.
+
+    Args:
+        bundle: the networks, and what of the detector is not chosen here.
+        samples: annotated photographs, and healthy ones without a mask: these set `least_score`.
+        threads: as for `Detector`.
     """
+    annotated = [sample for sample in samples if sample.mask is not None]
     recipe = bundle.recipe
     detector = Detector(bundle, threads=threads)
-    cases = [_case(sample, detector) for sample in samples]
-    roi = [threshold_keeping(_pool(cases, name), recipe.detector.roi_recall) for name in ("hgn_1x", "hgn_half")]
-    config = dataclasses.replace(recipe.detector, roi_threshold_1x=roi[0], roi_threshold_half=roi[1], prn_odds=1.0)
-    refined = dataclasses.replace(bundle, recipe=dataclasses.replace(recipe, detector=config))
-    refiner = Detector(refined, threads=threads)
+    cases = [_case(sample, detector) for sample in annotated]
+    roi = [threshold_keeping(_pool(cases, _row(name)), recipe.detector.roi_recall) for name in _HYPOTHESES]
+    config = replace(recipe.detector, roi_threshold_1x=roi[0], roi_threshold_half=roi[1], prn_odds=1.0, least_score=0.0)
+    refiner = Detector(_with(bundle, config), threads=threads)
     cases = [_refined(case, refiner) for case in cases]
     if bundle.stage == "prn":
-        rows = [f"prn_{how}" for how in _FUSIONS]
-        odds = max(_ODDS, key=lambda odds: max(average_precision(_pool(cases, row, odds)) for row in rows))
-        config = dataclasses.replace(config, prn_odds=odds)
-    figures = {name: _figures(_pool(cases, name, config.prn_odds)) for name in rows_given(bundle.weights)}
-    fusion = max(_FUSIONS, key=lambda how: figures[f"{bundle.stage}_{how}"]["average_precision"])
-    threshold = min(max(figures[f"{bundle.stage}_{fusion}"]["threshold"], _SMALLEST), 1 - _SMALLEST)
-    config = dataclasses.replace(config, fusion=fusion, threshold=threshold)
-    validation = {"photographs": [sample.name for sample in samples], "rows": figures}
-    return dataclasses.replace(bundle, recipe=dataclasses.replace(recipe, detector=config), validation=validation)
+        config = replace(config, prn_odds=_best_odds(cases))
+    cases = [_scaled(case, config.prn_odds) for case in cases]
+    config, counts = _fused(config, cases, bundle.stage)
+    threshold = min(max(best_f1(counts).threshold, _SMALLEST), 1 - _SMALLEST)
+    config = replace(config, threshold=threshold)
+    validation: dict[str, Any] = {"photographs": [sample.name for sample in annotated]}
+    validation["rows"] = {name: _figures(_pool(cases, _row(name))) for name in rows_given(bundle.weights)}
+    validation["detector"] = _figures(counts)
+    healthy = [sample for sample in samples if sample.mask is None]
+    if healthy:
+        calls = _calls(Detector(_with(bundle, config), threads=threads), healthy)
+        config = replace(config, least_score=least_score(calls, config.healthy_calls))
+        validation["healthy"] = _healthy_figures(calls, config.least_score)
+    return replace(_with(bundle, config), validation=validation)
+
+
+def least_score(calls: Sequence[Sequence[float]], calls_allowed: float) -> float:
+    """The smallest score at which healthy photographs have at most so many calls on average.
+
+    Args:
+        calls: of each photograph, the scores of what is called at any score, all of it false.
+        calls_allowed: on average.
+
+    0.9 0.5 | 0.7 | (none)   with 0.34 allowed, so one of three: the second largest is 0.7, called is what lies above it
+    """
+    scores = sorted((score for of_one in calls for score in of_one), reverse=True)
+    allowed = int(calls_allowed * len(calls))
+    return 0.0 if len(scores) <= allowed else float(min(np.nextafter(np.float32(scores[allowed]), 1), _LARGEST))
+
+
+def _calls(detector: Detector, samples: Sequence[Sample]) -> list[list[float]]:
+    """The surest pixel's score of each call on each photograph."""
+    found = (detector.detect(read_object(sample.image)).lesions for sample in samples)
+    return [[lesion.score_max for lesion in lesions] for lesions in found]
+
+
+def _healthy_figures(calls: Sequence[Sequence[float]], least: float) -> dict[str, Any]:
+    counts = [sum(score >= least for score in of_one) for of_one in calls]
+    clean = sum(count == 0 for count in counts) / len(counts)
+    return {"photographs": len(calls), "mean_calls": round(float(np.mean(counts)), 4), "without_calls": round(clean, 4)}
+
+
+def _with(bundle: Bundle, config: DetectorConfig) -> Bundle:
+    return replace(bundle, recipe=replace(bundle.recipe, detector=config))
+
+
+def _fused(config: DetectorConfig, cases: Sequence[_Case], stage: str) -> tuple[DetectorConfig, PixelCounts]:
+    """The mean and the weight of the 1x network that do best, and the pixel counts of the map that they give."""
+    choices = [replace(config, fusion=how, weight_1x=weight) for how in _FUSIONS for weight in _WEIGHTS_1X]
+    counted = [
+        (choice, _pool(cases, lambda case: own_grid(case.maps[stage].fused(choice), case.prepared)))  # noqa: B023
+        for choice in choices
+    ]
+    return max(counted, key=lambda pair: average_precision(pair[1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,25 +154,38 @@ def _case(sample: Sample, detector: Detector) -> _Case:
 
 def _refined(case: _Case, detector: Detector) -> _Case:
     maps = {name: detector.refinements(case.prepared, case.maps["hgn"], name) for name in detector.refiners}
-    return dataclasses.replace(case, maps=case.maps | maps)
+    return replace(case, maps=case.maps | maps)
 
 
-def _pool(cases: Sequence[_Case], row: str, odds: float = 1.0) -> PixelCounts:
-    """Pixel counts of a row over all photographs, the refinement's odds scaled."""
-    counts = [
-        PixelCounts.of(row_map(row, _scaled(case.maps, network_of(row), odds), case.prepared), case.truth)
-        for case in cases
-    ]
+def _pool(cases: Sequence[_Case], map_of: Callable[[_Case], Float32[ndarray, "h w"]]) -> PixelCounts:
+    """Pixel counts of a map over all photographs."""
+    counts = [PixelCounts.of(map_of(case), case.truth) for case in cases]
     return sum(counts[1:], counts[0])
 
 
-def _scaled(maps: dict[str, Maps], network: str, odds: float) -> dict[str, Maps]:
-    """The maps of a network alone, its refinement's odds scaled."""
-    own = maps[network]
-    if own.prn_1x is None or own.prn_half is None:
-        return {network: own}
-    prn = {"prn_1x": scale_odds(own.prn_1x, odds), "prn_half": scale_odds(own.prn_half, odds)}
-    return {network: dataclasses.replace(own, **prn)}
+def _row(row: str) -> Callable[[_Case], Float32[ndarray, "h w"]]:
+    return lambda case: row_map(row, case.maps, case.prepared)
+
+
+def _scaled(case: _Case, odds: float) -> _Case:
+    """The case with the odds of each refinement scaled."""
+    maps = {}
+    for network, own in case.maps.items():
+        if own.prn_1x is not None and own.prn_half is not None:
+            prn = {"prn_1x": scale_odds(own.prn_1x, odds), "prn_half": scale_odds(own.prn_half, odds)}
+            own = replace(own, **prn)
+        maps[network] = own
+    return replace(case, maps=maps)
+
+
+def _best_odds(cases: Sequence[_Case]) -> float:
+    """Those of the refinement that do best in either mean."""
+
+    def best(odds: float) -> float:
+        scaled = [_scaled(replace(case, maps={"prn": case.maps["prn"]}), odds) for case in cases]
+        return max(average_precision(_pool(scaled, _row(f"prn_{how}"))) for how in _FUSIONS)
+
+    return max(_ODDS, key=best)
 
 
 def _figures(counts: PixelCounts) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 from numpy import ndarray
 
 from ma_cluster.errors import UsageError
@@ -18,7 +18,6 @@ from ma_cluster.evaluation.bootstrap import coarse
 from ma_cluster.evaluation.examples import Example, Judged, find_examples, worst_first
 from ma_cluster.evaluation.froc import LesionCounts, label
 from ma_cluster.evaluation.scoring import PixelCounts
-from ma_cluster.hypotheses.fusion import fuse
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import Sample, decode_mask, read_object
 from ma_cluster.lesions.detector import Detector, Map, Maps
@@ -103,7 +102,7 @@ def evaluate_photograph(detector: Detector, sample: Sample, number: int, rows: S
     maps = _maps(detector, prepared, {detector.stage, *map(network_of, rows)})
     own = maps[detector.stage]
     detection = detector.decide(prepared, own)
-    fused = prepared.grid.uncrop(fuse(own.stack(), detector.recipe.detector.fusion), prepared.shape)
+    fused = prepared.grid.uncrop(own.fused(detector.recipe.detector), prepared.shape)
     examples = find_examples(Judged(prepared, detection.mask, labels, fused), number)
     counts = {row: _count(row_map(row, maps, prepared), labels) for row in rows}
     pixels = {row: coarse(of_row.pixels) for row, of_row in counts.items()}
@@ -128,8 +127,12 @@ def row_map(row: str, maps: Mapping[str, Maps], prepared: Prepared) -> Map:
         maps: of the photograph, by network.
         prepared: the photograph.
     """
-    own = prepared.grid.uncrop(ROWS[row](maps[network_of(row)]), prepared.shape)
-    return np.clip(own, 0, 1)
+    return own_grid(ROWS[row](maps[network_of(row)]), prepared)
+
+
+def own_grid(fused: Map, prepared: Prepared) -> Float32[ndarray, "h w"]:
+    """A map of the canonical grid on the photograph's own, 0..1."""
+    return np.clip(prepared.grid.uncrop(fused, prepared.shape), 0, 1)
 
 
 def _maps(detector: Detector, prepared: Prepared, networks: Collection[str]) -> dict[str, Maps]:

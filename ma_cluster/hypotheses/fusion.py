@@ -19,12 +19,26 @@ def upsample_half(probability: Float32[ndarray, "hh hw"], shape: tuple[int, int]
     return cv2.resize(probability, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
 
 
-def fuse(maps: Sequence[Float32[ndarray, "h w"]], how: Fusion) -> Float32[ndarray, "h w"]:
-    """Pixelwise mean of equal weights: (p1 + .. + pk) / k, or (p1 .. pk)^(1/k), which is 0 where any map is."""
-    total = maps[0].copy()
-    for probability in maps[1:]:
-        np.add(total, probability, out=total) if how == "arithmetic" else np.multiply(total, probability, out=total)
-    return total / np.float32(len(maps)) if how == "arithmetic" else np.power(total, np.float32(1 / len(maps)))
+def fuse(
+    maps: Sequence[Float32[ndarray, "h w"]], how: Fusion, weights: Sequence[float] | None = None
+) -> Float32[ndarray, "h w"]:
+    """Pixelwise mean: (w1 p1 + .. + wk pk) / W, or (p1^w1 .. pk^wk)^(1/W), which is 0 where any map is.
+
+    W is w1 + .. + wk.
+
+    Args:
+        maps: of one shape, 0..1.
+        how: which mean.
+        weights: of each map, 1 where None. A map of weight 0 has no say.
+    """
+    used = [(m, np.float32(w)) for m, w in zip(maps, weights or [1.0] * len(maps), strict=True) if w > 0]
+    arithmetic = how == "arithmetic"
+    terms = (m if w == 1 else m * w if arithmetic else np.power(m, w) for m, w in used)
+    total = next(terms).copy()
+    for term in terms:
+        np.add(total, term, out=total) if arithmetic else np.multiply(total, term, out=total)
+    whole = np.float32(sum(w for _, w in used))
+    return total / whole if arithmetic else np.power(total, 1 / whole)
 
 
 def scale_odds(probability: Float32[ndarray, "h w"], factor: float) -> Float32[ndarray, "h w"]:
@@ -36,7 +50,7 @@ def can_reach(
     threshold: float,
     maps: Sequence[Float32[ndarray, "h w"]],
     regions: Sequence[Bool[ndarray, "h w"]],
-    how: Fusion,
+    fusion: tuple[Fusion, Sequence[float]],
 ) -> Bool[ndarray, "h w"]:
     """Pixels whose fused probability may yet be `threshold` or more, before the maps of the regions are known.
 
@@ -44,6 +58,8 @@ def can_reach(
 
         arithmetic:  p1 + p2 + [in region 1] + [in region 2] >= 4 threshold
         geometric:   p1 p2 >= threshold^4, within both regions
+
+    for equal weights. `fusion` is which mean, and the weights of the maps and then of the regions' maps.
     """
-    best = fuse([*maps, *(region.astype(np.float32) for region in regions)], how)
+    best = fuse([*maps, *(region.astype(np.float32) for region in regions)], *fusion)
     return best >= threshold - _ROUNDING

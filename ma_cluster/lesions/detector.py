@@ -17,7 +17,7 @@ from numpy import ndarray
 from torch import nn
 
 from ma_cluster.bundle import Bundle, load_bundle, load_weights
-from ma_cluster.config import Recipe
+from ma_cluster.config import DetectorConfig, OperatingPoint, Recipe
 from ma_cluster.hypotheses.fusion import can_reach, fuse, scale_odds, upsample_half
 from ma_cluster.hypotheses.probability import probability_map
 from ma_cluster.images.contrast import Prepared
@@ -68,6 +68,11 @@ class Maps:
         """The maps that are there, in order."""
         return [m for m in (self.hgn_1x, self.hgn_half, self.prn_1x, self.prn_half) if m is not None]
 
+    def fused(self, config: DetectorConfig) -> Map:
+        """The map that decides: the detector's mean, with its weights, of the maps that are there."""
+        stack = self.stack()
+        return fuse(stack, config.fusion, _weights(config, len(stack)))
+
 
 class Detector:
     """A loaded model, ready to look at photographs. Stateless between calls."""
@@ -100,18 +105,26 @@ class Detector:
         self._executor = TileExecutor(tile_map=tile_map) if on_cpu else TileExecutor(tiles=_GPU_TILES)
 
     @classmethod
-    def load(cls, model: str | Path = "lite", *, device: str = "cpu", threads: int | None = None) -> Detector:
+    def load(
+        cls,
+        model: str | Path = "lite",
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        operating_point: OperatingPoint = "default",
+    ) -> Detector:
         """Load a model that ships with the package, or a bundle's folder.
 
         Args:
             model: name or folder.
             device: where the networks run: cpu, cuda, cuda:1, ...
             threads: as above; a process that only detects is fastest with one for each core.
+            operating_point: which of the places that are outlined are called: the sure ones, or all.
 
         Raises:
             BundleError: the model is not there or damaged.
         """
-        return cls(load_bundle(model), device=device, threads=threads)
+        return cls(at_operating_point(load_bundle(model), operating_point), device=device, threads=threads)
 
     @property
     def refiners(self) -> tuple[Refiner, ...]:
@@ -148,7 +161,8 @@ class Detector:
         with _timed(seconds, "hgn"):
             half = self._half(prepared)
             at_best = Maps(np.ones_like(half), half, None, None)
-            maps = Maps(self._one(prepared, self._undecided(prepared, at_best)), half, None, None)
+            needed = self._undecided(prepared, at_best) & (self.recipe.detector.weight_1x > 0)
+            maps = Maps(self._one(prepared, needed), half, None, None)
         if self.stage == "prn":
             with _timed(seconds, "prn"):
                 maps = self._refinements(prepared, maps, "prn", self._undecided(prepared, maps))
@@ -159,8 +173,7 @@ class Detector:
     def decide(self, prepared: Prepared, maps: Maps) -> Detection:
         """Fusion and the lesion table alone."""
         config = self.recipe.detector
-        fused = fuse(maps.stack(), config.fusion)
-        lesions, mask = find_lesions(fused, prepared.grid, prepared.fov, prepared.shape, config)
+        lesions, mask = find_lesions(maps.fused(config), prepared.grid, prepared.fov, prepared.shape, config)
         return Detection(lesions, mask, prepared.fov, {})
 
     def maps(self, prepared: Prepared) -> Maps:
@@ -213,7 +226,9 @@ class Detector:
         """Pixels that may yet be part of a lesion, and those whose values it takes to say so."""
         config = self.recipe.detector
         regions = self._regions(hypotheses) if self.stage == "prn" else ()
-        open_yet = can_reach(config.threshold, hypotheses.stack(), regions, config.fusion)
+        stack = hypotheses.stack()
+        fusion = config.fusion, _weights(config, len(stack) + len(regions))
+        open_yet = can_reach(config.threshold, stack, regions, fusion)
         return _grown(open_yet, prepared.grid.reach_px) & prepared.fov_1x
 
     def _refine(self, name: Refiner, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"]) -> Map:
@@ -223,6 +238,14 @@ class Detector:
         return refine(refiner, enhanced, roi, self._executor.tile_map)
 
 
+def at_operating_point(bundle: Bundle, point: OperatingPoint) -> Bundle:
+    """The bundle whose detector calls what it does at an operating point."""
+    if point == "default":
+        return bundle
+    detector = replace(bundle.recipe.detector, least_score=0.0)
+    return replace(bundle, recipe=replace(bundle.recipe, detector=detector))
+
+
 def _refiner(network: nn.Module, recipe: Recipe) -> DensePrn | Patchwise:
     """A folded PRN as the recipe runs it."""
     stride_px = recipe.detector.prn_stride_px
@@ -230,6 +253,11 @@ def _refiner(network: nn.Module, recipe: Recipe) -> DensePrn | Patchwise:
         return Patchwise(network, recipe.prn.cut_px, stride_px)
     assert isinstance(network, Prn)
     return DensePrn(network, recipe.prn.patch_px, stride_px)
+
+
+def _weights(config: DetectorConfig, maps: int) -> list[float]:
+    """Of the first so many maps of `Maps.stack`."""
+    return [config.weight_1x, 1.0] * (maps // 2)
 
 
 def _halved(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "hh hw"]:

@@ -54,7 +54,8 @@ def find_lesions(
     """Lesions and their mask on the photograph's grid.
 
     Components (8-connected) are formed after the way back, so mask and table agree to the pixel. Those under
-    `min_area_px`, counted on the canonical grid, are dropped from both.
+    `min_area_px`, counted on the canonical grid, and those whose surest pixel is below `least_score` are dropped from
+    both.
     """
     scores = grid.uncrop(probability, shape)
     above = (scores >= config.threshold).astype(np.uint8)
@@ -65,10 +66,12 @@ def find_lesions(
     for label in keep:
         left, top, width, height = (int(value) for value in stats[label, :4])
         box = slice(top, top + height), slice(left, left + width)
-        lesions.append(_measure(labels[box] == label, scores[box], (top, left), fov))
+        lesion = _measure(labels[box] == label, scores[box], (top, left), fov)
+        if lesion.score_max >= config.least_score:
+            lesions.append(replace(lesion, id=label))
     lesions.sort(key=lambda lesion: (-lesion.score_max, lesion.row, lesion.col))
     kept = np.zeros(count, dtype=bool)
-    kept[keep] = True
+    kept[[lesion.id for lesion in lesions]] = True
     return tuple(replace(lesion, id=number) for number, lesion in enumerate(lesions, 1)), kept[labels]
 
 

@@ -9,7 +9,7 @@ from untrained import calibrated_frrn
 
 from ma_cluster.bundle import Bundle
 from ma_cluster.config import tiny
-from ma_cluster.evaluation.calibration import calibrate
+from ma_cluster.evaluation.calibration import calibrate, least_score
 from ma_cluster.evaluation.scoring import PixelCounts, average_precision
 from ma_cluster.evaluation.tally import ROWS
 from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
@@ -96,11 +96,32 @@ def test_no_other_odds_of_the_refinement_would_do_better(calibrated: Bundle, sam
     assert best_of(chosen) >= max(best_of(odds) for odds in (1.0, 4.0, 16.0)) - 1e-6
 
 
-def test_the_better_fusion_and_its_best_threshold_are_kept(calibrated: Bundle) -> None:
-    rows, config = calibrated.validation["rows"], calibrated.recipe.detector
-    better = max(("geometric", "arithmetic"), key=lambda how: rows[f"prn_{how}"]["average_precision"])
-    assert config.fusion == better
-    assert config.threshold == max(1e-3, rows[f"prn_{better}"]["threshold"])
+def test_the_best_fusion_and_its_best_threshold_are_kept(calibrated: Bundle) -> None:
+    own, rows = calibrated.validation["detector"], calibrated.validation["rows"]
+    others = [rows[f"prn_{how}"]["average_precision"] for how in ("geometric", "arithmetic")]
+    assert own["average_precision"] >= max(others)
+    assert calibrated.recipe.detector.threshold == pytest.approx(max(1e-3, own["threshold"]), abs=1e-4)
+
+
+def test_healthy_photographs_set_the_score_that_a_lesion_must_reach(bundle: Bundle, samples: list[Sample]) -> None:
+    healthy = [dataclasses.replace(sample, mask=None, label="healthy") for sample in samples]
+    calibrated = calibrate(bundle, [samples[0], *healthy])
+    detector = Detector(calibrated)
+    calls = [len(detector.detect(read_object(sample.image)).lesions) for sample in healthy]
+    assert sum(calls) / len(calls) <= calibrated.recipe.detector.healthy_calls
+    assert calibrated.validation["healthy"]["mean_calls"] == sum(calls) / len(calls)
+    assert calibrated.validation["photographs"] == [samples[0].name]
+
+
+@pytest.mark.parametrize(
+    ("calls", "allowed", "above"),
+    [([[0.9, 0.5], [0.7], []], 0.34, 0.7), ([[0.9], [0.3]], 0.0, 0.9), ([[0.9], [0.3]], 1.0, 0.0), ([[]], 0.0, 0.0)],
+)
+def test_the_least_score_lies_just_above_the_first_call_too_many(
+    calls: list[list[float]], allowed: float, above: float
+) -> None:
+    least = least_score([[float(np.float32(score)) for score in of_one] for of_one in calls], allowed)
+    assert least == 0 if above == 0 else above < least < above + 1e-6
 
 
 def test_the_photographs_are_named_and_the_weights_stay(

@@ -29,6 +29,13 @@ def test_four_maps_weigh_the_same() -> None:
     assert fuse(maps, "geometric").item() == pytest.approx(0.0064**0.25)
 
 
+def test_weights_count_a_map_more_than_once_or_not_at_all() -> None:
+    for how in HOWS:
+        assert fuse([ONE, TWO], how, [2.0, 1.0]) == pytest.approx(fuse([ONE, ONE, TWO], how), abs=1e-6)
+        assert (fuse([ONE, TWO], how, [0.0, 1.0]) == TWO).all()
+        assert fuse([ONE, TWO], how, [0.5, 0.5]) == pytest.approx(fuse([ONE, TWO], how), abs=1e-6)
+
+
 @pytest.mark.parametrize("how", HOWS)
 def test_one_map_fuses_to_itself_and_none_is_changed(how: Fusion) -> None:
     one, two = ONE.copy(), TWO.copy()
@@ -69,8 +76,10 @@ def test_a_flat_half_map_stays_flat() -> None:
 def test_what_can_reach_a_threshold_by_hand() -> None:
     maps = [np.array([[0.9, 0.9, 0.5, 0.1]], np.float32), np.array([[0.9, 0.9, 0.5, 0.1]], np.float32)]
     regions = [np.array([[True, True, True, True]]), np.array([[True, False, True, True]])]
-    assert can_reach(0.7, maps, regions, "arithmetic").tolist() == [[True, True, True, False]]  # 0.95 0.7 0.75 0.55
-    assert can_reach(0.7, maps, regions, "geometric").tolist() == [[True, False, True, False]]  # 0.95 0 0.71 0.32
+    arithmetic = can_reach(0.7, maps, regions, ("arithmetic", [1.0] * 4))
+    geometric = can_reach(0.7, maps, regions, ("geometric", [1.0] * 4))
+    assert arithmetic.tolist() == [[True, True, True, False]]  # 0.95 0.7 0.75 0.55
+    assert geometric.tolist() == [[True, False, True, False]]  # 0.95 0 0.71 0.32
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -79,13 +88,15 @@ def test_what_can_reach_a_threshold_by_hand() -> None:
     hypotheses=st.lists(probabilities, min_size=2, max_size=2),
     refined=st.lists(probabilities, min_size=2, max_size=2),
     threshold=st.floats(0.05, 0.95),
+    weight=st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_what_reaches_the_threshold_could_reach_it(
-    how: Fusion, hypotheses: list[np.ndarray], refined: list[np.ndarray], threshold: float
+    how: Fusion, hypotheses: list[np.ndarray], refined: list[np.ndarray], threshold: float, weight: float
 ) -> None:
+    weights = [weight, 1.0, weight, 1.0]
     regions = [hypothesis > 0.3 for hypothesis in hypotheses]
-    fused = fuse([*hypotheses, *(map_ * region for map_, region in zip(refined, regions, strict=True))], how)
-    assert can_reach(threshold, hypotheses, regions, how)[fused >= threshold].all()
+    fused = fuse([*hypotheses, *(map_ * region for map_, region in zip(refined, regions, strict=True))], how, weights)
+    assert can_reach(threshold, hypotheses, regions, (how, weights))[fused >= threshold].all()
 
 
 def test_odds_are_scaled_and_certainty_stays():

@@ -14,7 +14,7 @@ from ma_cluster.errors import ImageRefusedError, Reason
 from ma_cluster.hypotheses.fusion import fuse, upsample_half
 from ma_cluster.hypotheses.step import build_hgn
 from ma_cluster.images.sample import retina
-from ma_cluster.lesions.detector import Detector, Maps
+from ma_cluster.lesions.detector import Detector, Maps, at_operating_point
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.step import build_prn
 
@@ -164,6 +164,31 @@ def test_looking_only_where_it_matters_changes_no_lesion(bundle, photograph, prn
     assert len(found.lesions) == len(expected.lesions)
     for one, other in zip(found.lesions, expected.lesions, strict=True):
         assert one.score_mean == pytest.approx(other.score_mean, abs=1e-5)
+
+
+def test_a_1x_network_without_weight_is_not_run(bundle, photograph):
+    detector = dataclasses.replace(bundle.recipe.detector, weight_1x=0.0)
+    recipe = dataclasses.replace(
+        bundle.recipe, detector=detector, prn=dataclasses.replace(bundle.recipe.prn, scale="1x")
+    )
+    alone = Detector(dataclasses.replace(bundle, recipe=recipe))
+    prepared = alone.prepare(photograph)
+    expected = alone.decide(prepared, alone.maps(prepared))
+    alone._hypotheses["hgn_1x"].register_forward_pre_hook(lambda *_: pytest.fail("it was run"))
+    found = alone.segment(prepared)
+    assert expected.mask.any() and (found.mask == expected.mask).all()
+
+
+def test_the_sensitive_point_calls_what_the_default_one_only_outlines(bundle, photograph):
+    detector = dataclasses.replace(bundle.recipe.detector, least_score=0.95)
+    sure = dataclasses.replace(bundle, recipe=dataclasses.replace(bundle.recipe, detector=detector))
+    prepared = Detector(sure).prepare(photograph)
+    default, sensitive = (
+        Detector(at_operating_point(sure, point)).segment(prepared) for point in ("default", "sensitive")
+    )
+    assert 0 <= len(default.lesions) < len(sensitive.lesions)
+    assert (sensitive.mask | default.mask == sensitive.mask).all()
+    assert all(lesion.score_max >= 0.95 for lesion in default.lesions)
 
 
 def test_the_network_at_1x_looks_only_where_lesions_may_be(photograph):

@@ -1,5 +1,7 @@
 """Lesions measured on arrays small enough to write out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,21 @@ def test_the_threshold_itself_counts_as_lesion():
     probability = np.full((8, 10), 0.5, np.float32)
     lesions, _ = find_lesions(probability, SAME, FOV, (8, 10), CONFIG)
     assert [lesion.area_px for lesion in lesions] == [80]
+
+
+def test_a_place_without_a_sure_pixel_is_outlined_but_not_called():
+    probability = np.zeros((8, 10), np.float32)
+    probability[0:2, 0:3] = 0.7
+    probability[5:7, 4:7] = 0.6
+    probability[6, 5] = 0.9
+    sensitive, _ = find_lesions(probability, SAME, FOV, (8, 10), CONFIG)
+    default, mask = find_lesions(probability, SAME, FOV, (8, 10), replace(CONFIG, least_score=0.8))
+    assert (
+        [(lesion.id, lesion.row) for lesion in default]
+        == [(1, 5.5)]
+        == [(lesion.id, lesion.row) for lesion in sensitive[:1]]
+    )
+    assert len(sensitive) == 2 and mask.sum() == 6
 
 
 def test_no_lesion_gives_an_empty_table():
