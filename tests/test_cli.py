@@ -98,6 +98,11 @@ def test_detect_writes_json_mask_and_overlay(ma_cluster: Command, eye: Path, mod
     assert f"left eye.jpg: {len(values['lesions'])} lesion" in done.out
 
 
+def test_an_operating_point_that_does_not_exist_is_wrong_usage(ma_cluster: Command, eye: Path, tmp_path: Path) -> None:
+    done = ma_cluster("detect", eye, "--out", tmp_path, "--operating-point", "bold")
+    assert done.status == 2 and "sensitive" in done.err
+
+
 def test_detect_goes_on_after_a_refusal_and_exits_3(
     ma_cluster: Command, eye: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ma_cluster import __version__
+from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import BundleError, MaClusterError, RunConflictError, UsageError
 from ma_cluster.machine import cores
 
@@ -29,6 +30,10 @@ Replicas = Annotated[
 Readers = Annotated[int, typer.Option(min=1, help="Replicas that fetch, decode and enhance.")]
 Gpus = Annotated[float, typer.Option(min=0, help="For each replica of the networks; a share is allowed.")]
 Threads = Annotated[int, typer.Option(min=1, help="Of each replica of the networks.")]
+Point = Annotated[
+    OperatingPoint,
+    typer.Option("--operating-point", help="default: the lesions that are sure; sensitive: every place outlined."),
+]
 Dest = Annotated[str, typer.Argument(metavar="DEST", help="Folder or s3:// prefix of the run.")]
 
 INCOMPLETE = 3

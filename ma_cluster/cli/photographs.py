@@ -15,6 +15,7 @@ from ma_cluster.cli.app import (
     Dest,
     Gpus,
     Model,
+    Point,
     Readers,
     Replicas,
     Threads,
@@ -28,6 +29,7 @@ def detect(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", exists=True, dir_okay=False, readable=True)],
     out: Annotated[str, typer.Option(metavar="DIR", help="Where the results go.")],
     model: Model = "lite",
+    operating_point: Point = "default",
 ) -> None:
     """Score single photographs, without a cluster.
 
@@ -39,7 +41,8 @@ def detect(
     from ma_cluster.storage.store import open_store
 
     check_stems(images)
-    detector, store = Detector.load(model, threads=detector_threads()), open_store(out)
+    detector = Detector.load(model, threads=detector_threads(), operating_point=operating_point)
+    store = open_store(out)
     refused = 0
     for image in images:
         outcome = detect_file(detector, image, store)

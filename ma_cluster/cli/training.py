@@ -112,11 +112,14 @@ def bundle(
     recipe: Annotated[str, typer.Option(help=f"Recipe of the networks: {', '.join(RECIPES)}.")] = "lite",
     attribution: Annotated[str, typer.Option(help="Of the data they were trained on, as its licence asks.")] = "",
     data: Annotated[str | None, typer.Option(metavar="URL", help="Data set whose validation split calibrates.")] = None,
+    healthy: Annotated[
+        str | None, typer.Option(metavar="URL", help="With --data: photographs without retinopathy as well.")
+    ] = None,
 ) -> None:
     """Pack the checkpoints of training into a model. An option given twice means the mean of both weights.
 
-    With --data, regions of interest, fusion and threshold are chosen on its validation photographs, and the figures are
-    written into bundle.json.
+    With --data, regions of interest, fusion and threshold are chosen on its validation photographs, and with --healthy
+    how sure a lesion must be to be called; the figures are written into bundle.json.
     """
     from ma_cluster.bundle import save_bundle
     from ma_cluster.evaluation.calibration import pack
@@ -127,13 +130,15 @@ def bundle(
     if (out / "bundle.json").exists():
         raise UsageError(f"{out} holds a bundle already, and nothing is overwritten; name another folder")
     chosen = RECIPES[recipe]()
-    samples = read_dataset(data, chosen.split) if data else []
-    validation = [sample for sample in samples if sample.split == "validation" and sample.mask]
-    if data and not validation:
+    samples = read_dataset(data, chosen.split, healthy) if data else []
+    unseen = [sample for sample in samples if sample.split == "validation"]
+    validation = [sample for sample in unseen if sample.mask or sample.label == "healthy"]
+    if data and not any(sample.mask for sample in validation):
         raise UsageError(f"no annotated validation photographs in {data}")
     named = {"hgn_1x": hgn_1x, "hgn_half": hgn_half, "prn": prn, "cls": cls}
     checkpoints = {name: urls for name, urls in named.items() if urls}
     packed = pack(checkpoints, chosen, attribution, validation, detector_threads())
     typer.echo(f"{out}  digest {save_bundle(packed, out)}")
-    for name, figures in packed.validation.get("rows", {}).items():
+    own = {"detector": packed.validation["detector"]} if validation else {}
+    for name, figures in (packed.validation.get("rows", {}) | own).items():
         typer.echo(f"{name:<15} average precision {figures['average_precision']:.4f}  best F1 {figures['f1']:.4f}")

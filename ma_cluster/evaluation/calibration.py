@@ -48,7 +48,7 @@ def pack(
             as of a training gone on with, the mean of the weights (Wortsman et al., "Model soups", ICML 2022).
         recipe: of the networks.
         attribution: of the data they were trained on, as its licence asks for.
-        validation: photographs with masks on which regions of interest, fusion and threshold are chosen; without any
+        validation: photographs with masks, and healthy ones, on which the detector is calibrated; without any
             the recipe's stay.
         threads: of the calibration, as for `Detector`.
 
