@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ma_cluster.bundle import load_checkpoint, save_checkpoint
+from ma_cluster.checkpoint import load_checkpoint, save_checkpoint
 from ma_cluster.config import RECIPES, HgnConfig, Negatives, PrnConfig, Recipe, Scale
 from ma_cluster.evaluation.scoring import PixelCounts, average_precision, best_f1
 from ma_cluster.hypotheses.probability import probability_map

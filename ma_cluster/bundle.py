@@ -1,29 +1,35 @@
-"""A model as one self-describing folder: bundle.json and safetensors files, each with its sha256. No pickle, ever.
+"""A model as one self-describing artefact: bundle.json and safetensors files, each with its sha256. No pickle, ever.
 
-    bundle.json          format, recipe, digests of the weights, attribution of the data, validation figures
+    bundle.json          format, recipe, digests of the weights, attribution of the data, validation figures, training
     hgn_1x.safetensors   and hgn_half, prn (optional), cls (optional)
 
-Also the checkpoints of training: the same tensors plus the optimiser's, in one safetensors file.
+A model is named by the name of one that ships, by its folder, or by its URL: then each node fetches a file once, into
+a cache that is keyed by the bundle's digest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ma_cluster.config import Recipe, digest, recipe_from_dict, to_dict
-from ma_cluster.errors import BundleError, UsageError
+from ma_cluster.config import NETWORKS, Recipe, digest, recipe_from_dict, to_dict
+from ma_cluster.errors import BundleError, ObjectMissingError, UsageError
 from ma_cluster.identity import deciding
+from ma_cluster.storage.node_cache import cache_folder, kept
+from ma_cluster.storage.store import Store, open_store
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = "ma_cluster.bundle/1"
-NETWORKS = ("hgn_1x", "hgn_half", "prn", "cls")
 REQUIRED = ("hgn_1x", "hgn_half")
+DETECTING = ("hgn_1x", "hgn_half", "prn")
+"""The networks that detection uses; `cls`, the ablation, is for evaluation."""
+_MANIFEST, _SUFFIX = "bundle.json", ".safetensors"
 _SHIPPED = Path(__file__).parent / "models"
 
 
@@ -35,6 +41,8 @@ class Bundle:
     weights: dict[str, dict[str, torch.Tensor]]
     attribution: str
     validation: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    """By network: the run that trained it, its data's digest and the version of the code, as far as is known."""
     digest: str = ""
 
     @property
@@ -43,135 +51,192 @@ class Bundle:
         return "prn" if "prn" in self.weights else "hgn"
 
 
-def save_bundle(bundle: Bundle, folder: Path) -> str:
-    """Write a bundle, weights first and bundle.json last, and return its digest.
+def save_bundle(bundle: Bundle, url: str | Path) -> str:
+    """Write a bundle into a folder or under a URL, weights first and bundle.json last, and return its digest.
 
     Raises:
-        BundleError: a required network is missing, or a name is unknown.
+        BundleError: a required network is missing, a name is unknown, or weights are no numbers or of another type.
     """
     from safetensors.torch import save
 
     _check_networks(set(bundle.weights))
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
+    for name, tensors in bundle.weights.items():
+        check_weights(tensors, name)
+    store, files = open_store(url), {}
     for name, tensors in bundle.weights.items():
         data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
-        _write(folder / f"{name}.safetensors", data)
-        files[f"{name}.safetensors"] = hashlib.sha256(data).hexdigest()
+        store.put(f"{name}{_SUFFIX}", data)
+        files[f"{name}{_SUFFIX}"] = hashlib.sha256(data).hexdigest()
     manifest = {
         "format": FORMAT,
         "recipe": to_dict(bundle.recipe),
         "files": files,
         "attribution": bundle.attribution,
         "validation": bundle.validation,
+        "training": bundle.training,
     }
-    _write(folder / "bundle.json", (json.dumps(manifest, indent=2) + "\n").encode())
-    return _bundle_digest(bundle.recipe, files)
+    store.put(_MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+    return _Manifest(bundle.recipe, files, {}).digest
 
 
-def load_bundle(model: str | Path) -> Bundle:
+def load_bundle(model: str | Path, *, networks: Collection[str] = NETWORKS, wanted: str | None = None) -> Bundle:
     """Read and check a bundle.
 
     Args:
-        model: the name of a model that ships with the package (`lite`), or a folder that holds a bundle.
+        model: the name of a model that ships with the package (`lite`), or the folder or URL of a bundle.
+        networks: whose weights are read, where the bundle has them.
+        wanted: the digest that it must have; of a URL, what this node has fetched of it before is not fetched again.
 
     Raises:
-        BundleError: it is not there, damaged, or of another format.
+        BundleError: it is not there, damaged, of another format or digest, or its weights are no numbers.
+        StoreError: its store does not answer.
     """
-    folder = find_bundle(model)
-    manifest = _read_manifest(folder)
+    store = open_store(_SHIPPED / str(model) if _is_shipped(model) else model)
+    cache = cache_folder() / "models" if "://" in store.url else None
+    manifest = _manifest(store, cache, str(model), wanted)
+    if wanted not in (None, manifest.digest):
+        here, there = manifest.digest[:12], str(wanted)[:12]
+        raise BundleError(f"model '{model}' is {here} on this machine, not {there}; have the same on all nodes")
+    weights = {}
+    for file, sha256 in manifest.files.items():
+        network = file.removesuffix(_SUFFIX)
+        if network in networks:
+            data = _file(store, file, sha256, cache and cache / manifest.digest)
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise BundleError(f"{file} of '{model}' is missing or not what bundle.json says; copy it again")
+            weights[network] = load_safetensors(data, file)
+            check_weights(weights[network], network)
+    return Bundle(manifest.recipe, weights, **manifest.said, digest=manifest.digest)
+
+
+def location(model: str | Path) -> str:
+    """What other processes and nodes find a model by: a shipped one by its name, a folder by its absolute path."""
+    return str(model) if _is_shipped(model) else open_store(model).url
+
+
+def _is_shipped(model: str | Path) -> bool:
+    return "/" not in str(model) and (_SHIPPED / str(model) / _MANIFEST).is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """What bundle.json holds."""
+
+    recipe: Recipe
+    files: dict[str, str]
+    """sha256 by name."""
+    said: dict[str, Any]
+    """`attribution`, `validation` and `training`."""
+
+    @property
+    def digest(self) -> str:
+        """What decides the answers: weights, and the recipe's numbers that do. How it was trained, figures and
+        attribution may be corrected without a new digest.
+        """
+        return digest({"recipe": deciding(self.recipe), "files": self.files})
+
+
+def _manifest(store: Store, cache: Path | None, model: str, wanted: str | None) -> _Manifest:
+    """bundle.json with its parts checked; the wanted one may be in this node's cache."""
+
+    def fetch() -> bytes:
+        try:
+            return store.get(_MANIFEST)
+        except ObjectMissingError as error:
+            names = ", ".join(sorted(path.parent.name for path in _SHIPPED.glob(f"*/{_MANIFEST}")))
+            raise BundleError(
+                f"no model '{model}' on this machine: neither one that ships ({names}) nor the folder or URL of a "
+                "bundle; a URL serves all nodes of a cluster"
+            ) from error
+
+    if cache is None or wanted is None:
+        return _parsed(fetch(), model)
+    data = kept(cache / wanted / _MANIFEST, lambda data: _parsed(data, model).digest == wanted, fetch)
+    return _parsed(data, model)
+
+
+def _file(store: Store, name: str, sha256: str, cache: Path | None) -> bytes:
+    """A file of a bundle, by way of this node's cache where there is one; empty where there is no such file."""
+    try:
+        if cache is None:
+            return store.get(name)
+        return kept(cache / name, lambda data: hashlib.sha256(data).hexdigest() == sha256, lambda: store.get(name))
+    except ObjectMissingError:
+        return b""
+
+
+def _parsed(data: bytes, model: str) -> _Manifest:
+    """Check that the parts of a bundle.json are of the types that they must be.
+
+    Raises:
+        BundleError: they are not, or it is no JSON.
+    """
+    try:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:  # no JSON, no text at all, or nested beyond all reason
+        raise BundleError(f"bundle.json of '{model}' is no JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BundleError(f"bundle.json of '{model}' is not of format {FORMAT}")
+    kinds = {"recipe": dict, "files": dict, "attribution": str, "validation": dict}
+    missing = kinds.keys() - manifest.keys()
+    if missing:
+        raise BundleError(f"bundle.json of '{model}' lacks {', '.join(sorted(missing))}")
+    for name, kind in (kinds | {"training": dict}).items():
+        if not isinstance(manifest.get(name, kind()), kind):
+            raise BundleError(f"bundle.json of '{model}': '{name}' is no {'text' if kind is str else 'object'}")
+    if not all(isinstance(sha256, str) for sha256 in manifest["files"].values()):
+        raise BundleError(f"bundle.json of '{model}': 'files' does not map names to sha256")
+    if not _are_figures(manifest["validation"]):
+        raise BundleError(f"bundle.json of '{model}': 'validation' does not hold photographs and rows of figures")
+    _check_networks({name.removesuffix(_SUFFIX) for name in manifest["files"]})
     try:
         recipe = recipe_from_dict(manifest["recipe"])
     except UsageError as error:
-        raise BundleError(f"bundle.json of {folder.name}: {error}") from error
-    weights = {}
-    for name, expected in manifest["files"].items():
-        data = (folder / Path(name).name).read_bytes() if (folder / Path(name).name).is_file() else b""
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise BundleError(f"{name} of bundle {folder.name} is missing or not what bundle.json says; copy it again")
-        weights[name.removesuffix(".safetensors")] = _load_safetensors(data, name)
-    _check_networks(set(weights))
-    known_by = _bundle_digest(recipe, manifest["files"])
-    return Bundle(recipe, weights, manifest["attribution"], manifest["validation"], known_by)
-
-
-def find_bundle(model: str | Path) -> Path:
-    """The folder of a model's name or path."""
-    shipped = _SHIPPED / str(model)
-    folder = shipped if "/" not in str(model) and (shipped / "bundle.json").is_file() else Path(model)
-    if not (folder / "bundle.json").is_file():
-        names = ", ".join(sorted(path.parent.name for path in _SHIPPED.glob("*/bundle.json")))
-        raise BundleError(f"no model '{model}': neither one that ships ({names}) nor a folder with a bundle.json")
-    return folder
-
-
-def save_checkpoint(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, position: dict[str, int]
-) -> None:
-    """Weights, optimiser state and integer position (step, seed, ...) in one safetensors file, replaced atomically."""
-    from safetensors.torch import save
-
-    tensors = {f"model.{key}": value.contiguous() for key, value in model.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors.update({f"optimizer.{number}.{key}": value.contiguous() for key, value in state.items()})
-    _write(path, save(tensors, metadata={key: str(value) for key, value in position.items()}))
-
-
-def load_checkpoint(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> dict[str, int]:
-    """Restore what `save_checkpoint` wrote, and return the position.
-
-    Raises:
-        BundleError: no safetensors file, or of another network.
-    """
-    if not path.is_file():
-        raise BundleError(f"there is no checkpoint {path.name}")
-    return restore_checkpoint(path.read_bytes(), path.name, model, optimizer)
-
-
-def restore_checkpoint(
-    data: bytes, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> dict[str, int]:
-    """The same from a checkpoint's bytes; errors call it `name`."""
-    tensors = _load_safetensors(data, name)
-    load_weights(model, _of_model(tensors), name)
-    if optimizer is not None:
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, number, name = key.split(".", 2)
-                state.setdefault(int(number), {})[name] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # its length, then JSON: the format's layout
-    return {key: int(value) for key, value in header.get("__metadata__", {}).items()}
-
-
-def checkpoint_weights(data: bytes, name: str) -> dict[str, torch.Tensor]:
-    """A network's weights alone from a checkpoint's bytes; errors call it `name`."""
-    weights = _of_model(_load_safetensors(data, name))
-    if not weights:
-        raise BundleError(f"{name} is no checkpoint of training; for a file of a model name the model's folder")
-    return weights
-
-
-def _of_model(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+        raise BundleError(f"bundle.json of '{model}': {error}") from error
+    said = {name: manifest.get(name, {}) for name in ("attribution", "validation", "training")}
+    return _Manifest(recipe, manifest["files"], said)
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], name: str) -> None:
     """Put weights into a network.
 
     Raises:
-        BundleError: they belong to another network.
+        BundleError: they belong to another network, or `check_weights` refuses them.
     """
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise BundleError(f"the weights of {name} do not fit the recipe's network: {error}") from error
+    check_weights(weights, name)
+    theirs, ours = ({key: _form(value) for key, value in part.items()} for part in (weights, model.state_dict()))
+    differing = [key for key in {**ours, **theirs} if theirs.get(key) != ours.get(key)]
+    if differing:
+        key, *others = differing
+        raise BundleError(
+            f"the weights of {name} do not fit the recipe's network: {key} is {theirs.get(key, 'absent')} there, "
+            f"{ours.get(key, 'absent')} here{f', and {len(others)} more' if others else ''}; name the recipe that they "
+            "were trained by"
+        )
+    model.load_state_dict(weights)
 
 
-def _load_safetensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
+def _form(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def check_weights(tensors: dict[str, torch.Tensor], name: str) -> None:
+    """Nothing is cast in silence, and nothing that is no number looks at a photograph.
+
+    Raises:
+        BundleError: a weight of network `name` is NaN or infinite, or of another type than float32; counts are int64.
+    """
+    import torch
+
+    for key, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.int64):
+            raise BundleError(f"network {name}: {key} is {_form(tensor)}; weights are float32: convert them on purpose")
+        if not torch.isfinite(tensor).all():
+            raise BundleError(f"network {name}: {key} holds NaN or infinity; take an earlier checkpoint")
+
+
+def load_safetensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file's bytes; errors call it `name`."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -181,19 +246,12 @@ def _load_safetensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
         raise BundleError(f"{name} is no safetensors file ({error}); pickled weights are not loaded") from error
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((folder / "bundle.json").read_text())
-    except ValueError as error:  # no JSON, or no text at all
-        raise BundleError(f"bundle.json of {folder.name} is no JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BundleError(f"bundle.json of {folder.name} is not of format {FORMAT}")
-    missing = {"recipe", "files", "attribution", "validation"} - manifest.keys()
-    if missing:
-        raise BundleError(f"bundle.json of {folder.name} lacks {', '.join(sorted(missing))}")
-    if not isinstance(manifest["files"], dict):
-        raise BundleError(f"bundle.json of {folder.name}: 'files' does not map names to sha256")
-    return manifest
+def _are_figures(validation: dict[str, Any]) -> bool:
+    photographs, rows = validation.get("photographs", []), validation.get("rows", {})
+    if not isinstance(photographs, list) or not isinstance(rows, dict):
+        return False
+    figures = [figure for row in rows.values() for figure in (row.values() if isinstance(row, dict) else [None])]
+    return all(isinstance(each, str) for each in photographs) and all(isinstance(each, int | float) for each in figures)
 
 
 def _check_networks(names: set[str]) -> None:
@@ -202,16 +260,3 @@ def _check_networks(names: set[str]) -> None:
         raise BundleError(
             f"a bundle needs {', '.join(REQUIRED)}; missing: {sorted(missing)}, unknown: {sorted(unknown)}"
         )
-
-
-def _bundle_digest(recipe: Recipe, files: dict[str, str]) -> str:
-    """What decides the answers: weights, and the recipe's numbers that do. How it was trained, figures and attribution
-    may be corrected without a new digest.
-    """
-    return digest({"recipe": deciding(recipe), "files": files})
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ma_cluster.errors import UsageError
@@ -21,6 +22,8 @@ Fusion = Literal["geometric", "arithmetic"]
 Scale = Literal["1x", "0.5x"]
 Negatives = Literal["regions", "photographs", "both"]
 OperatingPoint = Literal["default", "sensitive"]
+NETWORKS = ("hgn_1x", "hgn_half", "prn", "cls")
+"""The networks of a model, by name; `cls` is the refinement trained without triplets."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +117,7 @@ class PrnConfig:
         require(0 < self.width <= 4, "prn.width must lie in (0, 4]")
         require(self.patch_px % 16 == 0, "prn.patch_px must be a multiple of 16, the network's overall stride")
         require(self.context_px % 16 == 0, "prn.context_px must be a multiple of 16")
+        require(self.scale in ("1x", "0.5x"), "prn.scale is 1x or 0.5x")
         require(0 < self.margin < 1, "prn.margin must lie in (0, 1)")
         require(self.negatives in ("regions", "photographs", "both"), "prn.negatives is regions, photographs or both")
         require(self.triplet_weight >= 0, "prn.triplet_weight must not be negative")
@@ -271,18 +275,28 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
     Raises:
         UsageError: a field is unknown, missing or out of range.
     """
+    kinds: dict[str, Any] = {field.name: field.default_factory for field in fields(Recipe) if field.name != "name"}
     try:
-        return Recipe(
-            name=values["name"],
-            image=ImageConfig(**values["image"]),
-            hgn_1x=HgnConfig(**values["hgn_1x"]),
-            hgn_half=HgnConfig(**values["hgn_half"]),
-            prn=PrnConfig(**values["prn"]),
-            detector=DetectorConfig(**values["detector"]),
-            split=SplitConfig(**{name: tuple(names) for name, names in values["split"].items()}),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if not isinstance(values["name"], str) or values.keys() - kinds.keys() - {"name"}:
+            raise TypeError(f"it needs a name, and has the sections {', '.join(kinds)} only")
+        sections = {name: kind(**_checked(values[name], kind(), name)) for name, kind in kinds.items()}
+        return Recipe(name=values["name"], **sections)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"this is not a recipe that this version understands: {error}") from error
+
+
+def _checked(values: dict[str, Any], default: Any, section: str) -> dict[str, Any]:
+    """A section's values, of the types that its defaults are; JSON has lists for tuples and may write 1.0 as 1."""
+    checked = {}
+    for name, value in values.items():
+        wanted = type(getattr(default, name))
+        read = {float: (float, int), tuple: (list,)}.get(wanted, (wanted,))
+        if type(value) not in read or (wanted is float and not math.isfinite(value)):
+            raise TypeError(f"{section}.{name} is no {wanted.__name__}")
+        if wanted is tuple and not all(isinstance(each, str) for each in value):
+            raise TypeError(f"{section}.{name} holds more than names")
+        checked[name] = tuple(value) if wanted is tuple else value
+    return checked
 
 
 def digest(value: Any) -> str:

@@ -46,6 +46,7 @@ class Reason(StrEnum):
     CRASHED_WORKER = "crashed_worker"
     TIMEOUT = "timeout"
     STORE_ERROR = "store_error"
+    NOT_FINITE = "not_finite"
 
     @property
     def status(self) -> Status:
@@ -53,7 +54,7 @@ class Reason(StrEnum):
         return Status.FAILED if self in _FAILURES else Status.REFUSED
 
 
-_FAILURES = frozenset({Reason.CHANGED, Reason.CRASHED_WORKER, Reason.TIMEOUT, Reason.STORE_ERROR})
+_FAILURES = frozenset({Reason.CHANGED, Reason.CRASHED_WORKER, Reason.TIMEOUT, Reason.STORE_ERROR, Reason.NOT_FINITE})
 
 
 class RequestFault(StrEnum):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ma_cluster.bundle import NETWORKS
+from ma_cluster.config import NETWORKS
 from ma_cluster.errors import Reason, Status
 
 STAGES = ("fetch", "decode", "prepare", "hgn", "prn", "lesions", "write")

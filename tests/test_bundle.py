@@ -5,25 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
+from safetensors.torch import save
 from torch import nn
 
-from ma_cluster.bundle import Bundle, find_bundle, load_bundle, load_checkpoint, save_bundle, save_checkpoint
+from ma_cluster.bundle import Bundle, load_bundle, load_weights, location, save_bundle
 from ma_cluster.config import paper, tiny
 from ma_cluster.errors import BundleError
 
 WEIGHTS = {
     "hgn_1x": {"kernel": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(7)},
     "hgn_half": {"kernel": torch.ones(2, 3).T},  # not contiguous
-    "prn": {"kernel": torch.full((1,), 0.1, dtype=torch.bfloat16)},
+    "prn": {"kernel": torch.full((1,), 0.1)},
 }
 BUNDLE = Bundle(recipe=tiny(), weights=WEIGHTS, attribution="drawn by hand", validation={"aupr": 0.5})
+
+
+def with_setting(manifest: dict[str, Any], section: str, name: str, value: object) -> dict[str, Any]:
+    recipe = manifest["recipe"]
+    return manifest | {"recipe": recipe | {section: recipe[section] | {name: value}}}
 
 
 @pytest.fixture
@@ -69,7 +77,7 @@ def test_one_flipped_bit_of_the_weights_is_noticed(folder: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(BundleError, match=r"prn\.safetensors of bundle model is missing or not what"):
+    with pytest.raises(BundleError, match=r"prn\.safetensors of '.*model' is missing or not what"):
         load_bundle(folder)
 
 
@@ -113,7 +121,20 @@ def test_a_pickle_named_safetensors_is_refused_unread(folder: Path, tmp_path: Pa
         (lambda manifest: {"format": manifest["format"]}, "lacks attribution, files, recipe, validation"),
         (lambda manifest: manifest | {"recipe": {}}, "not a recipe"),
         (lambda manifest: manifest | {"files": {}}, "a bundle needs hgn_1x, hgn_half"),
-        (lambda manifest: manifest | {"files": ["hgn_1x.safetensors"]}, "files"),
+        (lambda manifest: manifest | {"files": ["hgn_1x.safetensors"]}, "'files' is no object"),
+        (lambda manifest: manifest | {"files": dict.fromkeys(manifest["files"], 7)}, "'files' does not map"),
+        (lambda manifest: manifest | {"recipe": [1]}, "'recipe' is no object"),
+        (lambda manifest: manifest | {"recipe": manifest["recipe"] | {"lesion": {}}}, "has the sections image, hgn_1x"),
+        (lambda manifest: with_setting(manifest, "image", "fov_diameter_px", "3410"), "fov_diameter_px is no float"),
+        (lambda manifest: with_setting(manifest, "image", "contrast_gain", float("nan")), "contrast_gain is no float"),
+        (lambda manifest: with_setting(manifest, "detector", "prn_dense", 1), "prn_dense is no bool"),
+        (lambda manifest: with_setting(manifest, "detector", "tile_px", 512.0), "tile_px is no int"),
+        (lambda manifest: with_setting(manifest, "prn", "scale", "2x"), "scale"),
+        (lambda manifest: with_setting(manifest, "split", "validation", [1]), "validation holds more than names"),
+        (lambda manifest: manifest | {"attribution": 3}, "'attribution' is no text"),
+        (lambda manifest: manifest | {"validation": {"rows": {"prn_geometric": {"f1": "high"}}}}, "'validation' does"),
+        (lambda manifest: manifest | {"validation": {"photographs": 10}}, "'validation' does"),
+        (lambda manifest: manifest | {"training": "much"}, "'training' is no object"),
     ],
 )
 def test_a_foreign_manifest_is_refused(folder: Path, change: Callable[[dict[str, Any]], Any], complaint: str) -> None:
@@ -122,7 +143,7 @@ def test_a_foreign_manifest_is_refused(folder: Path, change: Callable[[dict[str,
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe\x00binary"])
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe\x00binary", b"[" * 100_000, b'{"a":' * 100_000])
 def test_a_damaged_manifest_is_refused(folder: Path, data: bytes) -> None:
     (folder / "bundle.json").write_bytes(data)
     with pytest.raises(BundleError, match="is no JSON"):
@@ -154,51 +175,120 @@ def test_a_bundle_of_other_networks_is_not_saved(tmp_path: Path, names: set[str]
 @pytest.mark.parametrize("model", ["no-such-model", "no/such/folder", Path("no/such/folder")])
 def test_a_model_that_is_not_there_is_named(model: str | Path) -> None:
     with pytest.raises(BundleError, match=str(model)):
-        find_bundle(model)
+        load_bundle(model)
 
 
-def linear() -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(folder: Path, tmp_path: Path, value: float) -> None:
+    spoilt = {"kernel": torch.tensor([1.0, value])}
+    with pytest.raises(BundleError, match=r"network prn: kernel holds NaN or infinity"):
+        save_bundle(replace(BUNDLE, weights=WEIGHTS | {"prn": spoilt}), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    put_weights(folder, "prn", spoilt)
+    with pytest.raises(BundleError, match=r"network prn: kernel holds NaN or infinity"):
+        load_bundle(folder)
+    assert load_bundle(folder, networks=("hgn_1x", "hgn_half")).stage == "hgn"
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_type_are_neither_saved_nor_loaded(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    spoilt = {"kernel": torch.ones(2, dtype=dtype)}
+    with pytest.raises(BundleError, match=r"network hgn_1x: kernel is .* \[2\]; weights are float32"):
+        save_bundle(replace(BUNDLE, weights=WEIGHTS | {"hgn_1x": spoilt}), tmp_path / "other")
+    put_weights(folder, "hgn_1x", spoilt)
+    with pytest.raises(BundleError, match="weights are float32"):
+        load_bundle(folder)
+
+
+def put_weights(folder: Path, network: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Other weights into a bundle, certified by its bundle.json."""
+    data = save(tensors)
+    (folder / f"{network}.safetensors").write_bytes(data)
+
+    def certify(manifest: dict[str, Any]) -> dict[str, Any]:
+        manifest["files"][f"{network}.safetensors"] = hashlib.sha256(data).hexdigest()
+        return manifest
+
+    edit_manifest(folder, certify)
+
+
+def test_weights_of_another_network_are_refused_in_one_line() -> None:
     model = nn.Linear(3, 2)
-    return model, torch.optim.AdamW(model.parameters())
+    for weights, complaint in (
+        (
+            {"weight": torch.ones(2, 4), "bias": torch.ones(2)},
+            r"weight is float32 \[2, 4\] there",
+        ),
+        ({"weight": torch.ones(2, 3)}, r"bias is absent there"),
+        ({"weight": torch.ones(2, 3), "bias": torch.ones(2), "gain": torch.ones(1)}, r"gain is .* there, absent here"),
+        ({"weight": torch.ones(2, 3, dtype=torch.int64), "bias": torch.ones(2)}, r"weight is int64"),
+        ({"kernel": torch.ones(1)}, "and 2 more"),
+    ):
+        with pytest.raises(BundleError, match=complaint) as refusal:
+            load_weights(model, weights, "prn")
+        assert "\n" not in str(refusal.value) and "do not fit the recipe's network" in str(refusal.value)
 
 
-def descend(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    model(torch.ones(4, 3)).square().sum().backward()
-    optimizer.step()
+def test_networks_that_are_not_asked_for_are_not_read(folder: Path) -> None:
+    (folder / "prn.safetensors").unlink()
+    part = load_bundle(folder, networks=("hgn_1x", "hgn_half"))
+    assert part.weights.keys() == {"hgn_1x", "hgn_half"}
+    with pytest.raises(BundleError, match="prn"):
+        load_bundle(folder)
 
 
-def test_a_checkpoint_restores_weights_optimiser_and_position(tmp_path: Path) -> None:
-    model, optimizer = linear()
-    descend(model, optimizer)
-    save_checkpoint(tmp_path / "last.safetensors", model, optimizer, {"step": 1, "seed": -5})
-    copy, copy_optimizer = linear()
-    assert load_checkpoint(tmp_path / "last.safetensors", copy, copy_optimizer) == {"step": 1, "seed": -5}
-    for _ in range(3):
-        descend(model, optimizer)
-        descend(copy, copy_optimizer)
-    for ours, theirs in zip(model.parameters(), copy.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+def test_a_model_other_than_the_wanted_one_is_refused(folder: Path) -> None:
+    digest = load_bundle(folder).digest
+    assert load_bundle(folder, wanted=digest).digest == digest
+    with pytest.raises(BundleError, match=f"is {digest[:12]} on this machine, not 0000; have the same on all nodes"):
+        load_bundle(folder, wanted="0000")
 
 
-def test_a_checkpoint_replaces_the_last_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    model, optimizer = linear()
-    for step in (1, 2):
-        save_checkpoint(tmp_path / "last.safetensors", model, optimizer, {"step": step})
-    assert [path.name for path in tmp_path.iterdir()] == ["last.safetensors"]
-    assert load_checkpoint(tmp_path / "last.safetensors", model) == {"step": 2}
+def test_a_model_is_found_from_anywhere_by_its_location(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert location("model") == str(folder)
+    assert location("lite") == "lite"
+    assert location("s3://models/lite/") == "s3://models/lite"
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    model, optimizer = linear()
-    save_checkpoint(tmp_path / "last.safetensors", model, optimizer, {})
-    with pytest.raises(BundleError, match="do not fit"):
-        load_checkpoint(tmp_path / "last.safetensors", nn.Linear(3, 5))
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    values = {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "nobody", "SECRET_ACCESS_KEY": "nothing"}
+    for name, value in (values | {"DEFAULT_REGION": "us-east-1"}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("MA_CLUSTER_CACHE", str(tmp_path / "cache"))
+    boto3.client("s3").create_bucket(Bucket="models")
+    yield "s3://models/ours"
+    server.stop()
 
 
-@pytest.mark.parametrize("data", [b"", pickle.dumps({"model": 1}), b"PK\x03\x04" + bytes(100)])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "last.safetensors").write_bytes(data)
-    with pytest.raises(BundleError, match="no safetensors file"):
-        load_checkpoint(tmp_path / "last.safetensors", nn.Linear(3, 2))
+def test_a_model_of_a_store_is_fetched_once_and_checked_each_time(bucket: str, tmp_path: Path) -> None:
+    digest = save_bundle(BUNDLE, bucket)
+    hypotheses = load_bundle(bucket, networks=("hgn_1x", "hgn_half"))
+    cache = tmp_path / "cache/models" / digest
+    assert {path.name for path in cache.glob("*.*s*")} == {"hgn_1x.safetensors", "hgn_half.safetensors"}
+    first = load_bundle(bucket, wanted=digest)
+    assert (first.recipe, first.digest, first.weights.keys()) == (BUNDLE.recipe, digest, WEIGHTS.keys())
+    assert hypotheses.digest == digest
+    client = boto3.client("s3")
+    for name in ("bundle.json", "hgn_1x.safetensors", "prn.safetensors"):
+        client.delete_object(Bucket="models", Key=f"ours/{name}")
+    again = load_bundle(bucket, wanted=digest)
+    assert all(torch.equal(again.weights["prn"][key], value) for key, value in WEIGHTS["prn"].items())
+    with pytest.raises(BundleError, match="no model"):
+        load_bundle(bucket)
+    (cache / "hgn_half.safetensors").write_bytes(b"damaged")
+    assert load_bundle(bucket, wanted=digest).digest == digest, "fetched anew"
+    (cache / "prn.safetensors").write_bytes(b"damaged")
+    with pytest.raises(BundleError, match=r"prn\.safetensors of 's3://models/ours' is missing"):
+        load_bundle(bucket, wanted=digest)
+
+
+def test_a_model_that_was_replaced_in_its_store_is_not_the_one_that_a_run_wants(bucket: str) -> None:
+    digest = save_bundle(BUNDLE, bucket)
+    save_bundle(replace(BUNDLE, recipe=paper()), bucket)
+    with pytest.raises(BundleError, match="have the same on all nodes"):
+        load_bundle(bucket, wanted=digest)

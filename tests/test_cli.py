@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,16 @@ from untrained import calibrated_frrn
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.plan import read_shard, shards
 from ma_cluster.archive.run import begin_run, commit
-from ma_cluster.bundle import load_bundle, save_checkpoint
+from ma_cluster.bundle import load_bundle, save_bundle
+from ma_cluster.checkpoint import save_checkpoint
 from ma_cluster.cli import main
-from ma_cluster.config import tiny
+from ma_cluster.config import tiny, to_dict
 from ma_cluster.errors import Reason
 from ma_cluster.images.sample import retina, write_sample
 from ma_cluster.lesions.overlay import encode_mask
 from ma_cluster.networks.optimising import build_optimizer
 from ma_cluster.storage.store import open_store
+from ma_cluster.training.run_folder import Epoch, TrainFolder
 
 IMAGES = "A. Segmentation/1. Original Images/b. Testing Set"
 
@@ -217,13 +219,52 @@ def test_bundle_packs_checkpoints_and_overwrites_nothing(ma_cluster: Command, tm
     other = ma_cluster(*arguments, "--recipe", "lite", "--out", tmp_path / "other")
     assert other.status == 2
     assert "do not fit the recipe's network" in other.err
-    assert len(other.err) < 400
+    assert len(other.err.splitlines()) == 1
     assert not (tmp_path / "other").exists()
+    silent = ma_cluster(*arguments, "--out", tmp_path / "other")
+    assert (silent.status, "does not say its recipe" in silent.err) == (2, True)
     both = (*arguments, "--hgn-half", tmp_path / "hgn_1x.safetensors", "--recipe", "tiny", "--out", tmp_path / "mean")
     assert ma_cluster(*both).status == 0
     one, half = packed.weights["hgn_1x"], packed.weights["hgn_half"]
     for name, mean in load_bundle(tmp_path / "mean").weights["hgn_half"].items():
         assert torch.allclose(mean.float(), (one[name].float() + half[name].float()) / 2)
+
+
+def test_bundle_needs_no_recipe_where_runs_say_what_they_trained(ma_cluster: Command, tmp_path: Path) -> None:
+    steps = replace(tiny().hgn_half, steps=6)
+    recipes = {"hgn_1x": tiny(), "hgn_half": replace(tiny(), hgn_half=steps)}
+    for seed, (name, recipe) in enumerate(recipes.items()):
+        network = calibrated_frrn(seed=seed)
+        what = {"network": name, "recipe": to_dict(recipe), "photographs": "2f", "version": "1"}
+        folder = TrainFolder.begin(str(tmp_path / name), what, resume=False)
+        record = Epoch(step=4, losses={}, average_precision=0.5, workers=1, patches_per_second=1.0, seconds=1.0)
+        folder.save(network, build_optimizer(network, tiny().hgn_1x), 4, record)
+    one, half, out = tmp_path / "hgn_1x", tmp_path / "hgn_half", tmp_path / "model"
+    assert ma_cluster("bundle", "--hgn-1x", one, "--hgn-half", half, "--out", out).status == 0
+    packed = load_bundle(out)
+    assert packed.recipe == recipes["hgn_half"]
+    assert packed.training["hgn_half"] == {"network": "hgn_half", "photographs": "2f", "version": "1"}
+    swapped = ma_cluster("bundle", "--hgn-1x", half, "--hgn-half", one, "--out", tmp_path / "swapped")
+    assert (swapped.status, "given as hgn_1x is of hgn_half" in swapped.err) == (2, True)
+    foreign = ma_cluster("bundle", "--hgn-1x", one, "--hgn-half", half, "--recipe", "lite", "--out", tmp_path / "lite")
+    assert foreign.status == 2
+    said = "checkpoint of hgn_1x was trained by recipe tiny with image.fov_diameter_px 512, recipe lite has 3410"
+    assert said in foreign.err
+    nothing = ma_cluster("bundle", "--hgn-1x", tmp_path, "--hgn-half", half, "--out", tmp_path / "nothing")
+    assert (nothing.status, "no checkpoint at" in nothing.err) == (2, True)
+
+
+def test_detect_says_of_values_that_are_no_numbers_that_it_failed(
+    ma_cluster: Command, eye: Path, model: Path, tmp_path: Path
+) -> None:
+    bundle = load_bundle(model)
+    half = {key: value * (1e38 if key.startswith("head") else 1) for key, value in bundle.weights["hgn_half"].items()}
+    save_bundle(replace(bundle, weights=bundle.weights | {"hgn_half": half}), tmp_path / "wild")
+    done = ma_cluster("detect", eye, "--out", tmp_path / "out", "--model", tmp_path / "wild")
+    assert (done.status, done.out.partition(" gave")[0]) == (3, "left eye.jpg: failed: not_finite: network hgn_half")
+    values = json.loads((tmp_path / "out" / "left eye.json").read_text())
+    assert (values["status"], values["reason"]) == ("failed", "not_finite")
+    assert not (tmp_path / "out" / "left eye_mask.png").exists()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ma_cluster.archive.outcomes import config_digest
-from ma_cluster.bundle import find_bundle
+from ma_cluster.bundle import load_bundle
 from ma_cluster.config import Recipe, digest, lite, paper, recipe_from_dict, tiny
 from ma_cluster.identity import IDLE, deciding
 
@@ -77,8 +77,7 @@ def test_where_the_field_of_view_begins_is_another_configuration() -> None:
 
 
 def test_a_recipe_from_before_a_field_has_the_digest_of_one_that_says_its_default(tmp_path: Path) -> None:
-    stored = json.loads((find_bundle("lite") / "bundle.json").read_text())["recipe"]
-    before = recipe_from_dict(stored)
+    before = load_bundle("lite").recipe
     values = json.loads(json.dumps(dataclasses.asdict(before)))
     values["image"].pop("fov_rim_px")
     assert digest(deciding(recipe_from_dict(values))) == digest(deciding(before))

@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Model = Annotated[str, typer.Option(help="Name of a model that ships with the package, or a bundle's folder.")]
+Model = Annotated[str, typer.Option(help="Name of a model that ships with the package, or a bundle's folder or URL.")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")]
 Replicas = Annotated[
     int | None, typer.Option(min=1, help="Photographs segmented at a time; by default one for each core.")

@@ -43,12 +43,12 @@ def detect(
     check_stems(images)
     detector = Detector.load(model, threads=detector_threads(), operating_point=operating_point)
     store = open_store(out)
-    refused = 0
+    unscored = 0
     for image in images:
         outcome = detect_file(detector, image, store)
-        refused += outcome.refusal is not None
+        unscored += outcome.fault is not None
         typer.echo(printable(str(outcome)))
-    if refused:
+    if unscored:
         raise typer.Exit(INCOMPLETE)
 
 

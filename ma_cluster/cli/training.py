@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from ma_cluster.cli.app import Address, app, detector_threads
 from ma_cluster.config import RECIPES, Negatives, Recipe
-from ma_cluster.errors import UsageError
+from ma_cluster.errors import ObjectMissingError, UsageError
 
 if TYPE_CHECKING:
     from ma_cluster.training.request import Network
@@ -101,15 +101,18 @@ def _network(stage: Stage, scale: str, *, triplet: bool) -> Network:
 @app.command()
 def bundle(
     hgn_1x: Annotated[
-        list[str], typer.Option("--hgn-1x", metavar="URL", help="Checkpoint of the 1x hypothesis network.")
+        list[str],
+        typer.Option("--hgn-1x", metavar="URL", help="Checkpoint of the 1x hypothesis network, or its run's folder."),
     ],
     hgn_half: Annotated[list[str], typer.Option("--hgn-half", metavar="URL", help="Of the 0.5x hypothesis network.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the bundle; it must not hold one yet.")],
+    out: Annotated[str, typer.Option(metavar="URL", help="Where the bundle goes; it must not hold one yet.")],
     prn: Annotated[list[str] | None, typer.Option(metavar="URL", help="Of the refinement network.")] = None,
     cls: Annotated[
         list[str] | None, typer.Option(metavar="URL", help="Of the refinement without triplet loss.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help=f"Recipe of the networks: {', '.join(RECIPES)}.")] = "lite",
+    recipe: Annotated[
+        str | None, typer.Option(help=f"{', '.join(RECIPES)}; by default what the checkpoints say they are of.")
+    ] = None,
     attribution: Annotated[str, typer.Option(help="Of the data they were trained on, as its licence asks.")] = "",
     data: Annotated[str | None, typer.Option(metavar="URL", help="Data set whose validation split calibrates.")] = None,
     healthy: Annotated[
@@ -118,27 +121,31 @@ def bundle(
 ) -> None:
     """Pack the checkpoints of training into a model. An option given twice means the mean of both weights.
 
-    With --data, regions of interest, fusion and threshold are chosen on its validation photographs, and with --healthy
-    how sure a lesion must be to be called; the figures are written into bundle.json.
+    Of a run's folder its best checkpoint is taken. With --data, regions of interest, fusion and threshold are chosen on
+    its validation photographs, and with --healthy how sure a lesion must be to be called; the figures are written into
+    bundle.json.
     """
     from ma_cluster.bundle import save_bundle
-    from ma_cluster.evaluation.calibration import pack
+    from ma_cluster.evaluation.calibration import calibrate
+    from ma_cluster.evaluation.packing import pack
     from ma_cluster.images.datasets import read_dataset
+    from ma_cluster.storage.store import open_store
 
-    if recipe not in RECIPES:
+    if recipe is not None and recipe not in RECIPES:
         raise UsageError(f"no recipe '{recipe}'; there are {', '.join(RECIPES)}")
-    if (out / "bundle.json").exists():
-        raise UsageError(f"{out} holds a bundle already, and nothing is overwritten; name another folder")
-    chosen = RECIPES[recipe]()
-    samples = read_dataset(data, chosen.split, healthy) if data else []
-    unseen = [sample for sample in samples if sample.split == "validation"]
-    validation = [sample for sample in unseen if sample.mask or sample.label == "healthy"]
-    if data and not any(sample.mask for sample in validation):
-        raise UsageError(f"no annotated validation photographs in {data}")
+    with suppress(ObjectMissingError):
+        open_store(out).head("bundle.json")
+        raise UsageError(f"{out} holds a bundle already, and nothing is overwritten; name another place")
     named = {"hgn_1x": hgn_1x, "hgn_half": hgn_half, "prn": prn, "cls": cls}
     checkpoints = {name: urls for name, urls in named.items() if urls}
-    packed = pack(checkpoints, chosen, attribution, validation, detector_threads())
+    packed = pack(checkpoints, RECIPES[recipe]() if recipe else None, attribution)
+    if data:
+        unseen = [each for each in read_dataset(data, packed.recipe.split, healthy) if each.split == "validation"]
+        if not any(sample.mask for sample in unseen):
+            raise UsageError(f"no annotated validation photographs in {data}")
+        validation = [sample for sample in unseen if sample.mask or sample.label == "healthy"]
+        packed = calibrate(packed, validation, detector_threads())
     typer.echo(f"{out}  digest {save_bundle(packed, out)}")
-    own = {"detector": packed.validation["detector"]} if validation else {}
+    own = {name: packed.validation[name] for name in ("detector",) if name in packed.validation}
     for name, figures in (packed.validation.get("rows", {}) | own).items():
         typer.echo(f"{name:<15} average precision {figures['average_precision']:.4f}  best F1 {figures['f1']:.4f}")

@@ -5,6 +5,7 @@ samples of a split -> [read -> networks, each once -> counts of every row] -> Ta
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,11 +14,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from ma_cluster.bundle import Bundle
+from ma_cluster.bundle import DETECTING, Bundle
 from ma_cluster.cluster.connection import connected
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import ImageError, MaClusterError, UsageError
-from ma_cluster.evaluation.tally import ROWS, Tally, evaluate_photograph, rows_given
+from ma_cluster.evaluation.tally import ROWS, Tally, evaluate_photograph, network_of, rows_given
 from ma_cluster.images.datasets import Sample, Split, read_dataset, read_healthy
 
 _RETRIES = 2  # of a task whose worker or node was lost; a photograph that is of no use is not tried again
@@ -60,7 +61,9 @@ def evaluate(
     jobs = _jobs(request, bundle.recipe.split, rows)
     with connected(request.address, waiting_cpus=0):
         # in a tuple, so that Ray hands on the reference itself: workers load a model once, not for each photograph
-        model = (ray.put(bundle),)
+        needed = {*DETECTING, *map(network_of, rows)}
+        weights = {name: values for name, values in bundle.weights.items() if name in needed}
+        model = (ray.put(dataclasses.replace(bundle, weights=weights)),)
         task: Any = ray.remote(_look).options(num_cpus=1, num_gpus=request.gpus, max_retries=_RETRIES)
         pending = {task.remote(model, job, request.gpus > 0): job.number for job in jobs}
         tally = Tally()

@@ -1,4 +1,4 @@
-"""Checkpoints of training -> a bundle, whose detector is calibrated on validation photographs.
+"""What is chosen on validation photographs once the networks are trained: the numbers of the detector.
 
 Photographs of the validation split and their masks go in; a recipe whose `DetectorConfig` holds the choice, and the
 figures that justify it, come out. Pixels are counted on each photograph's own grid.
@@ -6,25 +6,22 @@ figures that justify it, come out. Pixels are counted on each photograph's own g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float32
 from numpy import ndarray
-from torch import Tensor
 
-from ma_cluster.bundle import Bundle, restore_checkpoint
-from ma_cluster.config import DetectorConfig, Fusion, Recipe
+from ma_cluster.bundle import Bundle
+from ma_cluster.config import DetectorConfig, Fusion
 from ma_cluster.evaluation.scoring import PixelCounts, auc_pr_33, average_precision, best_f1, threshold_keeping
 from ma_cluster.evaluation.tally import own_grid, row_map, rows_given
 from ma_cluster.hypotheses.fusion import scale_odds
 from ma_cluster.images.contrast import Prepared
-from ma_cluster.images.datasets import Sample, decode_mask, read_checkpoint, read_object
+from ma_cluster.images.datasets import Sample, decode_mask, read_object
 from ma_cluster.lesions.detector import Detector, Maps
-from ma_cluster.lesions.stages import build_network
 
 _FUSIONS: tuple[Fusion, Fusion] = ("geometric", "arithmetic")
 _ODDS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -32,33 +29,6 @@ _WEIGHTS_1X = (0.0, 0.5, 1.0)
 _HYPOTHESES = ("hgn_1x", "hgn_half")
 _LARGEST = 0.999  # of a score that a lesion must reach
 _SMALLEST = 1e-3  # networks that tell nothing apart do best to call every pixel; a detector must not
-
-
-def pack(
-    checkpoints: Mapping[str, Sequence[str]],
-    recipe: Recipe,
-    attribution: str,
-    validation: Sequence[Sample] = (),
-    threads: int | None = None,
-) -> Bundle:
-    """A bundle of what `save_checkpoint` wrote, calibrated where there are validation photographs.
-
-    Args:
-        checkpoints: URLs of each network's checkpoints, by the network's name (hgn_1x, hgn_half, prn, cls). Of several,
-            as of a training gone on with, the mean of the weights (Wortsman et al., "Model soups", ICML 2022).
-        recipe: of the networks.
-        attribution: of the data they were trained on, as its licence asks for.
-        validation: photographs with masks, and healthy ones, on which the detector is calibrated; without any
-            the recipe's stay.
-        threads: of the calibration, as for `Detector`.
-
-    Raises:
-        BundleError: a checkpoint is of another network, or a required one is missing.
-        UsageError: there is no such checkpoint.
-    """
-    weights = {name: _mean([_read(url, name, recipe) for url in urls]) for name, urls in checkpoints.items()}
-    bundle = Bundle(recipe, weights, attribution)
-    return calibrate(bundle, validation, threads) if validation else bundle
 
 
 def calibrate(bundle: Bundle, samples: Sequence[Sample], threads: int | None = None) -> Bundle:
@@ -199,18 +169,3 @@ def _figures(counts: PixelCounts) -> dict[str, Any]:
         "recall": best.recall,
     }
     return {name: round(value, 4) for name, value in figures.items()}
-
-
-def _read(url: str, name: str, recipe: Recipe) -> dict[str, Tensor]:
-    network = build_network(name, recipe)
-    restore_checkpoint(read_checkpoint(url), name, network)
-    return network.state_dict()
-
-
-def _mean(networks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each tensor; counts, which have none, are the last network's."""
-    *_, last = networks
-    return {
-        key: torch.stack([network[key] for network in networks]).mean(dim=0) if value.is_floating_point() else value
-        for key, value in last.items()
-    }

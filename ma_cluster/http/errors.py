@@ -95,7 +95,7 @@ def answer_errors(api: FastAPI) -> None:
 
 def _why(error: MaClusterError) -> tuple[HTTPStatus, Why]:
     if isinstance(error, ImageError):
-        if isinstance(error, WorkerLostError) or error.reason is Reason.STORE_ERROR:
+        if isinstance(error, WorkerLostError) or error.reason in (Reason.STORE_ERROR, Reason.NOT_FINITE):
             return HTTPStatus.SERVICE_UNAVAILABLE, error.reason
         return _OF_REASON.get(error.reason, HTTPStatus.UNPROCESSABLE_ENTITY), error.reason
     if isinstance(error, ObjectMissingError):

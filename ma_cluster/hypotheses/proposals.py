@@ -9,13 +9,12 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
-from ma_cluster.bundle import restore_checkpoint
+from ma_cluster.checkpoint import read_checkpoint, restore_checkpoint
 from ma_cluster.config import Recipe
 from ma_cluster.hypotheses.fusion import upsample_half
 from ma_cluster.hypotheses.probability import probability_map
 from ma_cluster.hypotheses.step import build_hgn
 from ma_cluster.images.contrast import Prepared
-from ma_cluster.images.datasets import read_checkpoint
 from ma_cluster.images.patches import Tiling
 from ma_cluster.networks.folding import fold
 

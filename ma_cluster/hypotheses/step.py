@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.frrn import Frrn
-from ma_cluster.hypotheses.loss import lesion_probability, soft_dice, weighted_cross_entropy
+from ma_cluster.hypotheses.loss import soft_dice, weighted_cross_entropy
 from ma_cluster.networks.optimising import descend, learning_rate
 from ma_cluster.networks.reduction import Reduce, local
-from ma_cluster.networks.tensors import normalise
+from ma_cluster.networks.tensors import normalise, probability
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,4 +81,5 @@ def hgn_losses(
 def hgn_probability(model: nn.Module, patches: UInt8[Tensor, "n 3 h w"]) -> Tensor:
     """Lesion probability (n h w, float32, on the CPU) of patches; the model is in eval mode."""
     device = next(model.parameters()).device
-    return lesion_probability(model(normalise(patches.to(device))).float()).cpu()
+    logits = model(normalise(patches.to(device))).float()
+    return probability(logits[:, 1] - logits[:, 0]).cpu()

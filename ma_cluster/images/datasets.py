@@ -18,7 +18,7 @@ from numpy import ndarray
 from PIL import Image
 
 from ma_cluster.config import SplitConfig
-from ma_cluster.errors import ObjectMissingError, UsageError
+from ma_cluster.errors import UsageError
 from ma_cluster.storage.store import Store, open_store
 
 Split = Literal["training", "validation", "test"]
@@ -81,18 +81,6 @@ def read_object(url: str) -> bytes:
     """The bytes of an image or mask of a Sample."""
     folder, _, name = url.rpartition("/")
     return open_store(folder).get(name)
-
-
-def read_checkpoint(url: str) -> bytes:
-    """The bytes of a checkpoint that training wrote.
-
-    Raises:
-        UsageError: there is none.
-    """
-    try:
-        return read_object(url)
-    except ObjectMissingError as error:
-        raise UsageError(f"no checkpoint at {url}; training writes one every so many steps") from error
 
 
 def decode_mask(data: bytes) -> Bool[ndarray, "h w"]:

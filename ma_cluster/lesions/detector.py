@@ -16,15 +16,16 @@ from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 from torch import nn
 
-from ma_cluster.bundle import Bundle, load_bundle, load_weights
+from ma_cluster.bundle import DETECTING, Bundle, load_bundle, load_weights
 from ma_cluster.config import DetectorConfig, OperatingPoint, Recipe
+from ma_cluster.errors import ImageFailedError, Reason
 from ma_cluster.hypotheses.fusion import can_reach, fuse, scale_odds, upsample_half
 from ma_cluster.hypotheses.probability import probability_map
+from ma_cluster.hypotheses.step import build_hgn
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.patches import Tiling
 from ma_cluster.images.reading import read_bytes, read_pixels
-from ma_cluster.lesions.stages import build_network
 from ma_cluster.lesions.table import Lesion, find_lesions
 from ma_cluster.networks.folding import fold
 from ma_cluster.networks.test_time_augmentation import FlipAugmented
@@ -32,6 +33,7 @@ from ma_cluster.networks.tile_executor import TileExecutor, dedicate
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.patchwise import Patchwise, refine
 from ma_cluster.refinement.resnet import Prn
+from ma_cluster.refinement.step import build_prn
 
 Map = Float32[ndarray, "ch cw"]
 Refiner = Literal["prn", "cls"]
@@ -111,20 +113,24 @@ class Detector:
         *,
         device: str = "cpu",
         threads: int | None = None,
+        digest: str | None = None,
         operating_point: OperatingPoint = "default",
     ) -> Detector:
-        """Load a model that ships with the package, or a bundle's folder.
+        """Load a model: one that ships with the package, or the folder or URL of a bundle.
 
         Args:
-            model: name or folder.
+            model: name, folder or URL.
             device: where the networks run: cpu, cuda, cuda:1, ...
-            threads: as above; a process that only detects is fastest with one for each core.
+            threads: of the constructor; a process that only detects is fastest with one for each core.
+            digest: that the model must have; None takes whichever is there.
             operating_point: which of the places that are outlined are called: the sure ones, or all.
 
         Raises:
-            BundleError: the model is not there or damaged.
+            BundleError: the model is not there, damaged or another one.
+            StoreError: the store of a URL does not answer.
         """
-        return cls(at_operating_point(load_bundle(model), operating_point), device=device, threads=threads)
+        bundle = load_bundle(model, networks=DETECTING, wanted=digest)
+        return cls(at_operating_point(bundle, operating_point), device=device, threads=threads)
 
     @property
     def refiners(self) -> tuple[Refiner, ...]:
@@ -136,6 +142,7 @@ class Detector:
 
         Raises:
             ImageRefusedError: it cannot be scored; its `reason` is from the closed list.
+            ImageFailedError: not_finite, where a network's answer is no number.
             FileNotFoundError: the path leads nowhere.
         """
         started = time.perf_counter()
@@ -195,7 +202,7 @@ class Detector:
     def _hypothesis(self, name: str, enhanced: UInt8[ndarray, "h w 3"], needed: Bool[ndarray, "h w"]) -> Map:
         config = self.recipe.detector
         tiling = Tiling(needed.shape[0], needed.shape[1], config.tile_px, config.halo_px)
-        return probability_map(self._hypotheses[name], enhanced, needed, tiling, self._executor)
+        return _finite(probability_map(self._hypotheses[name], enhanced, needed, tiling, self._executor), name)
 
     def refinements(self, prepared: Prepared, hypotheses: Maps, network: Refiner = "prn") -> Maps:
         """All maps: the PRN runs once over the union of both regions of interest, its two maps are that within each.
@@ -234,8 +241,27 @@ class Detector:
     def _refine(self, name: Refiner, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"]) -> Map:
         refiner = self._refiners[name]
         if isinstance(refiner, DensePrn):
-            return refine_dense(refiner, enhanced, roi, self._executor.tile_map)
-        return refine(refiner, enhanced, roi, self._executor.tile_map)
+            return _finite(refine_dense(refiner, enhanced, roi, self._executor.tile_map), name)
+        return _finite(refine(refiner, enhanced, roi, self._executor.tile_map), name)
+
+
+def build_network(name: str, recipe: Recipe) -> nn.Module:
+    """`hgn_1x`, `hgn_half`, `prn` or `cls`, freshly initialised."""
+    if name in REFINERS:
+        return build_prn(recipe.prn)
+    return build_hgn(recipe.hgn_1x if name == "hgn_1x" else recipe.hgn_half)
+
+
+def _finite(probability: Map, network: str) -> Map:
+    """A map as it is.
+
+    Raises:
+        ImageFailedError: not_finite. Any comparison with such a value is false: the photograph would pass as healthy.
+    """
+    if not np.isfinite(probability).all():
+        detail = f"network {network} gave values that are no numbers; try another device or precision, or another model"
+        raise ImageFailedError(Reason.NOT_FINITE, detail)
+    return probability
 
 
 def at_operating_point(bundle: Bundle, point: OperatingPoint) -> Bundle:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.networks.folding import fold
-from ma_cluster.networks.tensors import normalise
+from ma_cluster.networks.tensors import normalise, probability
 from ma_cluster.networks.tile_executor import TileMap
 from ma_cluster.refinement.patchwise import interpolate, lattice_nodes
 from ma_cluster.refinement.resnet import STRIDE, Prn
@@ -113,7 +113,7 @@ def refine_dense(
 def _probability(model: DensePrn, tile: UInt8[ndarray, "th tw 3"]) -> Float32[ndarray, "mh mw"]:
     device = next(model.parameters()).device
     logits = model(normalise(torch.from_numpy(tile).permute(2, 0, 1)[None].to(device)))[0].float()
-    return torch.sigmoid(logits).cpu().numpy()
+    return probability(logits).cpu().numpy()
 
 
 def _cores(nodes: Bool[ndarray, "lh lw"], side: int, multiple: int) -> Iterator[tuple[slice, slice]]:

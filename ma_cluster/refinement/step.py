@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ma_cluster.config import PrnConfig
 from ma_cluster.networks.optimising import descend, learning_rate
 from ma_cluster.networks.reduction import Reduce, local
-from ma_cluster.networks.tensors import normalise
+from ma_cluster.networks.tensors import normalise, probability
 from ma_cluster.refinement.resnet import STRIDE, Prn
 from ma_cluster.refinement.triplet import classification_loss, triplet_loss
 
@@ -82,4 +82,4 @@ def prn_probability(model: nn.Module, patches: UInt8[Tensor, "n 3 s s"]) -> Floa
     """Probability that the centre pixel of each patch is a lesion; the model is in eval mode."""
     device = next(model.parameters()).device
     _, logits = model(normalise(patches.to(device)))
-    return torch.sigmoid((logits[:, 1] - logits[:, 0]).float()).cpu()
+    return probability((logits[:, 1] - logits[:, 0]).float()).cpu()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ma_cluster.errors import ImageRefusedError, Status, UsageError
+from ma_cluster.errors import ImageError, UsageError
 from ma_cluster.lesions.detector import Detection, Detector
 from ma_cluster.lesions.overlay import encode_mask, encode_overlay
 from ma_cluster.lesions.table import to_values
@@ -24,12 +24,12 @@ class FileOutcome:
     lesions: int
     seconds: float
     """Wall time from reading the file to its last result written."""
-    refusal: str | None
-    """Reason and detail, None where the photograph was scored."""
+    fault: ImageError | None
+    """Why the photograph has no result; None where it was scored."""
 
     def __str__(self) -> str:
-        if self.refusal is not None:
-            return f"{self.name}: refused: {self.refusal}"
+        if self.fault is not None:
+            return f"{self.name}: {self.fault.reason.status}: {self.fault}"
         return f"{self.name}: {self.lesions} {'lesion' if self.lesions == 1 else 'lesions'}, {self.seconds:.1f} s"
 
 
@@ -49,7 +49,7 @@ def check_stems(images: Sequence[Path]) -> None:
 
 
 def detect_file(detector: Detector, image: Path, out: Store) -> FileOutcome:
-    """Score one photograph and write its results; a refused one has a JSON that says why, and no mask.
+    """Score one photograph and write its results; one without a result has a JSON that says why, and no mask.
 
     Raises:
         StoreError: the results cannot be written.
@@ -60,9 +60,9 @@ def detect_file(detector: Detector, image: Path, out: Store) -> FileOutcome:
     try:
         prepared = detector.prepare(data)
         detection = detector.segment(prepared)
-    except ImageRefusedError as error:
-        _put_json(out, image, _refused(detector, image, error))
-        return FileOutcome(image.name, 0, time.perf_counter() - started, str(error))
+    except ImageError as error:
+        _put_json(out, image, _without_result(detector, image, error))
+        return FileOutcome(image.name, 0, time.perf_counter() - started, error)
     out.put(f"{image.stem}_mask.png", encode_mask(detection.mask))
     out.put(f"{image.stem}_overlay.jpg", encode_overlay(prepared.pixels, detection.mask))
     _put_json(out, image, _scored(detector, image, detection))
@@ -76,10 +76,10 @@ def _scored(detector: Detector, image: Path, detection: Detection) -> dict[str, 
     return {"image": image.name} | model | values
 
 
-def _refused(detector: Detector, image: Path, error: ImageRefusedError) -> dict[str, Any]:
+def _without_result(detector: Detector, image: Path, error: ImageError) -> dict[str, Any]:
     return {
         "image": image.name,
-        "status": Status.REFUSED,
+        "status": error.reason.status,
         "reason": error.reason,
         "detail": error.detail,
         "model_digest": detector.digest,

@@ -19,8 +19,8 @@ counting, or to sort an archive. It looks for nothing but microaneurysms. It is 
 replaces the judgement of a clinician, and an empty answer does not mean a healthy eye."""
 LIMITS = """## Limits
 
-- Trained on photographs of one camera and one clinic. Photographs of other cameras are brought to the same scale, but
-  colours, compression and disease may differ from all it has seen; evaluate it on annotated photographs of your own.
+- Photographs of cameras that it was not trained on are brought to its scale, but colours, compression and disease may
+  differ from all it has seen; evaluate it on annotated photographs of your own.
 - Where one annotator sees a microaneurysm another sees none: some of what counts as false is a lesion, some of what
   counts as missed is none. Figures at pixel level also weigh where an outline is drawn.
 - A lesion a few pixels across is lost in photographs whose field of view is under about a thousand pixels.
@@ -137,10 +137,6 @@ def _failures(table: Mapping[str, Any], published: Mapping[str, Any] | None) -> 
         froc = row["froc"]
         yield f"With one false lesion a photograph it finds {froc['1']:.0%} of the lesions, with eight {froc['8']:.0%}."
     yield from healthy_markdown(table)
-    yield (
-        "What it calls falsely is mostly small, round and dark, as microaneurysms are, now and then the rim of the "
-        "field of view; what it misses is mostly faint, or close to another lesion."
-    )
     if published is None:
         return
     yield ""

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ma_cluster.bundle import restore_checkpoint, save_checkpoint
+from ma_cluster.checkpoint import BEST, LAST, restore_checkpoint, save_checkpoint
 from ma_cluster.errors import ObjectMissingError, RunConflictError, UsageError
 from ma_cluster.storage.store import open_store
 
-LAST, BEST = "last.safetensors", "best.safetensors"
 _RUN, _LOG = "run.json", "log.json"
+_TOLD = {"recipe", "version"}  # of run.json: for whoever packs a model; what decides a training stands beside them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +73,20 @@ class TrainFolder:
                 raise UsageError(f"{url} holds a training run already; resume it, or name another place")
             there = json.loads(store.get(_RUN))
             mine = json.loads(text)
-            changed = sorted(name for name in there.keys() | mine.keys() if there.get(name) != mine.get(name))
+            names = (there.keys() | mine.keys()) - _TOLD
+            changed = sorted(name for name in names if there.get(name) != mine.get(name))
             if changed:
                 raise RunConflictError(f"{url} holds a run with another {', '.join(changed)}; name another place")
         return cls(url)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is trained, as `begin` was told it; nothing where nobody has begun."""
+        try:
+            about: dict[str, Any] = json.loads(open_store(self.url).get(_RUN))
+        except ObjectMissingError:
+            return {}
+        return about
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
@@ -108,7 +118,7 @@ class TrainFolder:
         store = open_store(self.url)
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / LAST
-            save_checkpoint(file, model, optimizer, {"step": step})
+            save_checkpoint(file, model, optimizer, {"step": step}, self.about)
             data = file.read_bytes()
         if epoch is not None:
             before = [record for record in self.epochs if record.step < step]

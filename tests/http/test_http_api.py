@@ -51,6 +51,7 @@ REASONS = {
     b"bomb": (ImageFailedError(Reason.CRASHED_WORKER, "the decoder died"), 422),
     b"lost": (WorkerLostError(Reason.CRASHED_WORKER, "the replica died"), 503),
     b"late": (WorkerLostError(Reason.TIMEOUT, "not segmented in time"), 503),
+    b"wild": (ImageFailedError(Reason.NOT_FINITE, "values that are no numbers"), 503),
     b"flaw": (RuntimeError("nobody foresaw this"), 503),
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ma_cluster.bundle import load_checkpoint, save_checkpoint
+from ma_cluster.checkpoint import load_checkpoint, save_checkpoint
 from ma_cluster.config import HgnConfig, tiny
 from ma_cluster.hypotheses.frrn import Frrn
 from ma_cluster.hypotheses.step import HgnBatch, build_hgn, hgn_losses, hgn_probability, hgn_step

@@ -10,7 +10,7 @@ import torch
 
 from ma_cluster.bundle import Bundle, load_bundle, save_bundle
 from ma_cluster.config import tiny
-from ma_cluster.errors import ImageRefusedError, Reason
+from ma_cluster.errors import ImageFailedError, ImageRefusedError, Reason
 from ma_cluster.hypotheses.fusion import fuse, upsample_half
 from ma_cluster.hypotheses.step import build_hgn
 from ma_cluster.images.sample import retina
@@ -107,6 +107,19 @@ def test_what_is_no_retina_is_refused_with_a_reason(bundle):
     with pytest.raises(ImageRefusedError) as refusal:
         Detector(bundle).detect(np.full((600, 600, 3), 200, np.uint8))
     assert refusal.value.reason is Reason.NO_FOV
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["patchwise", "dense"])
+@pytest.mark.parametrize(("network", "last"), [("hgn_1x", "head"), ("hgn_half", "head"), ("prn", "classify")])
+def test_values_that_are_no_numbers_are_a_failure_and_no_healthy_eye(bundle, photograph, network, last, dense):
+    """The weights are finite; what they give is more than a float can hold, as it happens sooner in half precision."""
+    weights = {key: value * 1e38 if key.startswith(last) else value for key, value in bundle.weights[network].items()}
+    detector = dataclasses.replace(bundle.recipe.detector, prn_dense=dense, prn_stride_px=16)
+    recipe = dataclasses.replace(bundle.recipe, detector=detector)
+    wild = Detector(dataclasses.replace(bundle, recipe=recipe, weights=bundle.weights | {network: weights}))
+    with pytest.raises(ImageFailedError, match=f"network {network} gave values") as failure:
+        wild.detect(photograph)
+    assert failure.value.reason is Reason.NOT_FINITE
 
 
 @pytest.mark.parametrize("scale", ["1x", "0.5x"])

@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pyarrow as pa
 import ray
@@ -28,7 +27,7 @@ from ma_cluster.archive.retry import begin_retry
 from ma_cluster.archive.run import Run, begin_run, pending
 from ma_cluster.archive.shard_scorer import Scorer, ShardScorer
 from ma_cluster.archive.summary import Summary, finish_run
-from ma_cluster.bundle import Bundle, load_bundle
+from ma_cluster.bundle import DETECTING, Bundle, load_bundle, location
 from ma_cluster.cluster import recording
 from ma_cluster.cluster.connection import connected, quieten
 from ma_cluster.cluster.fleet.breaker import Breaker, SharedCount
@@ -71,7 +70,8 @@ def score_archive(
         source: URL of the photographs, or of a manifest that names them.
         dest: URL of the run.
         fleet: what to score on; a local Ray with a Segmenter for each core by default.
-        model: name of a shipped model, or a bundle's folder, which each node must see under the same path.
+        model: name of a shipped model, URL of a bundle, which each node fetches, or its folder, which each node must
+            see under the same path.
         on_progress: called after each shard.
 
     Raises:
@@ -106,14 +106,14 @@ def retry_archive(
 
 
 def _begin(archive: Source, root: Store, fleet: Fleet, model: str) -> tuple[_Driver, Run]:
-    bundle = load_bundle(model)
+    bundle = load_bundle(model, networks=DETECTING)
     run = begin_run(archive, root, bundle.digest, config_digest(bundle.recipe, fleet.sandbox.decoder))
     return _Driver(root, model_of(model, bundle), fleet), run
 
 
 def model_of(model: str, bundle: Bundle) -> Model:
-    """What the Segmenters need to know of a bundle that was loaded by its name or folder."""
-    return Model(_location(model), bundle.digest, bundle.recipe.image)
+    """What the Segmenters need to know of a bundle that was loaded by its name, folder or URL."""
+    return Model(location(model), bundle.digest, bundle.recipe.image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,9 +250,3 @@ def _sigterm_exits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _location(model: str) -> str:
-    """A shipped model by its name, which each node resolves in its own installation; a folder by its absolute path."""
-    folder = Path(model)
-    return str(folder.absolute()) if (folder / "bundle.json").is_file() else model

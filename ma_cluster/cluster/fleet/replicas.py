@@ -18,7 +18,6 @@ import ray
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.cluster import recording
 from ma_cluster.config import ImageConfig
-from ma_cluster.errors import BundleError
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.reading import Facts, read_bytes, read_photograph
 from ma_cluster.images.sandbox import DecodePool, SandboxConfig
@@ -32,9 +31,10 @@ _SOURCES = 16
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Which bundle the Segmenters load, and the digest it must have: each node reads its own copy."""
+    """Which bundle the Segmenters load, and the digest it must have: each node reads or fetches its own copy."""
 
     location: str
+    """A shipped model's name, a folder that each node sees, or a URL."""
     digest: str
     image: ImageConfig
 
@@ -65,9 +65,7 @@ class Segmenter:
         from ma_cluster.lesions.detector import Detector  # torch: only the Segmenters wait for it and hold it
 
         self._deadline_s = deadline_s
-        self._detector = Detector.load(model.location, device=device, threads=threads)
-        if self._detector.digest != model.digest:
-            raise BundleError("the model on this node is not the one the run was begun with; install the same on all")
+        self._detector = Detector.load(model.location, device=device, threads=threads, digest=model.digest)
 
     def digest(self) -> str:
         """Of its model."""

@@ -18,18 +18,20 @@ from ray.util.queue import Queue
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ma_cluster.bundle import checkpoint_weights, load_bundle, load_weights
+from ma_cluster import __version__
+from ma_cluster.bundle import load_bundle, load_weights
+from ma_cluster.checkpoint import BEST, LAST, checkpoint_weights, read_checkpoint
 from ma_cluster.cluster.connection import connected
 from ma_cluster.cluster.training.patch_stream import Photographs, prepare_photographs
 from ma_cluster.cluster.training.reporting import listening
 from ma_cluster.config import PrnConfig, digest, to_dict
 from ma_cluster.errors import MaClusterError, UsageError
 from ma_cluster.hypotheses.proposals import Proposals
-from ma_cluster.images.datasets import Sample, Split, read_checkpoint, read_dataset
-from ma_cluster.lesions.stages import build_network
+from ma_cluster.images.datasets import Sample, Split, read_dataset
+from ma_cluster.lesions.detector import build_network
 from ma_cluster.training.progress import Progress
 from ma_cluster.training.request import TrainRequest
-from ma_cluster.training.run_folder import BEST, LAST, Epoch, TrainFolder
+from ma_cluster.training.run_folder import Epoch, TrainFolder
 
 Weights = dict[str, Tensor]
 
@@ -148,6 +150,8 @@ def _begin(request: TrainRequest, samples: Sequence[Sample], first_weights: Weig
         "selective": request.selective,
         "batch_norm": request.batch_norm,
         "photographs": digest([[sample.name, sample.split] for sample in samples]),
+        "recipe": to_dict(request.recipe),
+        "version": __version__,
     }
     if request.hgn_half:
         what["hgn_half"] = hashlib.sha256(read_checkpoint(request.hgn_half)).hexdigest()

@@ -14,7 +14,7 @@ from fundus_set import NAMES, write_training_set
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ma_cluster.bundle import save_checkpoint
+from ma_cluster.checkpoint import save_checkpoint
 from ma_cluster.cluster.training.patch_stream import (
     HealthySource,
     HgnSource,

@@ -22,14 +22,15 @@ from torch.nn.parallel import DistributedDataParallel
 from train_faults import Killer
 
 from ma_cluster import Detector
-from ma_cluster.bundle import save_bundle
+from ma_cluster.bundle import Bundle, save_bundle
+from ma_cluster.checkpoint import checkpoint_weights, read_checkpoint
 from ma_cluster.cluster.training.context import TrainContext
 from ma_cluster.cluster.training.launch import TrainResult
 from ma_cluster.cluster.training.train_hgn import train_hgn
 from ma_cluster.cluster.training.train_prn import in_order, refreshed, train_prn
 from ma_cluster.config import tiny
 from ma_cluster.errors import BundleError, MaClusterError, RunConflictError, UsageError
-from ma_cluster.evaluation.calibration import pack
+from ma_cluster.evaluation.packing import pack
 from ma_cluster.hypotheses.step import HgnBatch, build_hgn, hgn_losses
 from ma_cluster.images.datasets import IMAGES_FOLDER
 from ma_cluster.networks.optimising import build_optimizer
@@ -136,9 +137,16 @@ def test_what_was_trained_is_packed_and_detects(
     one = train_hgn(request_for("hgn_1x", tmp_path / "hgn_1x", **fresh))
     assert cls.epochs[-1].losses["triplet"] == 0
     results = {"hgn_1x": one, "hgn_half": runs["hgn_half"], "prn": runs["prn"], "cls": cls}
-    bundle = pack({name: [result.best] for name, result in results.items()}, RECIPE, "drawn lesions")
+    bundle = pack({name: [result.best] for name, result in results.items()}, None, "drawn lesions")
+    assert bundle.recipe == RECIPE
     photograph = Path(data) / IMAGES_FOLDER / PART / f"{NAMES[-1]}.jpg"
     assert Detector(bundle).detect(photograph).shape == (600, 600)
+
+
+def model_of(checkpoint: str) -> Bundle:
+    """A model whose two networks are the same."""
+    weights = checkpoint_weights(read_checkpoint(checkpoint), "hgn_half")
+    return Bundle(RECIPE, {"hgn_1x": weights, "hgn_half": weights}, "drawn lesions")
 
 
 @pytest.mark.long
@@ -146,7 +154,7 @@ def test_training_begins_with_the_weights_of_a_checkpoint_or_of_a_model(
     runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
     last = runs["hgn_half"].last
-    save_bundle(pack({"hgn_1x": [last], "hgn_half": [last]}, RECIPE, "drawn lesions"), tmp_path / "model")
+    save_bundle(model_of(last), tmp_path / "model")
     fresh = {"workers": 1, "steps": 1, "epoch_steps": 1}
     begun = {None: {}, last: {}, str(tmp_path / "model"): {}}
     for number, init in enumerate(begun):
@@ -166,8 +174,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(BundleError, match="do not fit"):
         train_prn(request_for("prn", tmp_path / "run", init=runs["hgn_half"].last))
-    last = [runs["hgn_half"].last]
-    save_bundle(pack({"hgn_1x": last, "hgn_half": last}, RECIPE, ""), tmp_path / "model")
+    save_bundle(model_of(runs["hgn_half"].last), tmp_path / "model")
     with pytest.raises(BundleError, match="name the model's folder"):
         train_hgn(request_for("hgn_half", tmp_path / "run", init=str(tmp_path / "model/hgn_half.safetensors")))
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,112 @@
+"""The checkpoints of training: weights and optimiser in one safetensors file, and what run wrote it in its metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ma_cluster.bundle import load_safetensors, load_weights
+from ma_cluster.errors import BundleError, ObjectMissingError, UsageError
+from ma_cluster.storage.store import open_store
+
+if TYPE_CHECKING:
+    import torch
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+"""Of a run's folder: where it goes on, and the epoch of the best validation figure."""
+_ABOUT = "about"
+
+
+def read_checkpoint(url: str) -> bytes:
+    """The bytes of a checkpoint by its URL, or by that of a run's folder: its best one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folder, _, name = url.rpartition("/") if url.endswith(".safetensors") else (url, "", BEST)
+    try:
+        return open_store(folder).get(name)
+    except ObjectMissingError as error:
+        raise UsageError(f"no checkpoint at {url}; give its URL, or the folder of a run that has validated") from error
+
+
+def save_checkpoint(
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Mapping[str, int],
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Weights and optimiser state in one safetensors file, replaced atomically.
+
+    Args:
+        path: of the file.
+        model: the network.
+        optimizer: its optimiser.
+        position: where training is: step, seed, ...
+        about: the run, as JSON values: `network`, `recipe`, `training` (the network's own part of it), `photographs`
+            (the data's digest), `version` (of the code), ...
+    """
+    from safetensors.torch import save
+
+    tensors = {f"model.{key}": value.contiguous() for key, value in model.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors.update({f"optimizer.{number}.{key}": value.contiguous() for key, value in state.items()})
+    metadata = {key: str(value) for key, value in position.items()} | {_ABOUT: json.dumps(about or {})}
+    open_store(path.parent).put(path.name, save(tensors, metadata=metadata))
+
+
+def load_checkpoint(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, int]:
+    """Restore what `save_checkpoint` wrote, and return the position.
+
+    Raises:
+        BundleError: no safetensors file, or of another network.
+    """
+    if not path.is_file():
+        raise BundleError(f"there is no checkpoint {path.name}")
+    return restore_checkpoint(path.read_bytes(), path.name, model, optimizer)
+
+
+def restore_checkpoint(
+    data: bytes, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, int]:
+    """The same from a checkpoint's bytes; errors call it `name`."""
+    tensors = load_safetensors(data, name)
+    load_weights(model, _of_model(tensors), name)
+    if optimizer is not None:
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, number, name = key.split(".", 2)
+                state.setdefault(int(number), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return {key: int(value) for key, value in _metadata(data).items() if key != _ABOUT}
+
+
+def checkpoint_about(data: bytes, name: str) -> dict[str, Any]:
+    """What a checkpoint's bytes say of the run that wrote it; empty of one that says nothing. Errors call it `name`."""
+    load_safetensors(data, name)  # is it one at all?
+    about: dict[str, Any] = json.loads(_metadata(data).get(_ABOUT, "{}"))
+    return about
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # its length, then JSON: the format's layout
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    return metadata
+
+
+def checkpoint_weights(data: bytes, name: str) -> dict[str, torch.Tensor]:
+    """A network's weights alone from a checkpoint's bytes; errors call it `name`."""
+    weights = _of_model(load_safetensors(data, name))
+    if not weights:
+        raise BundleError(f"{name} is no checkpoint of training; for a file of a model name the model's folder")
+    return weights
+
+
+def _of_model(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
