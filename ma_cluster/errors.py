@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose, and the closed list of reasons an image can end with.
+"""Every error this package raises on purpose, and the closed lists of what can be said of an image.
 
     MaClusterError
     |-- UsageError            a setting or argument is wrong                       exit code 2
@@ -55,6 +55,21 @@ class Reason(StrEnum):
 
 
 _FAILURES = frozenset({Reason.CHANGED, Reason.CRASHED_WORKER, Reason.TIMEOUT, Reason.STORE_ERROR, Reason.NOT_FINITE})
+
+
+class Flag(StrEnum):
+    """What a person should know of a photograph that has a result. Closed, too."""
+
+    DARK = "dark"
+    BRIGHT = "bright"
+    HAZY = "hazy"
+    BLURRED = "blurred"
+    COARSE = "coarse"
+    FIELD_ASSUMED = "field_assumed"
+    MORE_PAGES = "more_pages"
+    MORE_DISCS = "more_discs"
+    RED_FREE = "red_free"
+    BURNT_IN_TEXT = "burnt_in_text"
 
 
 class RequestFault(StrEnum):

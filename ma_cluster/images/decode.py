@@ -1,30 +1,71 @@
 """Bytes of a photograph -> upright 8-bit RGB. The header is judged before a pixel is decoded.
 
-Pillow decodes, since OpenCV returns a truncated JPEG half grey as if it were whole.
+Pillow decodes, since OpenCV returns a truncated JPEG half grey as if it were whole; but samples of more than 8 bits,
+which Pillow cuts to their upper eight, are read by OpenCV, and libjpeg's warnings, which both keep to themselves, are
+asked of simplejpeg.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import UInt8
+import simplejpeg
+from jaxtyping import Shaped, UInt8
 from numpy import ndarray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ma_cluster.config import ImageConfig
-from ma_cluster.errors import ImageRefusedError, Reason
+from ma_cluster.errors import Flag, ImageRefusedError, Reason
+from ma_cluster.images.containers import (
+    EXPORT_CURE,
+    JPEG,
+    PNG,
+    TIFF,
+    Page,
+    check_jpeg,
+    read_tiff,
+    refuse_foreign,
+    split_png,
+)
 
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "JPEG2000", "PPM")
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_SIGNATURES = (_JPEG, _PNG, b"II*\0", b"MM\0*")
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError, KeyError)
+FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP", "JPEG2000", "PPM")
+_DEEP_BYTES = 2**30  # of samples of more than 8 bits: OpenCV holds them twice
+_STRIPE = 256  # rows scaled at a time
+_UNSEEN = 3  # grey levels that a colour profile may change without being applied
+_METADATA_ERRORS = (OSError, SyntaxError, ValueError, struct.error, IndexError, TypeError, KeyError, EOFError)
+_DECODE_ERRORS = (*_METADATA_ERRORS, zlib.error, OverflowError)
 
 
-def decode(data: bytes, config: ImageConfig) -> UInt8[ndarray, "h w 3"]:
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A photograph as it lay in the file."""
+
+    pixels: UInt8[ndarray, "h w 3"]
+    """Upright."""
+    flags: tuple[Flag, ...] = ()
+    """more_pages, where the file holds other pictures, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What a container holds: 8-bit RGB as it is stored, and what it takes to show it."""
+
+    pixels: UInt8[ndarray, "h w 3"]
+    orientation: int
+    """EXIF's, 1..8; anything else is upright."""
+    profile: bytes | None
+    """An ICC profile."""
+    more_pages: bool
+
+
+def decode(data: bytes, config: ImageConfig) -> Decoded:
     """Decode a photograph.
 
     Raises:
@@ -32,17 +73,17 @@ def decode(data: bytes, config: ImageConfig) -> UInt8[ndarray, "h w 3"]:
     """
     if len(data) > config.max_bytes:
         raise ImageRefusedError(Reason.TOO_LARGE, f"{len(data)} bytes, the limit is {config.max_bytes}")
+    refuse_foreign(data)
+    read = _read_tiff if data.startswith(TIFF) else _read_png if data.startswith(PNG) else _read_other
     with warnings.catch_warnings():
         # Pillow's own limits and hints: ours are below, and damaged EXIF is no reason to refuse pixels.
         warnings.simplefilter("ignore")
-        image = _open(data, config)
-        check_size(*image.size, config)
         try:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
+            stored = read(data, config)
         except _DECODE_ERRORS as error:
             raise _decode_refusal(error) from error
+        pixels = _upright(_to_srgb(stored.pixels, stored.profile), stored.orientation)
+    return Decoded(pixels, (Flag.MORE_PAGES,) if stored.more_pages else ())
 
 
 def check_size(width: int, height: int, config: ImageConfig) -> None:
@@ -57,58 +98,195 @@ def check_size(width: int, height: int, config: ImageConfig) -> None:
         raise ImageRefusedError(Reason.TOO_SMALL, f"{width} x {height} pixels, a side under {config.min_side_px}")
 
 
-def _open(data: bytes, config: ImageConfig) -> Image.Image:
+def _read_tiff(data: bytes, config: ImageConfig) -> _Stored:
+    page, pages = read_tiff(data)
+    check_size(page.width, page.height, config)
+    if page.bits > 8:
+        samples = _deep_samples(data, page)
+        return _Stored(_to_8_bits(samples, page.declared_top), page.orientation, page.profile, pages > 1)
+    image = _open(data)
+    image.seek(page.index)
+    image.load()  # which turns it upright
+    return _Stored(_to_rgb(image), 1, page.profile, pages > 1)
+
+
+def _read_png(data: bytes, config: ImageConfig) -> _Stored:
+    parts = split_png(data)
+    if parts.size is not None:
+        check_size(*parts.size, config)
+    image = _open(parts.data)
+    image.load()  # those of 16 bits, too: OpenCV asks for no check sums
+    orientation = _orientation(lambda: _exif(parts.exif))
+    pixels = _to_8_bits(_deep_samples(parts.data), None) if parts.deep else _to_rgb(image)
+    return _Stored(pixels, orientation, parts.profile, parts.animated)
+
+
+def _read_other(data: bytes, config: ImageConfig) -> _Stored:
+    is_jpeg = data.startswith(JPEG)
+    if is_jpeg and (declared := check_jpeg(data)) is not None:
+        check_size(*declared, config)
+    image = _open(data)
+    check_size(*image.size, config)
+    image.load()
+    if is_jpeg:
+        _refuse_damage(data)
+    more_pages = getattr(image, "n_frames", 1) > 1
+    return _Stored(_to_rgb(image), _orientation(image.getexif), image.info.get("icc_profile"), more_pages)
+
+
+def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
-        if data.startswith(_SIGNATURES):  # a TIFF's directory may lie at its end
-            if (declared := _declared_size(data)) is not None:
-                check_size(*declared, config)
+        if data.startswith((JPEG, PNG, *TIFF)):
             raise ImageRefusedError(Reason.CORRUPT, "the header is damaged or cut off; fetch it again") from error
         raise ImageRefusedError(Reason.NOT_AN_IMAGE, f"no known image format in {len(data)} bytes") from error
     except Image.DecompressionBombError as error:
         raise ImageRefusedError(Reason.TOO_LARGE, "the header declares more pixels than any camera gives") from error
-    except _DECODE_ERRORS as error:
-        raise ImageRefusedError(Reason.CORRUPT, f"the header cannot be read ({type(error).__name__})") from error
     if image.format not in FORMATS:
         known = ", ".join(FORMATS)
         raise ImageRefusedError(Reason.UNSUPPORTED, f"format {image.format}; convert it to one of {known}")
     return image
 
 
+def _refuse_damage(data: bytes) -> None:
+    """Raises ImageRefusedError: truncated or corrupt, where libjpeg warns of what it fills in.
+
+    An eighth of the size is enough: every coefficient is read for it.
+    """
+    try:
+        colours = simplejpeg.decode_jpeg_header(data)[2]
+        simplejpeg.decode_jpeg(data, "CMYK" if colours in ("CMYK", "YCCK") else "GRAY", min_height=1, min_width=1)
+    except ValueError as error:
+        text = str(error).lower()
+        padding = re.search(r"(\d+) extraneous bytes before marker 0xd9", text)
+        if padding and bytes(int(padding[1])) + b"\xff\xd9" in data:
+            return  # zeros before the end marker, which some cameras write
+        if "premature end" in text:
+            raise _truncated() from error
+        if "corrupt" in text:
+            raise ImageRefusedError(Reason.CORRUPT, "the JPEG is damaged in its middle; fetch it again") from error
+
+
+def _truncated() -> ImageRefusedError:
+    return ImageRefusedError(Reason.TRUNCATED, "the data end before the image does; fetch it again")
+
+
 def _decode_refusal(error: Exception) -> ImageRefusedError:
     """Pillow has no type for "the data ends early"; its message says so."""
     text = str(error).lower()
     if isinstance(error, EOFError) or any(
-        word in text for word in ("truncated", "end of file", "unexpected end", "eof")
+        word in text for word in ("truncated", "end of file", "unexpected end", "eof", "not enough data")
     ):
-        return ImageRefusedError(Reason.TRUNCATED, "the data ends before the image does; fetch it again")
+        return _truncated()
     return ImageRefusedError(Reason.CORRUPT, f"the image cannot be decoded ({type(error).__name__})")
 
 
 def _to_rgb(image: Image.Image) -> UInt8[ndarray, "h w 3"]:
-    """8-bit RGB from any mode: transparency over black, 16-bit and float ranges scaled, CMYK and palettes converted."""
+    """8-bit RGB from any mode: transparency over black, CMYK and palettes converted."""
     if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if grey.max(initial=0) > 255 else 255.0
-        grey8 = np.clip(np.rint(grey * (255.0 / top)), 0, 255).astype(np.uint8)
-        return np.repeat(grey8[:, :, None], 3, axis=2)
+        return _to_8_bits(np.asarray(image), None)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
     return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
-def _declared_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height that a PNG or JPEG declares, be the rest missing; None where it does not come so far."""
-    if data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        return width, height
-    at = 2
-    while data.startswith(_JPEG) and at + 9 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header: precision, height, width
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            return width, height
-        at += 2 + length
-    return None
+def _deep_samples(data: bytes, page: Page | None = None) -> Shaped[ndarray, "..."]:
+    """Samples of more than 8 bits as they are stored, (h, w) or (h, w, channels), colours in the order R, G, B.
+
+    Raises:
+        ImageRefusedError: unsupported or corrupt.
+    """
+    import cv2  # a child that never meets such a file starts sooner
+
+    if page is not None:
+        kind = f"a TIFF of {page.samples} x {page.bits} bits"
+        if page.planes_apart and page.samples > 1:
+            raise ImageRefusedError(Reason.UNSUPPORTED, f"{kind} whose planes lie apart is not read; {EXPORT_CURE}")
+        if page.width * page.height * page.samples * page.bits > 8 * _DEEP_BYTES:
+            raise ImageRefusedError(Reason.TOO_LARGE, f"{kind} and so many pixels is not read; {EXPORT_CURE}")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would write to the log of the fleet
+    buffer, index = np.frombuffer(data, np.uint8), 0 if page is None else page.index
+    try:
+        found, images = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(index, index + 1))
+    except cv2.error as error:
+        raise ImageRefusedError(Reason.CORRUPT, "the samples cannot be decoded; fetch it again") from error
+    if not found:
+        raise ImageRefusedError(
+            Reason.UNSUPPORTED, f"samples of more than 8 bits, packed so, are not read; {EXPORT_CURE}"
+        )
+    samples = images[0]
+    return samples if samples.ndim == 2 else samples[:, :, [2, 1, 0, *range(3, samples.shape[2])]]
+
+
+def _to_8_bits(samples: Shaped[ndarray, "..."], declared_top: int | None) -> UInt8[ndarray, "h w 3"]:
+    """Scale samples so that the white of their range is 255.
+
+    The range is the declared one, else the smallest of 8, 10, 12, ... 32 bits that holds the samples: nobody
+    photographs a retina at a quarter of a range. Floats up to 1 are shares of white.
+
+    Raises:
+        ImageRefusedError: unsupported, where no range is plausible.
+    """
+    grey = samples.ndim == 2
+    low, high = float(samples.min()), float(samples.max())
+    if not np.isfinite([low, high]).all():
+        raise ImageRefusedError(Reason.UNSUPPORTED, f"{samples.dtype} samples that are no numbers; {EXPORT_CURE}")
+    top = 1.0
+    if samples.dtype.kind != "f" or high > 2:
+        bits = max(8, 2 * -(-int(high).bit_length() // 2))
+        top = float(declared_top) if declared_top is not None and declared_top >= high else 2.0**bits - 1
+    if low < -0.02 * top:
+        raise ImageRefusedError(
+            Reason.UNSUPPORTED,
+            f"{samples.dtype} samples from {low:g} to {high:g}: their range is unknown; {EXPORT_CURE}",
+        )
+    out = np.empty((*samples.shape[:2], 3), np.uint8)
+    for row in range(0, len(out), _STRIPE):
+        part = samples[row : row + _STRIPE]
+        part = part[:, :, None] if grey else part[:, :, :1] if part.shape[2] == 2 else part[:, :, :3]
+        out[row : row + _STRIPE] = np.clip(np.rint(part * (255.0 / top)), 0, 255)
+    if not grey and samples.shape[2] in (2, 4):
+        out[samples[:, :, -1] == 0] = 0  # transparency lies over black
+    return out
+
+
+def _to_srgb(pixels: UInt8[ndarray, "h w 3"], profile: bytes | None) -> UInt8[ndarray, "h w 3"]:
+    """The colours that a profile means, where they differ visibly; a profile that cannot be used is passed by."""
+    if not profile:
+        return pixels
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), "RGB", "RGB"
+        )
+        levels = np.linspace(0, 255, 9).astype(np.uint8)
+        cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
+        shown = np.asarray(ImageCms.applyTransform(Image.fromarray(cube), transform))
+        if np.abs(shown.astype(int) - cube).max() <= _UNSEEN:
+            return pixels
+        return np.asarray(ImageCms.applyTransform(Image.fromarray(pixels), transform))
+    except (ImageCms.PyCMSError, *_METADATA_ERRORS):
+        return pixels
+
+
+def _exif(data: bytes | None) -> Image.Exif:
+    exif = Image.Exif()
+    exif.load(data or b"")
+    return exif
+
+
+def _orientation(read_exif: Callable[[], Image.Exif]) -> int:
+    try:
+        return int(read_exif().get(0x0112, 1))
+    except _METADATA_ERRORS:
+        return 1
+
+
+def _upright(pixels: UInt8[ndarray, "h w 3"], orientation: int) -> UInt8[ndarray, "uh uw 3"]:
+    """Undo an EXIF orientation: transposed from 5 on, then turned by its flips."""
+    if not 2 <= orientation <= 8:
+        return pixels
+    turned = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    down, left = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(turned[:: -1 if down else 1, :: -1 if left else 1])

@@ -21,12 +21,13 @@ from numpy import ndarray
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageFailedError, ObjectChangedError, ObjectMissingError, Reason, StoreError
 from ma_cluster.images.contrast import Prepared, prepare
+from ma_cluster.images.decode import Decoded
 from ma_cluster.images.decode import decode as decode_here
 from ma_cluster.images.fundus import Fov, half_scale, half_scale_mask, locate
 from ma_cluster.storage.manifest import Source
 from ma_cluster.storage.store import Entry
 
-Decode = Callable[[bytes], UInt8[ndarray, "h w 3"]]
+Decode = Callable[[bytes], Decoded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,9 @@ def read_bytes(data: bytes, config: ImageConfig, decode: Decode | None = None) -
         ImageRefusedError: its content cannot be scored.
     """
     began = time.perf_counter()
-    pixels = decode_here(data, config) if decode is None else decode(data)
+    photograph = decode_here(data, config) if decode is None else decode(data)
     decoded = time.perf_counter()
-    prepared, facts = read_pixels(pixels, config)
+    prepared, facts = read_pixels(photograph.pixels, config)
     return prepared, dataclasses.replace(facts, seconds={"decode": decoded - began} | facts.seconds)
 
 

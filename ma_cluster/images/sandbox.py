@@ -25,8 +25,9 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from ma_cluster.config import ImageConfig
-from ma_cluster.errors import ImageFailedError, ImageRefusedError, Reason, SandboxError
+from ma_cluster.errors import Flag, ImageFailedError, ImageRefusedError, Reason, SandboxError
 from ma_cluster.images import sandbox_child
+from ma_cluster.images.decode import Decoded
 
 DEFAULT_DECODER = "ma_cluster.images.decode:decode"
 _START_S = 60.0
@@ -47,7 +48,7 @@ class SandboxConfig:
     """Address space of a child, bytes; 80 megapixels in the costliest format take 2.6 GiB (measured). Linux enforces
     it, macOS does not."""
     decoder: str = DEFAULT_DECODER
-    """Importable name, `module:function`, of (bytes, ImageConfig) -> upright 8-bit RGB of shape (h, w, 3)."""
+    """Importable name, `module:function`, of (bytes, ImageConfig) -> `Decoded`."""
 
     def __post_init__(self) -> None:
         if self.children < 1 or self.deadline_s <= 0:
@@ -78,7 +79,7 @@ class DecodePool:
             self.close()
             raise
 
-    def decode(self, data: bytes) -> UInt8[ndarray, "h w 3"]:
+    def decode(self, data: bytes) -> Decoded:
         """Decode a photograph in a child that has nothing else to do, once one is free.
 
         Raises:
@@ -147,7 +148,7 @@ class _Child:
             raise SandboxError(f"the decoder {self._sandbox.decoder} cannot be loaded: {answer['fault']}")
         self._ready = True
 
-    def decode(self, data: bytes) -> UInt8[ndarray, "h w 3"]:
+    def decode(self, data: bytes) -> Decoded:
         self.wait_until_ready()
         try:
             sandbox_child.write(self._shared, data)
@@ -155,7 +156,7 @@ class _Child:
             answer = sandbox_child.hear(self._line, self._sandbox.deadline_s)
             if "reason" in answer:
                 raise ImageRefusedError(Reason(answer["reason"]), str(answer["detail"]))
-            return self._pixels(answer)
+            return Decoded(self._pixels(answer), tuple(Flag(name) for name in answer["flags"]))
         except TimeoutError as error:
             raise ImageFailedError(Reason.TIMEOUT, f"not decoded within {self._sandbox.deadline_s:g} s") from error
         except (OSError, EOFError, ValueError, TypeError, KeyError) as error:

@@ -16,12 +16,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageRefusedError
+
+if TYPE_CHECKING:
+    from ma_cluster.images.decode import Decoded
 
 _LONGEST_LINE = 16 * 2**10  # bytes
 _PARENT_FIRST_S = 1.0  # the parent, where it lives, kills first
@@ -47,20 +50,21 @@ def main() -> None:
         return
 
 
-def _answer(line: socket.socket, shared: int, decode: Callable[[bytes], np.ndarray], deadline_s: float) -> None:
+def _answer(line: socket.socket, shared: int, decode: Callable[[bytes], Decoded], deadline_s: float) -> None:
     """Wait for one photograph and decode it. Whatever is no refusal ends this process, and the parent sees that."""
     size = hear(line)["bytes"]
     # The kernel ends this process if nobody else does: not even a parent's death leaves an endless loop behind.
     signal.alarm(math.ceil(deadline_s + _PARENT_FIRST_S))
     try:
-        pixels = np.ascontiguousarray(decode(bytes(read(shared, size))))
+        decoded = decode(bytes(read(shared, size)))
     except ImageRefusedError as refusal:
         say(line, {"reason": refusal.reason.value, "detail": refusal.detail})
     else:
+        pixels = np.ascontiguousarray(decoded.pixels)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise TypeError(f"the decoder gave {pixels.dtype} of shape {pixels.shape}, not uint8 of (h, w, 3)")
         write(shared, pixels.data.cast("B"))
-        say(line, {"height": pixels.shape[0], "width": pixels.shape[1]})
+        say(line, {"height": pixels.shape[0], "width": pixels.shape[1], "flags": decoded.flags})
     signal.alarm(0)
 
 
@@ -122,9 +126,9 @@ def _limit(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a patient's photograph
 
 
-def _import(name: str) -> Callable[[bytes, ImageConfig], np.ndarray]:
+def _import(name: str) -> Callable[[bytes, ImageConfig], Decoded]:
     module, _, function = name.partition(":")
-    found: Callable[[bytes, ImageConfig], np.ndarray] = getattr(importlib.import_module(module), function)
+    found: Callable[[bytes, ImageConfig], Decoded] = getattr(importlib.import_module(module), function)
     return found
 
 

@@ -128,7 +128,7 @@ def test_the_place_of_every_dot_is_off_the_annotated_disc_of_a_real_photograph()
     folder = idrid_folder() / "A. Segmentation"
     image = folder / "1. Original Images/a. Training Set/IDRiD_03.jpg"
     disc = folder / "2. All Segmentation Groundtruths/a. Training Set/5. Optic Disc/IDRiD_03_OD.tif"
-    pixels = decode(image.read_bytes(), ImageConfig())
+    pixels = decode(image.read_bytes(), ImageConfig()).pixels
     phantom = draw_phantom(pixels, find_fov(pixels, ImageConfig())[0], np.random.default_rng(0), CONFIG)
     assert len(phantom.dots) == CONFIG.dots
     assert not ((phantom.pixels != pixels).any(axis=2) & decode_mask(disc.read_bytes())).any()
@@ -196,7 +196,7 @@ def test_the_masks_of_the_archive_hold_the_number_of_lesions_it_tells(archive: S
     for sample, photograph in zip(samples[:5], archive.photographs, strict=False):
         assert sample.mask is not None
         mask = decode_mask(read_object(sample.mask))
-        assert mask.shape == decode(read_object(sample.image), ImageConfig()).shape[:2]
+        assert mask.shape == decode(read_object(sample.image), ImageConfig()).pixels.shape[:2]
         count = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
         assert count == photograph.microaneurysms > 0
 

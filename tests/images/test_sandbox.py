@@ -49,8 +49,8 @@ def failure(pool: DecodePool, data: bytes) -> ImageFailedError:
 
 
 def test_pixels_are_those_of_the_decoder(pool: DecodePool) -> None:
-    pixels = pool.decode(GOOD)
-    np.testing.assert_array_equal(pixels, decode(GOOD, IMAGE))
+    pixels = pool.decode(GOOD).pixels
+    np.testing.assert_array_equal(pixels, decode(GOOD, IMAGE).pixels)
     assert pixels.flags.writeable and pixels.flags.c_contiguous
 
 
@@ -84,7 +84,7 @@ def test_a_decoder_that_dies_or_hangs_fails_its_photograph_alone(
     error = failure(pool, mark + GOOD)
     assert error.reason is reason
     assert words in error.detail
-    assert pool.decode(GOOD).shape == (300, 401, 3)
+    assert pool.decode(GOOD).pixels.shape == (300, 401, 3)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_child_that_is_killed_or_stopped_fails_what_it_holds(
     timer.join()
     assert error.reason is reason
     assert words in error.detail
-    assert pool.decode(GOOD).shape == (300, 401, 3)
+    assert pool.decode(GOOD).pixels.shape == (300, 401, 3)
 
 
 def test_a_child_that_was_killed_while_idle_is_no_photographs_fault(pool: DecodePool) -> None:
@@ -110,7 +110,7 @@ def test_a_child_that_was_killed_while_idle_is_no_photographs_fault(pool: Decode
     killed = children()
     os.kill(killed[0].pid, signal.SIGKILL)
     assert wait_until_gone(killed, timeout_s=5) == []
-    assert pool.decode(GOOD).shape == (300, 401, 3)
+    assert pool.decode(GOOD).pixels.shape == (300, 401, 3)
 
 
 def test_nothing_is_left_of_children_that_died(pool: DecodePool) -> None:
