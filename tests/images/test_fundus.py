@@ -239,11 +239,11 @@ def test_a_photograph_read_from_bytes_equals_its_pixels_read() -> None:
 )
 def test_idrid_photographs_have_their_field_of_view(name: str, diameter_px: float) -> None:
     path = idrid_folder() / "A. Segmentation/1. Original Images/a. Training Set" / f"IDRiD_{name}.jpg"
-    fundus = locate(decode(path.read_bytes(), CONFIG), replace(CONFIG, fov_diameter_px=3410.0))
+    fundus = locate(decode(path.read_bytes(), CONFIG).pixels, replace(CONFIG, fov_diameter_px=3410.0))
     assert fundus.fov.diameter_px == pytest.approx(diameter_px, rel=0.01)
 
 
 @pytest.mark.parametrize("number", [1, 13, 29, 42, 60])
 def test_healthy_photographs_have_their_field_of_view(number: int) -> None:
-    fundus = locate(decode((healthy_folder() / f"IDRiD_NAR_{number:03d}.jpg").read_bytes(), CONFIG), CONFIG)
+    fundus = locate(decode((healthy_folder() / f"IDRiD_NAR_{number:03d}.jpg").read_bytes(), CONFIG).pixels, CONFIG)
     assert fundus.fov.diameter_px == pytest.approx(1029, rel=0.01)
