@@ -28,8 +28,8 @@ Replicas = Annotated[
     int | None, typer.Option(min=1, help="Photographs segmented at a time; by default one for each core.")
 ]
 Readers = Annotated[int, typer.Option(min=1, help="Replicas that fetch, decode and enhance.")]
-Gpus = Annotated[float, typer.Option(min=0, help="For each replica of the networks; a share is allowed.")]
-Threads = Annotated[int, typer.Option(min=1, help="Of each replica of the networks.")]
+Gpus = Annotated[float, typer.Option(min=0, help="GPUs for each replica of the networks; a share is allowed.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads of each replica of the networks.")]
 Point = Annotated[
     OperatingPoint,
     typer.Option("--operating-point", help="default: the lesions that are sure; sensitive: every place outlined."),

@@ -13,7 +13,7 @@ from ma_cluster.cli.app import Address, Model, app
 
 
 class Part(StrEnum):
-    """What of a data set a model is evaluated on."""
+    """The part of a data set that a model is evaluated on."""
 
     VALIDATION = "validation"
     TEST = "test"
@@ -29,7 +29,7 @@ def evaluate(
     healthy: Annotated[
         str | None, typer.Option(metavar="URL", help="Photographs without lesions, to count what is called on them.")
     ] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="For each photograph under way; a share is allowed.")] = 0.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs for each photograph under way; a share is allowed.")] = 0.0,
     address: Address = None,
 ) -> None:
     """Reproduce the paper's Table 2 on annotated photographs.

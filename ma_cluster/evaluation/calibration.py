@@ -113,7 +113,7 @@ class _Case:
     prepared: Prepared
     truth: Bool[ndarray, "h w"]
     maps: dict[str, Maps]
-    """By the network that completes them."""
+    """The maps found on it, by the network that completes them."""
 
 
 def _case(sample: Sample, detector: Detector) -> _Case:
@@ -149,7 +149,7 @@ def _scaled(case: _Case, odds: float) -> _Case:
 
 
 def _best_odds(cases: Sequence[_Case]) -> float:
-    """Those of the refinement that do best in either mean."""
+    """The odds of the refinement that do best in either mean."""
 
     def best(odds: float) -> float:
         scaled = [_scaled(replace(case, maps={"prn": case.maps["prn"]}), odds) for case in cases]

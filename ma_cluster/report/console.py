@@ -31,7 +31,7 @@ def printable(text: str) -> str:
 
 
 def summary_lines(summary: Summary, images_per_second: float | None) -> Iterator[str]:
-    """The end of an archive run.
+    """The lines at the end of an archive run.
 
     Args:
         summary: of the whole run.
@@ -48,7 +48,7 @@ def summary_lines(summary: Summary, images_per_second: float | None) -> Iterator
 
 
 def status_lines(status: RunStatus) -> Iterator[str]:
-    """How a run stands."""
+    """The lines that say how a run stands."""
     yield f"run {status.run.id} of {printable(status.run.source)}"
     yield f"started {status.run.started}, {f'finished {status.run.finished}' if status.run.finished else 'unfinished'}"
     yield f"{status.decided} of {_photographs(status.run.plan.images)} decided, {status.lesions} lesions"
@@ -59,7 +59,7 @@ def status_lines(status: RunStatus) -> Iterator[str]:
 
 
 def agreement_lines(agreement: Agreement) -> Iterator[str]:
-    """A run against the reference."""
+    """The lines that compare a run with the reference masks."""
     yield f"against the reference, {_photographs(agreement.photographs)} ({agreement.unscored} not scored):"
     yield f"  pixels   precision {agreement.precision:.3f}, recall {agreement.recall:.3f}, F1 {agreement.f1:.3f}"
     found = f"{agreement.found_lesions} of {agreement.reference_lesions} found ({agreement.sensitivity:.0%})"
@@ -68,7 +68,7 @@ def agreement_lines(agreement: Agreement) -> Iterator[str]:
 
 
 def finding_line(finding: Finding) -> str:
-    """One line of the doctor's."""
+    """What the doctor says of one thing, as a line."""
     cure = f"; {finding.cure}" if finding.cure else ""
     return f"{finding.level:<4}  {finding.name:<9}  {printable(finding.text)}{cure}"
 

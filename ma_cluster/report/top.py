@@ -27,7 +27,7 @@ from ma_cluster.errors import MaClusterError
 from ma_cluster.metrics import Metric
 
 PREFIXES = ("ray_ma_", "ma_archive_")
-"""What our metrics begin with."""
+"""Beginnings of the names of our metrics on a page."""
 Labels = frozenset[tuple[str, str]]
 _TIMEOUT_S = 10.0
 _NONE = "-"
@@ -39,7 +39,7 @@ class Page:
     """All our samples at a moment, of all exporters."""
 
     at_s: float
-    """On a clock that only ever goes forward."""
+    """When it was read, seconds on a monotonic clock."""
     samples: Mapping[tuple[str, Labels], float]
 
     def series(self, metric: Metric, suffix: str = "", **labels: str) -> Iterator[tuple[str, Labels]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import cv2
 import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
@@ -14,6 +13,7 @@ from ma_cluster.archive.retry import latest_outcomes
 from ma_cluster.archive.status import open_run
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import UsageError
+from ma_cluster.evaluation.froc import label
 from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
 from ma_cluster.storage.store import Store
 
@@ -75,7 +75,7 @@ def compare_run(dest_url: str, data_url: str) -> Agreement:
 
 
 def agree(called: Bool[ndarray, "h w"], reference: Bool[ndarray, "h w"]) -> Agreement:
-    """One photograph's counts."""
+    """The counts of one photograph, from what was called on it and its reference mask."""
     both = called & reference
     reference_lesions, found = _components(reference, both)
     called_lesions, confirmed = _components(called, both)
@@ -109,8 +109,8 @@ def _compare_sample(sample: Sample, mask_key: str | None, dest: Store) -> Agreem
 
 def _components(mask: Bool[ndarray, "h w"], marked: Bool[ndarray, "h w"]) -> tuple[int, int]:
     """The number of components of `mask`, and of those that hold a pixel of `marked`, which lies within `mask`."""
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    return count - 1, len(np.unique(labels[marked]))
+    labels = label(mask)
+    return int(labels.max()), len(np.unique(labels[marked]))
 
 
 def _masks_by_stem(dest: Store) -> dict[str, str]:

@@ -71,7 +71,7 @@ def measure(model: Path, folder: Path, photographs: int, share: float) -> dict[s
 
 
 def photograph() -> bytes:
-    """A real one of two megapixels."""
+    """A real photograph of two megapixels, encoded."""
     out = io.BytesIO()
     Image.fromarray(retina()).save(out, "JPEG", quality=92)
     return out.getvalue()
