@@ -159,7 +159,11 @@ def test_detect_imports_no_ray(eye: Path, model: Path, tmp_path: Path) -> None:
         (["bundle", "--hgn-1x", "a", "--hgn-half", "b", "--out", "c"], 2, "no checkpoint at a"),
         (["train", "hgn", "--data", "a", "--out", "b", "--recipe", "d"], 2, "recipes are paper, lite, tiny"),
         (["train", "prn", "--data", "a", "--out", "b", "--recipe", "tiny"], 1, "the source folder does not exist"),
-        (["bundle", "--hgn-1x", "a", "--hgn-half", "b", "--out", "c", "--recipe", "d"], 2, "no recipe 'd'; there are"),
+        (["train", "prn", "--data", "a", "--out", "b", "--scale", "0.5x"], 2, "No such option"),
+        (["train", "hgn", "--data", "a", "--out", "b", "--uniform"], 2, "No such option"),
+        (["train", "hgn", "--data", "a", "--out", "b", "--local", "--workers", "2"], 2, "--workers is for training on"),
+        (["train", "hgn", "--data", "a", "--out", "b", "--device", "cuda"], 2, "--device is for training with --local"),
+        (["bundle", "--hgn-1x", "a", "--hgn-half", "b", "--out", "c", "--recipe", "d"], 2, "recipes are paper, lite"),
         (["nonsense"], 2, "No such command 'nonsense'"),
     ],
 )

@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.step import HgnBatch
-from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts, lesion_free
+from ma_cluster.images.annotated import Annotated, Cuts, Marks, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
 
 _PLACES_PER_IMAGE = 10**6
@@ -45,18 +45,6 @@ class HgnCuts:
         reach = config.patch_px // 4
         centres[:, 1:] += rng.integers(-reach, reach + 1, size=(len(centres), 2), dtype=np.int32)
         return draw_cuts(centres, rng, config.colour_jitter)
-
-
-class HgnDraws:
-    """The mini-batches themselves, for a process that holds the photographs."""
-
-    def __init__(self, photographs: Sequence[Annotated], config: HgnConfig, seed: int) -> None:
-        self._photographs, self._patch_px = photographs, config.patch_px
-        self._cuts = HgnCuts(photographs, config, seed)
-
-    def batch(self, step: int) -> HgnBatch:
-        """The mini-batch of a step, augmented."""
-        return hgn_batch(*cut(self._photographs, self._cuts.of_step(step), self._patch_px))
 
 
 def hgn_batch(patches: UInt8[ndarray, "n s s 3"], lesion: Bool[ndarray, "n s s"]) -> HgnBatch:

@@ -1,17 +1,17 @@
-"""One training step of a hypothesis network, and what it needs. Knows nothing of ranks, epochs or checkpoints."""
+"""The loss of a hypothesis network on a mini-batch. Knows nothing of ranks, epochs or checkpoints."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor, nn
 
 from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.frrn import Frrn
 from ma_cluster.hypotheses.loss import soft_dice, weighted_cross_entropy
-from ma_cluster.networks.optimising import descend, learning_rate
+from ma_cluster.networks.optimising import Losses
 from ma_cluster.networks.reduction import Reduce, local
 from ma_cluster.networks.tensors import normalise, probability
 
@@ -24,41 +24,15 @@ class HgnBatch:
     lesion: Bool[Tensor, "n h w"]
 
 
-@dataclass(frozen=True, slots=True)
-class HgnLosses:
-    """The terms of a mini-batch's loss and their weighted sum, which carries the gradient."""
-
-    cross_entropy: Float[Tensor, ""]
-    dice: Float[Tensor, ""]
-    total: Float[Tensor, ""]
-
-    def values(self) -> dict[str, float]:
-        """The terms as numbers."""
-        return {"cross_entropy": self.cross_entropy.item(), "dice": self.dice.item(), "total": self.total.item()}
-
-
 def build_hgn(config: HgnConfig) -> Frrn:
     """The network of a recipe, freshly initialised."""
     return Frrn(config.width)
 
 
-def hgn_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: HgnBatch, step: int, config: HgnConfig
-) -> dict[str, float]:
-    """One optimiser step.
-
-    Returns:
-        The terms `cross_entropy` and `dice`, and their weighted sum `total`.
-    """
-    losses = hgn_losses(model, batch, config)
-    descend(model, optimizer, losses.total, learning_rate(step, config))
-    return losses.values()
-
-
 def hgn_losses(
     model: nn.Module, batch: HgnBatch, config: HgnConfig, reduce: Reduce = local, dtype: torch.dtype = torch.bfloat16
-) -> HgnLosses:
-    """The first half of a step: forward in autocast, losses in float32.
+) -> Losses:
+    """Forward in autocast, losses in float32.
 
     Args:
         model: is put into training mode.
@@ -74,7 +48,7 @@ def hgn_losses(
     logits, lesion = logits.float(), batch.lesion.to(device)
     cross_entropy = weighted_cross_entropy(logits, lesion, config.lesion_weight, reduce)
     dice = soft_dice(logits, lesion, reduce)
-    return HgnLosses(cross_entropy, dice, cross_entropy + config.dice_weight * dice)
+    return Losses({"cross_entropy": cross_entropy, "dice": dice}, cross_entropy + config.dice_weight * dice)
 
 
 @torch.inference_mode()

@@ -1,14 +1,30 @@
-"""The optimiser that every network is trained with, its learning rate by step, and the second half of a step."""
+"""What the training of every network shares: a step's losses, the optimiser, its learning rate by step, the descent."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from ma_cluster.config import HgnConfig, PrnConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The first half of a step: a mini-batch's loss."""
+
+    terms: dict[str, Float[Tensor, ""]]
+    total: Float[Tensor, ""]
+    """Weighted sum of the terms; carries the gradient."""
+    negatives: Float32[Tensor, "n"] | None = None
+    """Cross entropy of each negative of this worker's part, where the ledger is to hear of them."""
+
+    def values(self) -> dict[str, float]:
+        """The terms and their sum as numbers."""
+        return {name: term.item() for name, term in self.terms.items()} | {"total": self.total.item()}
 
 
 def build_optimizer(model: nn.Module, config: HgnConfig | PrnConfig) -> torch.optim.AdamW:

@@ -1,7 +1,7 @@
 """Selective sampling: which healthy patches to train on (van Grinsven et al., IEEE TMI 35(5), 2016; Sarhan et al.).
 
-P(i) is proportional to max(loss_i, FLOOR); draws are with replacement and a pure function of (losses, count, rng).
-`draw_by_loss` serves a pool whose losses are an array of the caller; `LossTable` keeps them for pools of any size.
+P(i) is proportional to max(loss_i, FLOOR); draws are with replacement and a pure function of (losses, count, rng). What
+is kept as a patch's loss is its `probability_of_error`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ _FAN = 32  # patches in a group, groups in a block: 4.26 bytes a patch, and a dr
 _CHUNK = 8192  # draws or groups at a time, so that temporary arrays fit the processor's cache
 
 
-def draw_by_loss(losses: Float32[ndarray, "n"], count: int, rng: np.random.Generator) -> Int64[ndarray, "count"]:
-    """Indices drawn with replacement, P(i) ~ max(loss_i, FLOOR)."""
-    cumulative = np.cumsum(np.maximum(losses, FLOOR), dtype=np.float64)
-    return np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right").astype(np.int64)
+def probability_of_error(cross_entropy: Float[ndarray, "n"]) -> Float[ndarray, "n"]:
+    """What is kept of a patch as its loss: 1 - p of its own class, of a healthy patch the probability of a lesion.
+
+    Van Grinsven et al. draw by the difference of label and probability. Unlike the cross entropy -ln p it ends at 1, so
+    that a few patches with a wrong label, whose cross entropy has no bound, cannot take most of the draws.
+    """
+    return 1 - np.exp(-cross_entropy)
 
 
 class LossTable:

@@ -1,15 +1,15 @@
-"""One training step of the patch refinement network, and what it needs. Knows nothing of ranks, epochs or ledgers."""
+"""The loss of the patch refinement network on a mini-batch. Knows nothing of ranks, epochs or ledgers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from ma_cluster.config import PrnConfig
-from ma_cluster.networks.optimising import descend, learning_rate
+from ma_cluster.networks.optimising import Losses
 from ma_cluster.networks.reduction import Reduce, local
 from ma_cluster.networks.tensors import normalise, probability
 from ma_cluster.refinement.resnet import STRIDE, Prn
@@ -25,36 +25,13 @@ class TripletBatch:
     negative: UInt8[Tensor, "n 3 s s"]
 
 
-@dataclass(frozen=True, slots=True)
-class PrnLosses:
-    """The terms of a mini-batch's loss, their weighted sum, which carries the gradient, and each negative's own."""
-
-    cross_entropy: Float[Tensor, ""]
-    triplet: Float[Tensor, ""]
-    total: Float[Tensor, ""]
-    negatives: Float32[Tensor, "n"]
-
-    def values(self) -> dict[str, float]:
-        """The terms as numbers."""
-        return {"cross_entropy": self.cross_entropy.item(), "triplet": self.triplet.item(), "total": self.total.item()}
-
-
 def build_prn(config: PrnConfig) -> Prn:
     """The network of a recipe, freshly initialised."""
     return Prn(config.width, context=config.context_px // STRIDE)
 
 
-def prn_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: TripletBatch, step: int, config: PrnConfig
-) -> PrnLosses:
-    """One optimiser step."""
-    losses = prn_losses(model, batch, config)
-    descend(model, optimizer, losses.total, learning_rate(step, config))
-    return losses
-
-
-def prn_losses(model: nn.Module, batch: TripletBatch, config: PrnConfig, reduce: Reduce = local) -> PrnLosses:
-    """The first half of a step. The three branches share weights: one forward pass over all 3 n patches.
+def prn_losses(model: nn.Module, batch: TripletBatch, config: PrnConfig, reduce: Reduce = local) -> Losses:
+    """The three branches share weights: one forward pass over all 3 n patches.
 
     Without the triplet term (`triplet_weight` 0, the `cls` ablation) the positives are not computed.
 
@@ -72,9 +49,10 @@ def prn_losses(model: nn.Module, batch: TripletBatch, config: PrnConfig, reduce:
     embedding, logit = embeddings.float().chunk(len(parts)), logits.float().chunk(len(parts))
     cross_entropy, negatives = classification_loss(logit[0], logit[1], reduce)
     if not config.triplet_weight:
-        return PrnLosses(cross_entropy, torch.zeros(()), cross_entropy, negatives)
+        return Losses({"cross_entropy": cross_entropy, "triplet": torch.zeros(())}, cross_entropy, negatives)
     triplet = triplet_loss(embedding[0], embedding[2], embedding[1], config.margin, reduce)
-    return PrnLosses(cross_entropy, triplet, cross_entropy + config.triplet_weight * triplet, negatives)
+    total = cross_entropy + config.triplet_weight * triplet
+    return Losses({"cross_entropy": cross_entropy, "triplet": triplet}, total, negatives)
 
 
 @torch.inference_mode()

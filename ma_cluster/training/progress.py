@@ -1,11 +1,16 @@
-"""How far a training run is: means of its losses and its pace, epoch by epoch."""
+"""How far a training run is: means of its losses and its pace, epoch by epoch, and who is told."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ma_cluster.training.run_folder import Epoch
+
+T = TypeVar("T")
+_INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +75,29 @@ class Meter:
             seconds=self.seconds,
             pool_loss=pool_loss,
         )
+
+
+class Listener:
+    """Is told of a run by its loop, and tells `on_progress` every few seconds and at the end of each epoch."""
+
+    def __init__(self, on_progress: Callable[[Progress], None] | None) -> None:
+        self._on_progress, self._last = on_progress, time.monotonic()
+
+    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
+        """The batches as they come."""
+        return batches
+
+    def step(self, meter: Meter, patches: int) -> None:
+        """After each step of so many patches of this worker's."""
+        if time.monotonic() - self._last >= _INTERVAL_S:
+            self.tell(meter.progress())
+
+    def epoch(self, progress: Progress) -> None:
+        """At the end of each epoch."""
+        self.tell(progress)
+
+    def tell(self, progress: Progress) -> None:
+        """How far the run is."""
+        self._last = time.monotonic()
+        if self._on_progress is not None:
+            self._on_progress(progress)

@@ -4,7 +4,7 @@
     last.safetensors    weights, optimiser, step: where a run goes on
     best.safetensors    the same, at the epoch of the best validation figure
     log.json            a record of each epoch
-    tensorboard/        the same for TensorBoard, an event file for each epoch
+    tensorboard/        the same for TensorBoard, an event file for each epoch; where tensorboardX is installed
     ledger-0, -1/       losses of the healthy pool (refinement only); `last` names one, the other is being written
 
 `last.safetensors` is written after all that belongs to its step: a run cut short anywhere goes on from there.
@@ -126,13 +126,17 @@ class TrainFolder:
                 store.put(BEST, data)
             records = [asdict(record) for record in (*before, epoch)]
             store.put(_LOG, (json.dumps(records, indent=2) + "\n").encode())
-            store.put(f"tensorboard/events.out.tfevents.{step:010d}", _events(epoch))
+            if (events := _events(epoch)) is not None:
+                store.put(f"tensorboard/events.out.tfevents.{step:010d}", events)
         store.put(LAST, data)
 
 
-def _events(epoch: Epoch) -> bytes:
-    """The figures of an epoch as a TensorBoard event file."""
-    from tensorboardX import SummaryWriter
+def _events(epoch: Epoch) -> bytes | None:
+    """The figures of an epoch as a TensorBoard event file; None where tensorboardX is not installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
 
     figures = {f"loss/{term}": value for term, value in epoch.losses.items()}
     figures |= {"validation/average_precision": epoch.average_precision, "patches_per_second": epoch.patches_per_second}

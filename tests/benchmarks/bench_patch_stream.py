@@ -10,7 +10,7 @@ The sides take turns epoch by epoch, so that the ratios hold whatever else the m
 photographs are prepared, are not counted, nor are the first steps of each turn, which may have been cut while others
 were measured. Each side is read by a consumer that only drains, and by one that takes `--step-ms` after each
 mini-batch, as a step on an accelerator would. The stream is measured twice: opened once for all steps, and opened anew
-for each epoch, as the refinement must, since each of its epochs draws by the losses of the last.
+for each epoch, as training does, since an epoch of the refinement draws by the losses of the last.
 """
 
 from __future__ import annotations
@@ -34,16 +34,14 @@ from fundus_set import write_training_set
 
 from ma_cluster import machine
 from ma_cluster.cluster.training.patch_stream import (
-    HgnSource,
-    Work,
     open_streams,
     prepare_photographs,
     read_stream,
-    share,
 )
 from ma_cluster.config import HgnConfig, ImageConfig, SplitConfig, lite
 from ma_cluster.hypotheses.sampling import HgnCuts, hgn_batch
 from ma_cluster.images.datasets import Sample, read_dataset
+from ma_cluster.training.batches import HgnCutter, Work, share
 
 _AHEAD_BYTES = 2**28  # of patches cut before they are asked for: fewer than `--lead-steps` deliver
 
@@ -122,12 +120,12 @@ def streams(samples: list[Sample], image: ImageConfig, config: HgnConfig, every_
     limits = ray.data.ExecutionResources(object_store_memory=_AHEAD_BYTES)
     ray.data.DataContext.get_current().execution_options.resource_limits = limits
     photographs = prepare_photographs(samples, "1x", image)
-    cuts = ray.put(HgnCuts(ray.get(list(photographs.refs)), config, SEED))
-    source, batch = HgnSource(photographs, cuts, config.patch_px), config.batch_patches
+    cuts = HgnCuts(ray.get(list(photographs.refs)), config, SEED)
+    cutter, batch = HgnCutter(photographs, lambda: cuts, config.patch_px), config.batch_patches
     shares = [share(batch, number, WORKERS) for number in range(WORKERS)]
 
     def open_for(consumers: list[Any], steps: range) -> None:
-        opened = open_streams(source, [Work(step) for step in steps], batch, WORKERS)
+        opened = open_streams(cutter, [Work(step) for step in steps], batch, WORKERS)
         ray.get([each.open.remote(*given) for each, *given in zip(consumers, opened, shares, strict=True)])
 
     def read(consumers: list[Any], began: float, count: int, seconds: float) -> dict[str, float]:

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from ma_cluster.config import HgnConfig, ImageConfig
-from ma_cluster.hypotheses.sampling import HgnCuts, HgnDraws, hgn_batch
+from ma_cluster.hypotheses.sampling import HgnCuts, hgn_batch
 from ma_cluster.images.annotated import SYMMETRIES, Cuts, cut, draw_gains, load_annotated, scale_contrast, turn
 from ma_cluster.images.datasets import Sample
 
@@ -49,15 +49,16 @@ class Steps(Dataset[tuple[np.ndarray, np.ndarray]]):
 
     def __init__(self, samples: list[Sample], image: ImageConfig, config: HgnConfig) -> None:
         self._load = [partial(load_annotated, sample, "1x", image) for sample in samples]
-        self._config, self._draws = config, None
+        self._config, self._cuts = config, None
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, step: int) -> Any:
-        if self._draws is None:
-            self._draws = HgnDraws([load() for load in self._load], self._config, SEED)
-        return self._draws.batch(step)
+        if self._cuts is None:
+            self._photographs = [load() for load in self._load]
+            self._cuts = HgnCuts(self._photographs, self._config, SEED)
+        return hgn_batch(*cut(self._photographs, self._cuts.of_step(step), self._config.patch_px))
 
 
 class Order:

@@ -12,7 +12,7 @@ import torch
 from ma_cluster.checkpoint import load_checkpoint, save_checkpoint
 from ma_cluster.config import HgnConfig, tiny
 from ma_cluster.hypotheses.frrn import Frrn
-from ma_cluster.hypotheses.step import HgnBatch, build_hgn, hgn_losses, hgn_probability, hgn_step
+from ma_cluster.hypotheses.step import HgnBatch, build_hgn, hgn_losses, hgn_probability
 from ma_cluster.networks.optimising import build_optimizer, descend, learning_rate
 from ma_cluster.networks.tensors import normalise
 
@@ -36,8 +36,13 @@ def fresh(config: HgnConfig = CONFIG) -> tuple[Frrn, torch.optim.AdamW]:
     return model, build_optimizer(model, config)
 
 
-def run(model: Frrn, optimizer: torch.optim.AdamW, steps: range) -> list[float]:
-    return [hgn_step(model, optimizer, batch_of(step), step, CONFIG)["total"] for step in steps]
+def run(model: Frrn, optimizer: torch.optim.AdamW, steps: range, config: HgnConfig = CONFIG) -> list[float]:
+    totals = []
+    for step in steps:
+        losses = hgn_losses(model, batch_of(step), config)
+        descend(model, optimizer, losses.total, learning_rate(step, config))
+        totals.append(losses.total.item())
+    return totals
 
 
 def test_the_rate_warms_up_linearly_and_ends_at_zero_on_half_a_cosine() -> None:
@@ -69,8 +74,8 @@ def test_weight_decay_is_for_kernels_alone() -> None:
 
 
 def test_the_terms_of_a_step_add_up() -> None:
-    model, optimizer = fresh()
-    terms = hgn_step(model, optimizer, batch_of(0), 0, replace(CONFIG, dice_weight=0.5))
+    model, _ = fresh()
+    terms = hgn_losses(model, batch_of(0), replace(CONFIG, dice_weight=0.5)).values()
     assert terms["total"] == pytest.approx(terms["cross_entropy"] + 0.5 * terms["dice"])
     assert 0 < terms["dice"] < 1
 
@@ -89,8 +94,7 @@ def test_the_losses_of_the_tiny_recipe_are_golden() -> None:
 def test_training_finds_the_dots() -> None:
     config = replace(CONFIG, steps=30, learning_rate=5e-3)
     model, optimizer = fresh(config)
-    for step in range(config.steps):
-        hgn_step(model, optimizer, batch_of(step), step, config)
+    run(model, optimizer, range(config.steps), config)
     unseen = batch_of(1000)
     found = hgn_probability(model.eval(), unseen.patches) > 0.5
     overlap = 2 * (found & unseen.lesion).sum() / (found.sum() + unseen.lesion.sum())

@@ -55,12 +55,20 @@ def test_negatives_come_from_what_a_hypothesis_network_proposes() -> None:
 
 
 def test_anchors_and_positives_lie_on_lesions() -> None:
-    cuts, ids = TripletCuts(MIXED, CONFIG, seed=1).of_step(0, np.arange(CONFIG.triplets))
+    cuts = TripletCuts(MIXED, CONFIG, seed=1).of_step(0, np.arange(CONFIG.triplets))
     image, row, col = cuts.centres[: 2 * CONFIG.triplets].T
-    assert ids.tolist() == list(range(CONFIG.triplets))
     assert all(MIXED[i].lesion[r, c] for i, r, c in zip(image, row, col, strict=True))
 
 
 def test_a_source_that_the_data_does_not_have_is_refused() -> None:
     with pytest.raises(UsageError, match="photographs"):
         TripletCuts([WITH, WITH], replace(CONFIG, negatives="photographs"), seed=1)
+
+
+def test_triplets_are_a_function_of_seed_step_and_negatives():
+    ids = np.arange(CONFIG.triplets)
+    first, second = (TripletCuts(MIXED, CONFIG, seed=3).of_step(5, ids) for _ in range(2))
+    assert np.array_equal(first.centres, second.centres) and np.array_equal(first.symmetries, second.symmetries)
+    other = TripletCuts(MIXED, CONFIG, seed=3).of_step(6, ids)
+    assert not np.array_equal(first.centres, other.centres)
+    assert np.array_equal(first.centres[2 * len(ids) :], other.centres[2 * len(ids) :])  # the negatives given

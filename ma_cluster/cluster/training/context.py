@@ -1,45 +1,40 @@
-"""The Train workers of a run as one of them sees them: who it is, and the few things that they do together.
-
-A mini-batch is shared out, and the sums behind each loss are pooled (`TrainContext.reduce`), so the loss and the
-gradient are those of the whole mini-batch and W workers take the step that one would take. Batch norm is the exception:
-see `BatchNorm`.
-"""
+"""The Train workers of Ray as a `TrainContext`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from jaxtyping import Float
 from ray import train
-from ray.data import DataIterator
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ma_cluster.evaluation.scoring import PixelCounts
+from ma_cluster.cluster.training.ledger import LossLedger
+from ma_cluster.cluster.training.patch_stream import open_streams, read_stream
 from ma_cluster.machine import cores
-from ma_cluster.training.request import BatchNorm
+from ma_cluster.training.batches import Columns, Cutter, Work, share
+from ma_cluster.training.ledger import Ledger
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class TrainContext:
-    """One worker's view. All methods are to be called by all workers, in the same order."""
+class RayContext:
+    """One worker's view; see `TrainContext`."""
 
     rank: int
     workers: int
     device: torch.device
 
     @classmethod
-    def join(cls, threads: int | None) -> TrainContext:
+    def join(cls, threads: int | None) -> RayContext:
         """To be called first, in a Train worker; `threads` of torch, by default this worker's part of the node."""
         context = train.get_context()
         beside = context.get_local_world_size()
@@ -48,54 +43,34 @@ class TrainContext:
         assert isinstance(device, torch.device)
         return cls(context.get_world_rank(), context.get_world_size(), device)
 
-    @property
-    def first(self) -> bool:
-        """Whether this is the worker that speaks and writes for all."""
-        return self.rank == 0
-
-    def place(self, model: nn.Module, batch_norm: BatchNorm) -> nn.Module:
-        """The model on this worker's device, channels last, with the batch norm wanted; its state keeps its names."""
-        if batch_norm == "frozen":
-            model = _frozen(model)
-        elif self.device.type == "cuda" and self.workers > 1:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
     def parallel(self, model: nn.Module) -> nn.Module:
-        """The model whose gradients are those of all workers; it shares its weights with the one given."""
         return DistributedDataParallel(model) if self.workers > 1 else model
 
     def reduce(self, sums: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
-        """Sums over all workers, with the gradient that makes DDP's mean over workers the whole mini-batch's."""
         pooled: Tensor = sums if self.workers == 1 else _PoolSums.apply(sums, self.workers)  # type: ignore[no-untyped-call]
         return pooled
 
     def agree(self, model: nn.Module) -> None:
-        """Give all workers the first one's running statistics."""
         if self.workers > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
     def gather(self, mine: T) -> list[T]:
-        """What each worker has, by rank, on every worker."""
         if self.workers == 1:
             return [mine]
         theirs: list[Any] = [None] * self.workers
         dist.all_gather_object(theirs, mine)
         return theirs
 
-    def streams(self, open_all: Callable[[int], Sequence[DataIterator]]) -> DataIterator:
-        """This worker's stream of those that the first worker opens for all."""
+    def batches(self, cutter: Cutter, work: Callable[[], Sequence[Work]], rows: int) -> Iterator[Columns]:
         # by reference, since a broadcast is meant for less than a kilobyte
-        opened = [ray.put(list(open_all(self.workers)))] if self.first else None
+        opened = [ray.put(open_streams(cutter, work(), rows, self.workers))] if self.rank == 0 else None
         told = broadcast_from_rank_zero(opened)
         assert told is not None
-        return ray.get(told[0])[self.rank]
+        return read_stream(ray.get(told[0])[self.rank], share(rows, self.rank, self.workers))
 
-    def merge(self, counts: Sequence[PixelCounts]) -> PixelCounts:
-        """The pixel counts of all photographs of all workers."""
-        parts = [part for theirs in self.gather(list(counts)) for part in theirs]
-        return sum(parts[1:], parts[0])
+    def ledger(self, size: int, shards: int, initial: float) -> Ledger:
+        return LossLedger.create(size, shards=shards, initial=initial)
 
 
 class _PoolSums(torch.autograd.Function):
@@ -114,20 +89,3 @@ class _PoolSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.workers, None
-
-
-class _FrozenBatchNorm(nn.BatchNorm2d):
-    """Batch norm that uses its running statistics in training too, and leaves them as they are."""
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-
-
-def _frozen(model: nn.Module) -> nn.Module:
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d:
-                frozen = _FrozenBatchNorm(child.num_features, eps=child.eps)
-                frozen.load_state_dict(child.state_dict())
-                setattr(parent, name, frozen)
-    return model

@@ -10,9 +10,7 @@ of one `LossTable`, to the bit, whatever the number of shards.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -28,24 +26,13 @@ from ma_cluster.cluster import recording
 from ma_cluster.errors import LedgerLostError, MaClusterError
 from ma_cluster.refinement.selection import BLOCK, UNIFORMS_PER_DRAW, LossTable, checked_losses, share_out
 from ma_cluster.storage.store import open_store
-from ma_cluster.training.ledger_snapshot import (
-    PART,
-    Part,
-    free_folder,
-    read_manifest,
-    read_part,
-    write_manifest,
-    write_part,
-)
-
-_RETRIES = 5  # of a call whose actor died under it; every call may be repeated
-log = logging.getLogger(__name__)
+from ma_cluster.training.ledger import Part, free_folder, read_manifest, read_table, write_manifest, write_table
 
 
 class LossLedger:
-    """One loss for each patch 0 .. size - 1 of the healthy pool, in actors that live as long as the creating process.
+    """A `Ledger` in actors that live as long as the creating process.
 
-    Every method raises LedgerLostError when the losses of a shard are gone: its actor died and there is no snapshot.
+    Every method raises LedgerLostError when the losses of a shard are gone because its actor died.
     """
 
     def __init__(self, size: int, shards: Sequence[ActorHandle[Any]], bounds: Sequence[int]) -> None:
@@ -53,15 +40,13 @@ class LossLedger:
         self._shards, self._bounds = tuple(shards), tuple(bounds)
 
     @classmethod
-    def create(cls, size: int, *, shards: int = 1, recover_from: str | None = None) -> LossLedger:
+    def create(cls, size: int, *, shards: int = 1, initial: float = 1.0) -> LossLedger:
         """A ledger in which all patches are equally likely.
 
         Args:
             size: number of patches.
             shards: number of actors; fewer where the pool has fewer blocks of BLOCK patches.
-            recover_from: URL, seen under the same name by all nodes, that `snapshot` is called with. A shard whose
-                actor dies comes back with its losses of the snapshot there, while the others keep theirs; where there
-                is none yet, or no URL was given, the ledger is lost with the shard.
+            initial: the loss of every patch at first.
 
         Raises:
             ValueError: size or shards is below 1.
@@ -72,12 +57,8 @@ class LossLedger:
         actor: Any = ray.remote(_Shard).options(
             num_cpus=0,  # waits most of the time; must find a place even where the Train workers hold every CPU
             scheduling_strategy="SPREAD",
-            max_restarts=-1 if recover_from else 0,
-            max_task_retries=_RETRIES if recover_from else 0,
         )
-        ledger = cls(size, [actor.remote(_Range(*ends, size), recover_from) for ends in pairwise(bounds)], bounds)
-        _answers([shard.begin.remote() for shard in ledger._shards])
-        return ledger
+        return cls(size, [actor.remote(first, end, initial) for first, end in pairwise(bounds)], bounds)
 
     def update(self, ids: Int[ndarray, "n"], losses: Float[ndarray, "n"]) -> None:
         """Set the losses of patches; where an id comes twice, its last loss counts. Returns when all shards have them.
@@ -158,75 +139,40 @@ def shard_bounds(size: int, shards: int) -> list[int]:
     return [blocks * number // shards * BLOCK for number in range(shards)] + [size]
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
-    """The ids first .. end - 1 of a pool of `pool` patches."""
-
-    first: int
-    end: int
-    pool: int
-
-
 class _Shard:
-    """The actor: a range of ids. It holds no losses before `begin` or `restore`, nor after a restart."""
+    """The actor: the ids first .. end - 1 of a pool."""
 
-    def __init__(self, ids: _Range, recover_from: str | None) -> None:
-        self._ids, self._recover_from = ids, recover_from
-        self._kept: LossTable | None = None
+    def __init__(self, first: int, end: int, initial: float) -> None:
+        self._first, self._table = first, LossTable(end - first, initial)
         for counter in metrics.LEDGER_COUNTERS:
             recording.begin(counter)
-
-    def begin(self) -> None:
-        self._kept = LossTable(self._ids.end - self._ids.first)
         self._report()
 
     def update(self, ids: Int[ndarray, "n"], losses: Float[ndarray, "n"]) -> None:
-        self._table().update(ids - self._ids.first, losses)
+        self._table.update(ids - self._first, losses)
         recording.record(metrics.LEDGER_UPDATES, len(ids))
         self._report()
 
     def block_sums(self) -> Float64[ndarray, "blocks"]:
-        return self._table().block_sums
+        return self._table.block_sums
 
     def place(self, counts: Int64[ndarray, "blocks"], bits: np.random.PCG64) -> Int64[ndarray, "n"]:
-        ids = self._table().place(counts, np.random.Generator(bits))
+        ids = self._table.place(counts, np.random.Generator(bits))
         recording.record(metrics.LEDGER_DRAWS, len(ids))
-        return ids + self._ids.first
+        return ids + self._first
 
     def save(self, url: str, folder: str) -> list[Part]:
-        losses, store, first = self._table().losses, open_store(url), self._ids.first
         for bound in metrics.LEDGER_LOSSES.labels["le"]:
-            recording.record(metrics.LEDGER_LOSSES, int(np.count_nonzero(losses <= float(bound))), le=bound)
-        return [
-            write_part(store, folder, first + start, losses[start : start + PART])
-            for start in range(0, len(losses), PART)
-        ]
+            recording.record(metrics.LEDGER_LOSSES, int(np.count_nonzero(self._table.losses <= float(bound))), le=bound)
+        return write_table(open_store(url), folder, self._table, self._first)
 
     def restore(self, url: str, parts: Sequence[Part]) -> None:
-        self._kept = None  # should reading fail half-way, there is nothing to draw from
-        store, first, end = open_store(url), self._ids.first, self._ids.end
-        table = LossTable(end - first)
-        for part in parts:
-            start, stop = max(part.first, first), min(part.first + part.count, end)
-            if start < stop:
-                losses = read_part(store, part)[start - part.first : stop - part.first]
-                table.update(np.arange(start - first, stop - first), losses)
-        self._kept = table
+        self._table = read_table(open_store(url), parts, self._first, self._table.size)
         self._report()
 
-    def _table(self) -> LossTable:
-        if self._kept is None:
-            if self._recover_from is None:
-                raise LedgerLostError("a shard of the ledger has no losses; restore it from a snapshot that is whole")
-            self.restore(self._recover_from, read_manifest(open_store(self._recover_from), self._ids.pool))
-            log.warning("ledger shard %d-%d is back with the losses of its snapshot", self._ids.first, self._ids.end)
-        assert self._kept is not None
-        return self._kept
-
     def _report(self) -> None:
-        if self._kept is not None:
-            recording.record(metrics.LEDGER_PATCHES, self._kept.size)
-            recording.record(metrics.LEDGER_LOSS_MEAN, self._kept.mean)
+        recording.record(metrics.LEDGER_PATCHES, self._table.size)
+        recording.record(metrics.LEDGER_LOSS_MEAN, self._table.mean)
 
 
 def _answers(calls: Sequence[ray.ObjectRef[Any]]) -> list[Any]:

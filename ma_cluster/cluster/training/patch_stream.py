@@ -14,7 +14,7 @@ with rows that the reader drops. Each row carries its number, and `read_stream` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,33 +22,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from jaxtyping import Int64
-from numpy import ndarray
 from ray.data import DataIterator, ExecutionResources
 from ray.exceptions import RayTaskError
 
 from ma_cluster.config import ImageConfig, Scale
-from ma_cluster.errors import ImageError, MaClusterError, UsageError
+from ma_cluster.errors import ImageError, MaClusterError
 from ma_cluster.hypotheses.proposals import Proposals
-from ma_cluster.hypotheses.sampling import HgnCuts
-from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, load_annotated
+from ma_cluster.images.annotated import Annotated, Marks, load_annotated
 from ma_cluster.images.datasets import Sample
-from ma_cluster.refinement.sampling import TripletCuts
+from ma_cluster.training.batches import Columns, Cutter, Work, share
+from ma_cluster.training.start import of_no_use
 
-Columns = dict[str, ndarray]
-Rows = Int64[ndarray, "n"]
 _BLOCK_BYTES = 16 * 2**20  # far below Ray Data's target block size, at which it would split a block
 _PREFETCH_BLOCKS = 2
 _AHEAD_BYTES = 512 * 2**20  # of the object store: as much as a stream may cut ahead of its readers
 
 
 @dataclass(frozen=True, slots=True)
-class Photographs:
+class StoredPhotographs:
     """Prepared photographs in the object store, by their number. The process that prepared them keeps them there."""
 
     refs: tuple[ray.ObjectRef[Annotated], ...]
-    lesion_px: tuple[int, ...]
-    """Lesion pixels of each."""
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -65,7 +59,7 @@ class Photographs:
 
 def prepare_photographs(
     samples: Sequence[Sample], scale: Scale, config: ImageConfig, proposals: Proposals | None = None
-) -> Photographs:
+) -> StoredPhotographs:
     """Fetch, decode, scale and enhance each sample in a task of its own, and have lesions proposed there.
 
     Raises:
@@ -75,94 +69,28 @@ def prepare_photographs(
     task: Any = ray.remote(_prepare).options(num_cpus=1, num_returns=2)
     propose = ray.put(proposals)
     prepared = [task.remote(sample, scale, config, propose) for sample in samples]
-    lesion_px = []
-    for number, (_, pixels) in enumerate(prepared, 1):
+    for number, (_, done) in enumerate(prepared, 1):
         try:
-            lesion_px.append(ray.get(pixels))
+            ray.get(done)
         except RayTaskError as error:
             if isinstance(error.cause, ImageError):
-                text = f"photograph {number} of {len(prepared)} in the order of their names is of no use: {error.cause}"
-                raise UsageError(text) from None
+                raise of_no_use(number, len(prepared), error.cause) from None
             if isinstance(error.cause, MaClusterError):
                 raise error.cause from None
             raise
-    return Photographs(tuple(photograph for photograph, _ in prepared), tuple(lesion_px))
+    return StoredPhotographs(tuple(photograph for photograph, _ in prepared))
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A step to be cut: its number, and the pool ids that it is made of where its number alone does not say."""
-
-    step: int
-    ids: Rows | None = None
-
-
-Source = Callable[[Work, Rows], Columns]
-"""Cuts some rows of a step. Runs in Ray Data tasks."""
-
-
-@dataclass(frozen=True, slots=True)
-class HgnSource:
-    """Rows: an augmented patch and its lesion mask."""
-
-    photographs: Photographs
-    cuts: ray.ObjectRef[HgnCuts]
-    patch_px: int
-
-    def __call__(self, work: Work, rows: Rows) -> Columns:
-        cuts = ray.get(self.cuts).of_step(work.step)
-        patch, lesion = _cut(self.photographs, cuts, rows, self.patch_px)
-        return {"patch": patch, "lesion": lesion}
-
-
-@dataclass(frozen=True, slots=True)
-class TripletSource:
-    """Rows: an augmented anchor, positive and negative, and the negative's id. A step's ids are its negatives'."""
-
-    photographs: Photographs
-    cuts: ray.ObjectRef[TripletCuts]
-    patch_px: int
-
-    def __call__(self, work: Work, rows: Rows) -> Columns:
-        assert work.ids is not None
-        cuts, ids = ray.get(self.cuts).of_step(work.step, work.ids)
-        parts = {"anchor": rows, "positive": rows + len(ids), "negative": rows + 2 * len(ids)}
-        patches = {name: _cut(self.photographs, cuts, part, self.patch_px)[0] for name, part in parts.items()}
-        return patches | {"id": ids[rows]}
-
-
-@dataclass(frozen=True, slots=True)
-class HealthySource:
-    """Rows: a healthy patch of the pool as it is, and its id."""
-
-    photographs: Photographs
-    cuts: ray.ObjectRef[TripletCuts]
-    patch_px: int
-
-    def __call__(self, work: Work, rows: Rows) -> Columns:
-        assert work.ids is not None
-        cuts = ray.get(self.cuts).plain(work.ids)
-        return {"patch": _cut(self.photographs, cuts, rows, self.patch_px)[0], "id": work.ids[rows]}
-
-
-def share(rows: int, worker: int, workers: int) -> range:
-    """The rows of a step that a worker gets: one after the other, sizes differ by one at most.
-
-    rows 10, workers 4:    0 1 | 2 3 4 | 5 6 | 7 8 9
-    """
-    return range(rows * worker // workers, rows * (worker + 1) // workers)
-
-
-def open_streams(source: Source, work: Sequence[Work], rows: int, workers: int) -> list[DataIterator]:
+def open_streams(cutter: Cutter, work: Sequence[Work], rows: int, workers: int) -> list[DataIterator]:
     """A stream for each worker, to be read by `read_stream`; they advance together.
 
     Args:
-        source: cuts the patches.
+        cutter: cuts the patches, in Ray Data tasks.
         work: the steps, in order.
         rows: of each step.
         workers: number of streams; none has no rows.
     """
-    steps = _steps_in_block(source, work[0], -(-rows // workers))
+    steps = _steps_in_block(cutter, work[0], -(-rows // workers))
     blocks = [
         _block(work[start : start + steps], share(rows, worker, workers))
         for start in range(0, len(work), steps)
@@ -174,8 +102,8 @@ def open_streams(source: Source, work: Sequence[Work], rows: int, workers: int) 
     options.preserve_order = True
     options.resource_limits = ExecutionResources(object_store_memory=_AHEAD_BYTES)
     dataset.context.enable_progress_bars = False
-    cutter = partial(_cut_block, source=source, padded=padded)
-    return dataset.map_batches(cutter, batch_size=None, batch_format="pyarrow", num_cpus=1).streaming_split(
+    task = partial(_cut_block, cutter=cutter, padded=padded)
+    return dataset.map_batches(task, batch_size=None, batch_format="pyarrow", num_cpus=1).streaming_split(
         workers, equal=True
     )
 
@@ -209,31 +137,25 @@ def _block(work: Sequence[Work], rows: range) -> pa.Table:
     return pa.table(columns)
 
 
-def _cut_block(block: pa.Table, *, source: Source, padded: int) -> Columns:
+def _cut_block(block: pa.Table, *, cutter: Cutter, padded: int) -> Columns:
     """Every row of a block of steps, each step padded to the same number of rows."""
     parts = []
     for item in block.to_pylist():
         work = Work(item["step"], None if item.get("ids") is None else np.asarray(item["ids"], np.int64))
         rows = np.arange(item["first"], item["stop"])
         filler = np.repeat(rows[-1:], padded - len(rows))
-        columns = source(work, np.concatenate([rows, filler]))
+        columns = cutter(work, np.concatenate([rows, filler]))
         numbers = np.concatenate([rows, np.full(len(filler), -1)])
         parts.append(columns | {"row": numbers, "step": np.full(padded, work.step)})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _steps_in_block(source: Source, work: Work, rows: int) -> int:
+def _steps_in_block(cutter: Cutter, work: Work, rows: int) -> int:
     """How many steps fit a block, by the size of one row of the first."""
-    row = sum(values.nbytes for values in source(work, np.zeros(1, np.int64)).values())
+    row = sum(values.nbytes for values in cutter(work, np.zeros(1, np.int64)).values())
     return max(1, _BLOCK_BYTES // (row * rows))
 
 
-def _cut(photographs: Photographs, cuts: Cuts, rows: Rows, patch_px: int) -> tuple[ndarray, ndarray]:
-    mine = cuts[rows]
-    return cut(photographs.fetch(mine.centres[:, 0].tolist()), mine, patch_px)
-
-
-def _prepare(sample: Sample, scale: Scale, config: ImageConfig, propose: Proposals | None) -> tuple[Annotated, int]:
-    """The photograph, and apart from it, so that nobody need fetch it to know, how many lesion pixels it has."""
-    photograph = load_annotated(sample, scale, config, propose)
-    return photograph, int(photograph.lesion.sum())
+def _prepare(sample: Sample, scale: Scale, config: ImageConfig, propose: Proposals | None) -> tuple[Annotated, None]:
+    """The photograph, and apart from it, so that nobody need fetch it to know, that it is there."""
+    return load_annotated(sample, scale, config, propose), None

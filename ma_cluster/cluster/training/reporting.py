@@ -15,19 +15,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ma_cluster import metrics
 from ma_cluster.cluster import recording
-from ma_cluster.training.progress import Meter, Progress
+from ma_cluster.training.progress import Listener, Meter, Progress
 
 T = TypeVar("T")
-_INTERVAL_S = 5.0
 
 
-class Reporter:
-    """Tells of a run: each worker of its patches, the first one of all else."""
+class Reporter(Listener):
+    """Tells of a run: each worker of its patches, the first one of all else, through a queue and the metrics."""
 
     def __init__(self, stage: str, queue: Queue | None) -> None:
         """`stage` labels the metrics; without a `queue` nobody is told but them."""
-        self._stage, self._queue = stage, queue
-        self._last = time.monotonic()
+        super().__init__(None if queue is None else queue.put)
+        self._stage = stage
         for counter in metrics.TRAIN_COUNTERS:
             recording.begin(counter, stage=stage)
 
@@ -40,25 +39,20 @@ class Reporter:
             began = time.monotonic()
 
     def step(self, meter: Meter, patches: int) -> None:
-        """After each step; speaks every few seconds."""
         recording.record(metrics.TRAIN_PATCHES, patches, stage=self._stage)
-        if time.monotonic() - self._last >= _INTERVAL_S:
-            self._tell(meter.progress())
+        super().step(meter, patches)
 
     def epoch(self, progress: Progress) -> None:
-        """At the end of each epoch."""
         assert progress.epoch is not None
         recording.record(metrics.VALIDATION_AUPR, progress.epoch.average_precision, stage=self._stage)
-        self._tell(progress)
+        super().epoch(progress)
 
-    def _tell(self, progress: Progress) -> None:
-        self._last = time.monotonic()
+    def tell(self, progress: Progress) -> None:
         for term, value in progress.losses.items():
             recording.record(metrics.TRAIN_LOSS, value, stage=self._stage, term=term)
             if not math.isfinite(value):
                 recording.record(metrics.TRAIN_NOT_FINITE, 1, stage=self._stage, term=term)
-        if self._queue is not None:
-            self._queue.put(progress)
+        super().tell(progress)
 
 
 @contextmanager

@@ -16,15 +16,10 @@ from hypothesis import strategies as st
 
 from ma_cluster.checkpoint import save_checkpoint
 from ma_cluster.cluster.training.patch_stream import (
-    HealthySource,
-    HgnSource,
-    Photographs,
-    TripletSource,
-    Work,
+    StoredPhotographs,
     open_streams,
     prepare_photographs,
     read_stream,
-    share,
 )
 from ma_cluster.config import ImageConfig, SplitConfig, tiny
 from ma_cluster.errors import UsageError
@@ -35,6 +30,7 @@ from ma_cluster.images.annotated import Annotated, cut, load_annotated
 from ma_cluster.images.datasets import read_dataset
 from ma_cluster.networks.optimising import build_optimizer
 from ma_cluster.refinement.sampling import TripletCuts
+from ma_cluster.training.batches import HealthyCutter, HgnCutter, TripletCutter, Work, share
 
 PATCHES = 7  # divides by no number of workers
 HGN = replace(tiny().hgn_half, batch_patches=PATCHES, colour_jitter=0.1)
@@ -52,8 +48,8 @@ PHOTOGRAPHS = [annotated(seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
-def stored(local_ray: None) -> Photographs:
-    return Photographs(tuple(ray.put(photograph) for photograph in PHOTOGRAPHS), (39,) * 3)
+def stored(local_ray: None) -> StoredPhotographs:
+    return StoredPhotographs(tuple(ray.put(photograph) for photograph in PHOTOGRAPHS))
 
 
 @ray.remote(num_cpus=0)
@@ -61,9 +57,9 @@ def read_all(stream: Any, rows: range) -> list[dict[str, np.ndarray]]:
     return list(read_stream(stream, rows))
 
 
-def delivered(source: Any, work: list[Work], workers: int) -> list[dict[str, np.ndarray]]:
+def delivered(cutter: Any, work: list[Work], workers: int) -> list[dict[str, np.ndarray]]:
     """What the workers get, put together again step by step."""
-    streams = open_streams(source, work, PATCHES, workers)
+    streams = open_streams(cutter, work, PATCHES, workers)
     parts = ray.get([read_all.remote(stream, share(PATCHES, n, workers)) for n, stream in enumerate(streams)])
     return [
         {name: np.concatenate([columns[name] for columns in step]) for name in step[0]}
@@ -83,10 +79,10 @@ def test_the_share_of_the_docstring() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_patches_of_a_step_are_those_of_its_number_whoever_gets_them(stored: Photographs, workers: int) -> None:
+def test_the_patches_of_a_step_are_those_of_its_number_whoever_cuts(stored: StoredPhotographs, workers: int) -> None:
     cuts, steps = HgnCuts(PHOTOGRAPHS, HGN, 1), range(5, 17)
-    source = HgnSource(stored, ray.put(cuts), HGN.patch_px)
-    got = delivered(source, [Work(step) for step in steps], workers)
+    cutter = HgnCutter(stored, lambda: cuts, HGN.patch_px)
+    got = delivered(cutter, [Work(step) for step in steps], workers)
     assert [set(columns["step"].tolist()) for columns in got] == [{step} for step in steps]
     for step, columns in zip(steps, got, strict=True):
         patches, lesion = cut(PHOTOGRAPHS, cuts.of_step(step), HGN.patch_px)
@@ -94,30 +90,31 @@ def test_the_patches_of_a_step_are_those_of_its_number_whoever_gets_them(stored:
         assert np.array_equal(columns["patch"], patches) and np.array_equal(columns["lesion"], lesion)
 
 
-def test_triplets_hold_the_negatives_that_were_drawn(stored: Photographs) -> None:
+def test_triplets_hold_the_negatives_that_were_drawn(stored: StoredPhotographs) -> None:
     cuts = TripletCuts(PHOTOGRAPHS, PRN, 1)
     work = [Work(step, np.arange(step, step + PATCHES)) for step in (3, 4)]
-    got = delivered(TripletSource(stored, ray.put(cuts), PRN.patch_px), work, 2)
+    got = delivered(TripletCutter(stored, lambda: cuts, PRN.patch_px), work, 2)
     for item, columns in zip(work, got, strict=True):
         assert item.ids is not None
-        patches, _ = cut(PHOTOGRAPHS, cuts.of_step(item.step, item.ids)[0], PRN.patch_px)
+        patches, _ = cut(PHOTOGRAPHS, cuts.of_step(item.step, item.ids), PRN.patch_px)
         assert columns["id"].tolist() == item.ids.tolist()
         for name, wanted in zip(("anchor", "positive", "negative"), np.split(patches, 3), strict=True):
             assert np.array_equal(columns[name], wanted)
 
 
-def test_healthy_patches_come_as_they_are(stored: Photographs) -> None:
+def test_healthy_patches_come_as_they_are(stored: StoredPhotographs) -> None:
     cuts, ids = TripletCuts(PHOTOGRAPHS, PRN, 1), np.arange(0, 7 * PATCHES, 7)
-    (columns,) = delivered(HealthySource(stored, ray.put(cuts), PRN.patch_px), [Work(0, ids)], 1)
+    (columns,) = delivered(HealthyCutter(stored, lambda: cuts, PRN.patch_px), [Work(0, ids)], 1)
     wanted, lesion = cut(PHOTOGRAPHS, cuts.plain(ids), PRN.patch_px)
     centre = PRN.patch_px // 2
     assert np.array_equal(columns["patch"], wanted) and columns["id"].tolist() == ids.tolist()
     assert not lesion[:, centre, centre].any()
 
 
-def test_rows_of_another_worker_are_refused(stored: Photographs) -> None:
-    source = HgnSource(stored, ray.put(HgnCuts(PHOTOGRAPHS, HGN, 1)), HGN.patch_px)
-    streams = open_streams(source, [Work(0)], PATCHES, 2)
+def test_rows_of_another_worker_are_refused(stored: StoredPhotographs) -> None:
+    cuts = HgnCuts(PHOTOGRAPHS, HGN, 1)
+    cutter = HgnCutter(stored, lambda: cuts, HGN.patch_px)
+    streams = open_streams(cutter, [Work(0)], PATCHES, 2)
     swapped = [read_all.remote(stream, share(PATCHES, 1 - worker, 2)) for worker, stream in enumerate(streams)]
     with pytest.raises(RuntimeError, match="Ray Data sent this worker rows"):
         ray.get(swapped)
@@ -137,7 +134,7 @@ def test_photographs_are_prepared_as_a_single_process_would(tmp_path: Path, loca
     wanted = load_annotated(samples[1], "0.5x", recipe.image, propose)
     assert np.array_equal(ours.enhanced, wanted.enhanced) and np.array_equal(ours.lesion, wanted.lesion)
     assert ours.proposed.any() and np.mean(ours.proposed != wanted.proposed) < 1e-3  # another number of threads
-    assert prepared.lesion_px[1] == wanted.lesion.sum() > 0
+    assert ours.lesion.any()
 
 
 def test_a_photograph_that_cannot_train_is_named_by_its_number(tmp_path: Path, local_ray: None) -> None:

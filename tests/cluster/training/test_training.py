@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,19 +22,17 @@ from train_faults import Killer
 from ma_cluster import Detector
 from ma_cluster.bundle import Bundle, save_bundle
 from ma_cluster.checkpoint import checkpoint_weights, read_checkpoint
-from ma_cluster.cluster.training.context import TrainContext
-from ma_cluster.cluster.training.launch import TrainResult
-from ma_cluster.cluster.training.train_hgn import train_hgn
-from ma_cluster.cluster.training.train_prn import in_order, refreshed, train_prn
+from ma_cluster.cluster.training.context import RayContext
+from ma_cluster.cluster.training.launch import train_on_ray
 from ma_cluster.config import tiny
 from ma_cluster.errors import BundleError, MaClusterError, RunConflictError, UsageError
 from ma_cluster.evaluation.packing import pack
-from ma_cluster.hypotheses.step import HgnBatch, build_hgn, hgn_losses
+from ma_cluster.hypotheses.step import HgnBatch, hgn_losses
 from ma_cluster.images.datasets import IMAGES_FOLDER
-from ma_cluster.networks.optimising import build_optimizer
 from ma_cluster.training.progress import Progress
 from ma_cluster.training.request import TrainRequest
-from ma_cluster.training.run_folder import Epoch, TrainFolder
+from ma_cluster.training.run_folder import TrainFolder
+from ma_cluster.training.start import TrainResult, train_local
 
 RECIPE = tiny()
 
@@ -61,8 +57,7 @@ def request_for(data: str, local_ray: None) -> Callable[..., TrainRequest]:
 def runs(tmp_path_factory: pytest.TempPathFactory, request_for: Callable[..., TrainRequest]) -> dict[str, TrainResult]:
     """Undisturbed runs of two workers, by network."""
     out = tmp_path_factory.mktemp("runs")
-    networks = {"hgn_half": train_hgn, "prn": train_prn}
-    return {network: train(request_for(network, out / network)) for network, train in networks.items()}
+    return {network: train_on_ray(request_for(network, out / network)) for network in ("hgn_half", "prn")}
 
 
 def assert_same(ours: TrainResult, theirs: TrainResult, tolerance: float) -> None:
@@ -74,29 +69,24 @@ def assert_same(ours: TrainResult, theirs: TrainResult, tolerance: float) -> Non
 
 
 def test_the_losses_of_tiny_are_golden(runs: dict[str, TrainResult]) -> None:
-    golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
+    golden = json.loads((Path(__file__).parents[2] / "training" / "golden_losses.json").read_text())
     for network, result in runs.items():
         for epoch, losses in zip(result.epochs, golden[network], strict=True):
             assert epoch.losses == pytest.approx(losses, rel=0.04)  # bfloat16 differs among CPUs, with AMX most
 
 
 @pytest.mark.parametrize(
-    ("network", "train"),
-    [
-        pytest.param("hgn_half", train_hgn, id="hgn", marks=pytest.mark.slow),
-        pytest.param("prn", train_prn, id="prn", marks=pytest.mark.long),
-    ],
+    "network", [pytest.param("hgn_half", marks=pytest.mark.slow), pytest.param("prn", marks=pytest.mark.long)]
 )
-def test_one_worker_learns_what_two_learn(
-    network: str,
-    train: Callable[..., TrainResult],
-    runs: dict[str, TrainResult],
-    request_for: Callable[..., TrainRequest],
-    tmp_path: Path,
+def test_two_workers_of_ray_learn_what_one_learns_and_one_what_a_process_without_ray_does(
+    network: str, runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
-    alone = train(request_for(network, tmp_path / "alone", workers=1))
+    alone = train_on_ray(request_for(network, tmp_path / "alone", workers=1))
+    local = train_local(request_for(network, tmp_path / "local", workers=1))
     assert {epoch.workers for epoch in runs[network].epochs} == {2} and alone.epochs[0].workers == 1
     assert_same(alone, runs[network], tolerance=0.04)  # bfloat16: kernels differ with the size of the part
+    assert_same(alone, local, tolerance=1e-6)
+    assert [epoch.average_precision for epoch in alone.epochs] == [epoch.average_precision for epoch in local.epochs]
 
 
 @pytest.mark.slow
@@ -105,14 +95,14 @@ def test_a_run_that_lost_its_worker_for_good_is_resumed_and_ends_as_the_undistur
 ) -> None:
     request = request_for("hgn_half", tmp_path / "run", max_failures=0)
     with pytest.raises(MaClusterError, match="resume"):
-        train_hgn(request, on_progress=Killer(2))
+        train_on_ray(request, on_progress=Killer(2))
     assert [epoch.step for epoch in TrainFolder(request.out).epochs] == [2]
     with pytest.raises(UsageError, match="resume"):
-        train_hgn(request)
+        train_on_ray(request)
     with pytest.raises(RunConflictError, match="seed"):
-        train_hgn(replace(request, resume=True, seed=4))
+        train_on_ray(replace(request, resume=True, seed=4))
     told: list[Progress] = []
-    resumed = train_hgn(replace(request, resume=True), on_progress=told.append)
+    resumed = train_on_ray(replace(request, resume=True), on_progress=told.append)
     assert told[-1].epoch == resumed.epochs[-1] and told[0].step > 2
     assert_same(resumed, runs["hgn_half"], tolerance=1e-3)
 
@@ -122,7 +112,7 @@ def test_a_run_survives_a_killed_worker_and_its_ledger_with_it(
     runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
     killer = Killer(step=2)
-    survived = train_prn(request_for("prn", tmp_path / "run"), on_progress=killer)
+    survived = train_on_ray(request_for("prn", tmp_path / "run"), on_progress=killer)
     assert len(killer.victims) == 1
     assert_same(survived, runs["prn"], tolerance=1e-3)
 
@@ -133,8 +123,8 @@ def test_what_was_trained_is_packed_and_detects(
 ) -> None:
     fresh = {"workers": 1, "batch_norm": "batch", "steps": 2}
     asked = runs["hgn_half"].best
-    cls = train_prn(request_for("cls", tmp_path / "cls", selective=False, hgn_half=asked, **fresh))
-    one = train_hgn(request_for("hgn_1x", tmp_path / "hgn_1x", **fresh))
+    cls = train_on_ray(request_for("cls", tmp_path / "cls", selective=False, hgn_half=asked, **fresh))
+    one = train_on_ray(request_for("hgn_1x", tmp_path / "hgn_1x", **fresh))
     assert cls.epochs[-1].losses["triplet"] == 0
     results = {"hgn_1x": one, "hgn_half": runs["hgn_half"], "prn": runs["prn"], "cls": cls}
     bundle = pack({name: [result.best] for name, result in results.items()}, None, "drawn lesions")
@@ -158,25 +148,25 @@ def test_training_begins_with_the_weights_of_a_checkpoint_or_of_a_model(
     fresh = {"workers": 1, "steps": 1, "epoch_steps": 1}
     begun = {None: {}, last: {}, str(tmp_path / "model"): {}}
     for number, init in enumerate(begun):
-        result = train_hgn(request_for("hgn_half", tmp_path / f"run_{number}", init=init, **fresh))
+        result = train_on_ray(request_for("hgn_half", tmp_path / f"run_{number}", init=init, **fresh))
         begun[init] = result.epochs[0].losses
     untrained, of_checkpoint, of_model = begun.values()
     assert of_checkpoint == of_model
     assert of_checkpoint["total"] < 0.9 * untrained["total"]
     with pytest.raises(RunConflictError, match="init"):
-        train_hgn(request_for("hgn_half", tmp_path / "run_0", init=last, resume=True, **fresh))
+        train_on_ray(request_for("hgn_half", tmp_path / "run_0", init=last, resume=True, **fresh))
     with pytest.raises(UsageError, match="no network prn to begin with"):
-        train_prn(request_for("prn", tmp_path / "run", init=str(tmp_path / "model")))
+        train_on_ray(request_for("prn", tmp_path / "run", init=str(tmp_path / "model")))
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
     runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
     with pytest.raises(BundleError, match="do not fit"):
-        train_prn(request_for("prn", tmp_path / "run", init=runs["hgn_half"].last))
+        train_on_ray(request_for("prn", tmp_path / "run", init=runs["hgn_half"].last))
     save_bundle(model_of(runs["hgn_half"].last), tmp_path / "model")
     with pytest.raises(BundleError, match="name the model's folder"):
-        train_hgn(request_for("hgn_half", tmp_path / "run", init=str(tmp_path / "model/hgn_half.safetensors")))
+        train_on_ray(request_for("hgn_half", tmp_path / "run", init=str(tmp_path / "model/hgn_half.safetensors")))
     assert not (tmp_path / "run").exists()
 
 
@@ -185,14 +175,14 @@ def test_a_checkpoint_that_is_not_there_is_refused(
     option: str, request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="no checkpoint at"):
-        train_prn(request_for("prn", tmp_path / "run", **{option: str(tmp_path / "none.safetensors")}))
+        train_on_ray(request_for("prn", tmp_path / "run", **{option: str(tmp_path / "none.safetensors")}))
 
 
 def test_a_finished_run_is_not_trained_again(
     runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest]
 ) -> None:
     folder = Path(runs["prn"].last).parent
-    assert train_prn(request_for("prn", folder, resume=True)) == runs["prn"]
+    assert train_on_ray(request_for("prn", folder, resume=True)) == runs["prn"]
 
 
 def part_gradient(rank: int, port: int) -> list[np.ndarray]:
@@ -200,7 +190,7 @@ def part_gradient(rank: int, port: int) -> list[np.ndarray]:
     options: dict[str, Any] = {"backend": "gloo", "rank": rank, "world_size": 2}
     dist.init_process_group(init_method=f"tcp://127.0.0.1:{port}", **options)
     try:
-        team = TrainContext(rank, 2, torch.device("cpu"))
+        team = RayContext(rank, 2, torch.device("cpu"))
         return gradient(slice(0, 2) if rank == 0 else slice(2, 5), DistributedDataParallel, team.reduce)
     finally:
         dist.destroy_process_group()
@@ -243,66 +233,3 @@ def free_port() -> int:
     from servers import free_ports
 
     return free_ports(1)[0]
-
-
-def test_every_patch_of_the_pool_is_scored_again_in_turn() -> None:
-    turns = [refreshed(1003, 0.1, epoch) for epoch in range(10)]
-    assert sorted(np.concatenate(turns).tolist()) == list(range(1003))
-    assert refreshed(10, 1.0, 7).tolist() == list(range(10))
-
-
-def test_losses_go_back_in_the_order_of_the_mini_batches() -> None:
-    def seen(*ids: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.array(ids), np.array(ids, np.float32) / 10
-
-    ids, losses = in_order([[seen(0, 1), seen(5)], [seen(2), seen(6, 7)]])
-    assert ids.tolist() == [0, 1, 2, 5, 6, 7]
-    assert losses == pytest.approx(ids / 10)
-
-
-def test_a_mini_batch_is_not_shared_by_more_workers_than_it_has_patches(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="1 to 4 workers"):
-        TrainRequest(network="prn", data="", out=str(tmp_path), recipe=RECIPE, workers=5)
-
-
-def test_the_best_checkpoint_is_of_the_best_epoch(tmp_path: Path) -> None:
-    model = build_hgn(RECIPE.hgn_half)
-    optimizer = build_optimizer(model, RECIPE.hgn_half)
-    folder = TrainFolder.begin(str(tmp_path / "run"), {"network": "hgn_half"}, resume=False)
-    assert folder.restore(model, optimizer) is None and folder.epochs == ()
-    for step, precision in ((2, 0.1), (4, 0.3), (6, 0.2)):
-        folder.save(model, optimizer, step, epoch(step, precision))
-    assert folder.restore(model, optimizer) == 6
-    assert [record.step for record in folder.epochs] == [2, 4, 6]
-    shutil.copy(tmp_path / "run" / "best.safetensors", tmp_path / "run" / "last.safetensors")
-    assert folder.restore(model, optimizer) == 4
-    events = sorted((tmp_path / "run" / "tensorboard").iterdir())
-    assert [scalars(file)["validation/average_precision"] for file in events] == [(2, 0.1), (4, 0.3), (6, 0.2)]
-
-
-def scalars(file: Path) -> dict[str, tuple[int, float]]:
-    """Step and value by name, of an event file: records of length (8 bytes), checksum (4), event, checksum (4)."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    data, found = file.read_bytes(), {}
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        event = Event.FromString(data[12 : 12 + length])
-        found |= {value.tag: (event.step, round(value.simple_value, 6)) for value in event.summary.value}
-        data = data[16 + length :]
-    return found
-
-
-def test_epochs_that_a_lost_checkpoint_had_seen_are_forgotten(tmp_path: Path) -> None:
-    model = build_hgn(RECIPE.hgn_half)
-    optimizer = build_optimizer(model, RECIPE.hgn_half)
-    folder = TrainFolder(str(tmp_path))
-    for step, precision in ((2, 0.1), (4, 0.9), (4, 0.2)):
-        folder.save(model, optimizer, step, epoch(step, precision))
-    assert [record.average_precision for record in folder.epochs] == [0.1, 0.2]
-
-
-def epoch(step: int, precision: float) -> Epoch:
-    return Epoch(
-        step=step, losses={"total": 1.0}, average_precision=precision, workers=1, patches_per_second=1.0, seconds=1.0
-    )

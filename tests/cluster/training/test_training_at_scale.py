@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ from safetensors.numpy import load
 from servers import Weed
 from train_faults import Killer
 
-from ma_cluster.cluster.training.launch import TrainResult
-from ma_cluster.cluster.training.train_hgn import train_hgn
-from ma_cluster.cluster.training.train_prn import train_prn
+from ma_cluster.cluster.training.launch import train_on_ray
 from ma_cluster.config import ImageConfig, Recipe, paper, tiny
 from ma_cluster.errors import MaClusterError
 from ma_cluster.storage.store import open_store
@@ -38,19 +35,19 @@ def small_paper() -> Recipe:
 
 
 @pytest.mark.parametrize(
-    ("network", "train", "millions"),
+    ("network", "millions"),
     [
-        pytest.param("hgn_half", train_hgn, 17.7, id="hgn", marks=pytest.mark.slow),
-        pytest.param("prn", train_prn, 23.5, id="prn", marks=pytest.mark.long),
+        pytest.param("hgn_half", 17.7, marks=pytest.mark.slow),
+        pytest.param("prn", 23.5, marks=pytest.mark.long),
     ],
 )
 def test_the_paper_at_full_width_trains_checkpoints_and_goes_on_after_a_lost_worker(
-    network: Any, train: Callable[..., TrainResult], millions: float, tmp_path: Path, local_ray: None
+    network: Any, millions: float, tmp_path: Path, local_ray: None
 ) -> None:
     write_training_set(tmp_path / "data")
     killer, out = Killer(step=2), str(tmp_path / "run")
     request = TrainRequest(network=network, data=str(tmp_path / "data"), out=out, recipe=small_paper(), epoch_steps=2)
-    result = train(request, on_progress=killer)
+    result = train_on_ray(request, on_progress=killer)
     assert len(killer.victims) == 1
     assert [epoch.step for epoch in result.epochs] == [2, 4]
     weights = load(Path(result.last).read_bytes())
@@ -81,13 +78,13 @@ def test_a_run_between_buckets_is_resumed_and_ends_as_one_between_folders(
         max_failures=0,
     )
     with pytest.raises(MaClusterError, match="resume"):
-        train_prn(request, on_progress=Killer(2))
+        train_on_ray(request, on_progress=Killer(2))
     assert [epoch.step for epoch in TrainFolder(request.out).epochs] == [2]
-    result = train_prn(replace(request, resume=True))
+    result = train_on_ray(replace(request, resume=True))
     run = open_store(request.out)
     written = {item.key for item in run.list()}
     assert {"run.json", "last.safetensors", "best.safetensors", "log.json"} < written
     assert {"ledger-0/ledger.json", "ledger-1/ledger.json"} < written
-    golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())["prn"]
+    golden = json.loads((Path(__file__).parents[2] / "training" / "golden_losses.json").read_text())["prn"]
     for epoch, losses in zip(result.epochs, golden, strict=True):
         assert epoch.losses == pytest.approx(losses, rel=0.04)  # bfloat16 differs among CPUs, with AMX most

@@ -15,7 +15,7 @@ import pytest
 from fundus_set import write_training_set
 from train_beyond_memory import SIDE_PX, STORE_BYTES, request_for
 
-from ma_cluster.cluster.training.train_hgn import train_hgn
+from ma_cluster.cluster.training.launch import train_on_ray
 
 pytestmark = pytest.mark.long
 
@@ -43,6 +43,6 @@ def test_photographs_beyond_the_object_store_are_spilled_and_train_the_same(tmp_
     write_training_set(tmp_path / "data", SIDE_PX, tuple(f"IDRiD_{number:02d}" for number in (*range(1, 11), 45)))
     assert 11 * 5 * (0.95 * SIDE_PX) ** 2 > STORE_BYTES  # three bytes of colour and two masks a pixel
     scarce = printed_by("train_beyond_memory.py", tmp_path / "data", tmp_path / "scarce")
-    ample = train_hgn(request_for(tmp_path / "data", tmp_path / "ample"))
+    ample = train_on_ray(request_for(tmp_path / "data", tmp_path / "ample"))
     for epoch, losses in zip(ample.epochs, scarce, strict=True):
         assert epoch.losses == pytest.approx(losses, rel=1e-6)

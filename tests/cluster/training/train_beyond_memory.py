@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ma_cluster.cluster.training.train_hgn import train_hgn
+from ma_cluster.cluster.training.launch import train_on_ray
 from ma_cluster.config import ImageConfig, tiny
 from ma_cluster.training.request import TrainRequest
 
@@ -32,7 +32,7 @@ def request_for(data: Path, out: Path, **changes: Any) -> TrainRequest:
 def main() -> None:
     """Train in a Ray of its own."""
     request = request_for(Path(sys.argv[1]), Path(sys.argv[2]), object_store_bytes=STORE_BYTES)
-    sys.stdout.write(json.dumps([epoch.losses for epoch in train_hgn(request).epochs]) + "\n")
+    sys.stdout.write(json.dumps([epoch.losses for epoch in train_on_ray(request).epochs]) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from processes import Process, descendants, kill
 from second_node import STORE_BYTES, second_node
 
-from ma_cluster.cluster.training.train_hgn import train_hgn
+from ma_cluster.cluster.training.launch import train_on_ray
 from ma_cluster.config import tiny
 from ma_cluster.training.progress import Progress
 from ma_cluster.training.request import TrainRequest
@@ -58,7 +58,7 @@ def train_and_lose(node: subprocess.Popen[bytes]) -> Sequence[Epoch]:
         threads=1,
         batch_norm="frozen",
     )
-    return train_hgn(request, on_progress=lose).epochs
+    return train_on_ray(request, on_progress=lose).epochs
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The loss ledger on disk: safetensors files of at most 16 MiB, and a manifest that is written last.
+"""The loss ledger: what every patch of a pool last got wrong, the draws that follow, and its snapshots.
+
+`LocalLedger` keeps it in this process; cluster/training/ledger.py in actors. Both answer alike, to the bit. A snapshot
+is safetensors files of at most 16 MiB, and a manifest that is written last:
 
     ledger.json                          format, size; of each file its ids and sha256
     a/losses-000000000000.safetensors    float32 losses of the patches from 0 on
@@ -13,18 +16,73 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32, Int, Int64
 from numpy import ndarray
 
 from ma_cluster.errors import LedgerLostError, ObjectMissingError
-from ma_cluster.storage.store import Store
+from ma_cluster.refinement.selection import LossTable
+from ma_cluster.storage.store import Store, open_store
 
 FORMAT = "ma_cluster.ledger/1"
 PART = 4 * 2**20
 """Most patches in one file: 16 MiB."""
 _MANIFEST = "ledger.json"
+
+
+@runtime_checkable
+class Ledger(Protocol):
+    """One loss for each patch 0 .. size - 1 of a pool."""
+
+    def update(self, ids: Int[ndarray, "n"], losses: Float[ndarray, "n"]) -> None:
+        """Set the losses of patches; where an id comes twice, its last loss counts.
+
+        Raises:
+            ValueError: an id is not of this pool, or a loss is NaN, infinite or negative; nothing has then changed.
+        """
+
+    def draw(self, count: int, epoch: int, seed: int) -> Int64[ndarray, "count"]:
+        """Ids drawn with replacement, P(i) ~ max(loss_i, FLOOR): a pure function of (losses, count, epoch, seed)."""
+
+    def loss_mean(self) -> float:
+        """Mean of max(loss, FLOOR) over the pool."""
+
+    def snapshot(self, url: str) -> None:
+        """Write all losses under a URL, the manifest last: what was there before stays valid until then."""
+
+    def restore(self, url: str) -> None:
+        """Take all losses from a snapshot of a pool of this size, whoever made it.
+
+        Raises:
+            LedgerLostError: there is none, or it is damaged or of another pool.
+        """
+
+
+class LocalLedger:
+    """A `Ledger` in this process."""
+
+    def __init__(self, size: int, initial: float) -> None:
+        """`initial`: the loss of every patch at first."""
+        self._table = LossTable(size, initial)
+
+    def update(self, ids: Int[ndarray, "n"], losses: Float[ndarray, "n"]) -> None:
+        self._table.update(ids, losses)
+
+    def draw(self, count: int, epoch: int, seed: int) -> Int64[ndarray, "count"]:
+        return self._table.draw(count, np.random.default_rng([seed, epoch]))
+
+    def loss_mean(self) -> float:
+        return self._table.mean
+
+    def snapshot(self, url: str) -> None:
+        store = open_store(url)
+        write_manifest(store, write_table(store, free_folder(store), self._table, 0))
+
+    def restore(self, url: str) -> None:
+        store = open_store(url)
+        self._table = read_table(store, read_manifest(store, self._table.size), 0, self._table.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +104,30 @@ def free_folder(store: Store) -> str:
     return "b" if str(used).startswith("a/") else "a"
 
 
-def write_part(store: Store, folder: str, first: int, losses: Float32[ndarray, "n"]) -> Part:
-    """Write the losses of the patches from `first` on."""
+def write_table(store: Store, folder: str, table: LossTable, first: int) -> list[Part]:
+    """Write the losses of a table whose first patch has the id `first`."""
+    losses = table.losses
+    return [
+        _write_part(store, folder, first + start, losses[start : start + PART]) for start in range(0, table.size, PART)
+    ]
+
+
+def read_table(store: Store, parts: Sequence[Part], first: int, size: int) -> LossTable:
+    """The losses of the patches from `first` on, of a snapshot's files.
+
+    Raises:
+        LedgerLostError: a file is gone or damaged.
+    """
+    table = LossTable(size)
+    for part in parts:
+        start, stop = max(part.first, first), min(part.first + part.count, first + size)
+        if start < stop:
+            losses = _read_part(store, part)[start - part.first : stop - part.first]
+            table.update(np.arange(start - first, stop - first), losses)
+    return table
+
+
+def _write_part(store: Store, folder: str, first: int, losses: Float32[ndarray, "n"]) -> Part:
     from safetensors.numpy import save
 
     data = save({"losses": losses})
@@ -85,12 +165,7 @@ def read_manifest(store: Store, size: int) -> list[Part]:
     return parts
 
 
-def read_part(store: Store, part: Part) -> Float32[ndarray, "n"]:
-    """The losses of one file.
-
-    Raises:
-        LedgerLostError: it is gone or damaged.
-    """
+def _read_part(store: Store, part: Part) -> Float32[ndarray, "n"]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 

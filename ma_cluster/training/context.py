@@ -1,0 +1,123 @@
+"""What a training loop asks of where it runs: who this worker is, and the few things that all workers do together.
+
+A mini-batch is shared out, and the sums behind each loss are pooled (`TrainContext.reduce`), so the loss and the
+gradient are those of the whole mini-batch and W workers take the step that one would take. Batch norm is the exception:
+see `BatchNorm`. `InProcess` is the one worker of a process; cluster/training/context.py has the workers of Ray.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ma_cluster.training.batches import Columns, Cutter, Work
+from ma_cluster.training.ledger import Ledger, LocalLedger
+from ma_cluster.training.request import BatchNorm
+
+T = TypeVar("T")
+_AHEAD = 4  # mini-batches cut before they are asked for
+_CUTTERS = 2  # threads: OpenCV and numpy let others run
+
+
+@runtime_checkable
+class TrainContext(Protocol):
+    """One worker's view. All methods are to be called by all workers, in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this worker; 0 speaks and writes for all."""
+
+    @property
+    def workers(self) -> int:
+        """Number of workers."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this worker computes."""
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The model whose gradients are those of all workers; it shares its weights with the one given."""
+
+    def reduce(self, sums: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
+        """Sums over all workers, with the gradient of the whole mini-batch."""
+
+    def agree(self, model: nn.Module) -> None:
+        """Give all workers the first one's running statistics."""
+
+    def gather(self, mine: T) -> list[T]:
+        """What each worker has, by rank, on every worker."""
+
+    def batches(self, cutter: Cutter, work: Callable[[], Sequence[Work]], rows: int) -> Iterator[Columns]:
+        """This worker's share of the `rows` of each step in turn; `work`, the steps, is asked of the first worker."""
+
+    def ledger(self, size: int, shards: int, initial: float) -> Ledger:
+        """A new ledger of a pool, of the first worker alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class InProcess:
+    """The only worker: its part is the whole."""
+
+    device: torch.device
+    rank: int = 0
+    workers: int = 1
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def reduce(self, sums: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
+        return sums
+
+    def agree(self, model: nn.Module) -> None:
+        pass
+
+    def gather(self, mine: T) -> list[T]:
+        return [mine]
+
+    def batches(self, cutter: Cutter, work: Callable[[], Sequence[Work]], rows: int) -> Iterator[Columns]:
+        with ThreadPoolExecutor(_CUTTERS, thread_name_prefix="cutter") as pool:
+            waiting: deque[Future[Columns]] = deque()
+            for item in work():
+                waiting.append(pool.submit(cutter, item, np.arange(rows)))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def ledger(self, size: int, shards: int, initial: float) -> Ledger:
+        return LocalLedger(size, initial)
+
+
+def place(model: nn.Module, context: TrainContext, batch_norm: BatchNorm) -> nn.Module:
+    """The model on this worker's device, channels last, with the batch norm wanted; its state keeps its names."""
+    if batch_norm == "frozen":
+        model = _frozen(model)
+    elif context.device.type == "cuda" and context.workers > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class _FrozenBatchNorm(nn.BatchNorm2d):
+    """Batch norm that uses its running statistics in training too, and leaves them as they are."""
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                frozen = _FrozenBatchNorm(child.num_features, eps=child.eps)
+                frozen.load_state_dict(child.state_dict())
+                setattr(parent, name, frozen)
+    return model

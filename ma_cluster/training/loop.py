@@ -1,0 +1,99 @@
+"""The training loop, of both kinds of network, wherever it runs.
+
+    epoch:   ledger -> mini-batches (Work) -> patches -> step -> the negatives' losses -> ledger
+             then the pool's share, scored with the newest weights -> ledger; validation; checkpoint
+
+Within an epoch the ledger does not change: losses go back at its end, in the order of steps, so that its state is a
+function of the weights alone, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ma_cluster.bundle import load_weights
+from ma_cluster.evaluation.scoring import average_precision
+from ma_cluster.networks.optimising import build_optimizer, descend, learning_rate
+from ma_cluster.refinement.selection import probability_of_error
+from ma_cluster.training.batches import share
+from ma_cluster.training.context import TrainContext, place
+from ma_cluster.training.ledger import Ledger
+from ma_cluster.training.progress import Listener, Meter
+from ma_cluster.training.request import TrainRequest
+from ma_cluster.training.run_folder import TrainFolder
+from ma_cluster.training.stages import Scored, Stage, in_order
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRun:
+    """What every worker of a run stands on."""
+
+    request: TrainRequest
+    stage: Stage
+    folder: TrainFolder
+    first_weights: Weights | None
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Weights and optimiser as of the run's last checkpoint, or the first weights; returns the steps done.
+
+        Raises:
+            BundleError: they are damaged, or of another network.
+        """
+        done = self.folder.restore(model, optimizer)
+        if done is None and self.first_weights is not None:
+            load_weights(model, self.first_weights, "the network that training is to begin with")
+        return done or 0
+
+    def ledger(self, context: TrainContext, done: int) -> Ledger | None:
+        """As of a step; the first worker's alone, which it ends with: whoever starts again makes another."""
+        if context.rank or not self.stage.pool:
+            return None
+        ledger = context.ledger(self.stage.pool, self.request.ledger_shards, 1.0)
+        if done:
+            ledger.restore(self.folder.ledger(done, self.request.epoch))
+        return ledger
+
+
+def train(run: TrainRun, context: TrainContext, listener: Listener) -> None:
+    """What each worker runs: build, restore, loop over epochs, report."""
+    request, stage, config = run.request, run.stage, run.request.config
+    torch.manual_seed(request.seed)
+    model = place(stage.network(), context, request.batch_norm)
+    optimizer = build_optimizer(model, config)
+    done = run.begin(model, optimizer)
+    ledger = run.ledger(context, done)
+    parallel = context.parallel(model)
+    mine = len(share(stage.rows, context.rank, context.workers)) * stage.patches_per_row
+    while done < config.steps:
+        steps = range(done, min(done + request.epoch, config.steps))
+        meter = Meter(steps, config.steps, stage.rows * stage.patches_per_row)
+        batches = context.batches(stage.cutter(), partial(stage.work, steps, ledger), stage.rows)
+        seen: list[Scored] = []
+        for step, columns in zip(steps, listener.waiting(batches), strict=True):
+            losses = stage.losses(parallel, columns, context.reduce)
+            descend(model, optimizer, losses.total, learning_rate(step, config))
+            if losses.negatives is not None:
+                seen.append((columns["id"], probability_of_error(losses.negatives.cpu().numpy())))
+            meter.add(losses.values())
+            listener.step(meter, mine)
+        progress, done = meter.progress(), steps.stop
+        context.agree(model)
+        if stage.pool:
+            fresh = in_order(context.gather(seen)), stage.score(model, context, done)
+            if ledger is not None:
+                for ids, values in fresh:
+                    ledger.update(ids, values)
+                ledger.snapshot(run.folder.ledger(done, request.epoch))
+        counts = [part for theirs in context.gather(stage.validate(model, context)) for part in theirs]
+        if context.rank == 0:
+            precision = average_precision(sum(counts[1:], counts[0]))
+            pool_loss = None if ledger is None else ledger.loss_mean()
+            epoch = meter.epoch(progress, precision, context.workers, pool_loss)
+            run.folder.save(model, optimizer, done, epoch)
+            listener.epoch(replace(progress, epoch=epoch))

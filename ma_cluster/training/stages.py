@@ -1,0 +1,220 @@
+"""The two kinds of network as the training loop sees them: what a mini-batch is, its loss, and what validation counts.
+
+HgnStage    patches near lesions and anywhere                      validates on whole photographs
+PrnStage    triplets whose negatives are drawn from the ledger     validates on patches
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+from torch import nn
+
+from ma_cluster.config import DetectorConfig, HgnConfig, PrnConfig
+from ma_cluster.evaluation.scoring import PixelCounts
+from ma_cluster.hypotheses.probability import probability_map
+from ma_cluster.hypotheses.sampling import HgnCuts, hgn_batch
+from ma_cluster.hypotheses.step import build_hgn, hgn_losses
+from ma_cluster.images.annotated import Annotated
+from ma_cluster.images.patches import Tiling
+from ma_cluster.networks.optimising import Losses
+from ma_cluster.networks.reduction import Reduce
+from ma_cluster.networks.tensors import channels_first
+from ma_cluster.refinement.sampling import TripletCuts, triplet_batch, validation_patches
+from ma_cluster.refinement.step import build_prn, prn_losses, prn_probability
+from ma_cluster.training.batches import (
+    Columns,
+    Cutter,
+    HealthyCutter,
+    HgnCutter,
+    Photographs,
+    TripletCutter,
+    Work,
+)
+from ma_cluster.training.context import TrainContext
+from ma_cluster.training.ledger import Ledger
+
+SCORE_ROWS = 512
+"""Patches that all workers score at a time."""
+AFFORDABLE = 200_000
+"""Pools up to this size are scored whole at the end of the first epoch; of larger ones never-scored patches keep the
+loss they began with, 1, and are drawn until their turn comes."""
+Scored = tuple[Int64[ndarray, "_"], Float32[ndarray, "_"]]
+"""Ids of patches and what the ledger is to keep of them, as many."""
+NOTHING: Scored = (np.empty(0, np.int64), np.empty(0, np.float32))
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A kind of network. Travels to the workers."""
+
+    @property
+    def rows(self) -> int:
+        """Of a mini-batch; these are shared out."""
+
+    @property
+    def patches_per_row(self) -> int:
+        """What a row holds."""
+
+    @property
+    def pool(self) -> int:
+        """Patches that the ledger knows; 0: it needs none."""
+
+    def network(self) -> nn.Module:
+        """Freshly initialised."""
+
+    def cutter(self) -> Cutter:
+        """Cuts the rows of a mini-batch."""
+
+    def work(self, steps: range, ledger: Ledger | None) -> list[Work]:
+        """The mini-batches of an epoch."""
+
+    def losses(self, model: nn.Module, columns: Columns, reduce: Reduce) -> Losses:
+        """Of a mini-batch, or of this worker's part of it."""
+
+    def score(self, model: nn.Module, context: TrainContext, done: int) -> Scored:
+        """What the ledger is to learn from the newest weights after `done` steps; the same on every worker."""
+
+    def validate(self, model: nn.Module, context: TrainContext) -> list[PixelCounts]:
+        """Counts of this worker's share of the validation photographs."""
+
+
+@dataclass(frozen=True)
+class HgnStage:
+    """A hypothesis network."""
+
+    config: HgnConfig
+    cuts: Callable[[], HgnCuts]
+    training: Photographs
+    validation: Photographs
+    detector: DetectorConfig
+    patches_per_row: int = 1
+    pool: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.config.batch_patches
+
+    def network(self) -> nn.Module:
+        return build_hgn(self.config)
+
+    def cutter(self) -> Cutter:
+        return HgnCutter(self.training, self.cuts, self.config.patch_px)
+
+    def work(self, steps: range, ledger: Ledger | None) -> list[Work]:
+        return [Work(step) for step in steps]
+
+    def losses(self, model: nn.Module, columns: Columns, reduce: Reduce) -> Losses:
+        return hgn_losses(model, hgn_batch(columns["patch"], columns["lesion"]), self.config, reduce)
+
+    def score(self, model: nn.Module, context: TrainContext, done: int) -> Scored:
+        return NOTHING
+
+    def validate(self, model: nn.Module, context: TrainContext) -> list[PixelCounts]:
+        """Of every pixel."""
+        model.eval()
+        return [self._count(model, photograph) for photograph in _share_of(self.validation, context)]
+
+    def _count(self, model: nn.Module, photograph: Annotated) -> PixelCounts:
+        height, width = photograph.fov.shape
+        tiling = Tiling(height, width, self.detector.tile_px, self.detector.halo_px)
+        return PixelCounts.of(probability_map(model, photograph.enhanced, photograph.fov, tiling), photograph.lesion)
+
+
+@dataclass(frozen=True)
+class PrnStage:
+    """The refinement network.
+
+    Its validation figure is the average precision of patches, as many of each photograph: the network has no regions of
+    interest before the hypothesis networks are there.
+    """
+
+    config: PrnConfig
+    cuts: Callable[[], TripletCuts]
+    training: Photographs
+    validation: Photographs
+    pool: int
+    epoch_steps: int
+    selective: bool
+    seed: int
+    patches_per_row: int = 3
+
+    @property
+    def rows(self) -> int:
+        return self.config.triplets
+
+    def network(self) -> nn.Module:
+        return build_prn(self.config)
+
+    def cutter(self) -> Cutter:
+        return TripletCutter(self.training, self.cuts, self.config.cut_px)
+
+    def work(self, steps: range, ledger: Ledger | None) -> list[Work]:
+        """Negatives are drawn by their losses, or uniformly."""
+        assert ledger is not None
+        count, epoch = len(steps) * self.config.triplets, steps.start
+        if self.selective:
+            negatives = ledger.draw(count, epoch, self.seed)
+        else:
+            negatives = np.random.default_rng([self.seed, epoch, 2]).integers(self.pool, size=count)
+        return [Work(step, ids) for step, ids in zip(steps, negatives.reshape(len(steps), -1), strict=True)]
+
+    def losses(self, model: nn.Module, columns: Columns, reduce: Reduce) -> Losses:
+        batch = triplet_batch(columns["anchor"], columns["positive"], columns["negative"])
+        return prn_losses(model, batch, self.config, reduce)
+
+    def score(self, model: nn.Module, context: TrainContext, done: int) -> Scored:
+        """A share of the pool; nothing after the last step."""
+        if done == self.config.steps:
+            return NOTHING
+        whole = done <= self.epoch_steps and self.pool <= AFFORDABLE
+        ids = refreshed(self.pool, 1.0 if whole else self.config.refresh_share, done // self.epoch_steps)
+        # the last batch is filled up with patches of the first
+        batches = np.resize(ids, (-(-len(ids) // SCORE_ROWS), SCORE_ROWS))
+        cutter = HealthyCutter(self.training, self.cuts, self.config.cut_px)
+        model.eval()
+        work = [Work(number, batch) for number, batch in enumerate(batches)]
+        scored = [
+            (columns["id"], prn_probability(model, channels_first(columns["patch"])).numpy())
+            for columns in context.batches(cutter, lambda: work, SCORE_ROWS)
+        ]
+        return in_order(context.gather(scored))
+
+    def validate(self, model: nn.Module, context: TrainContext) -> list[PixelCounts]:
+        """Of patches of lesions and of healthy places."""
+        model.eval()
+        return [self._count(model, photograph) for photograph in _share_of(self.validation, context)]
+
+    def _count(self, model: nn.Module, photograph: Annotated) -> PixelCounts:
+        patches, truth = validation_patches(photograph, self.config, self.seed)
+        edges = [*range(0, len(patches), SCORE_ROWS), len(patches)]
+        parts = [prn_probability(model, channels_first(patches[a:b])).numpy() for a, b in pairwise(edges)]
+        return PixelCounts.of(np.concatenate(parts), truth)
+
+
+def refreshed(size: int, share_of_pool: float, epoch: int) -> Int64[ndarray, "n"]:
+    """The patches to score again: every k-th id, from another one each epoch, so that each has its turn in k epochs.
+
+    An id's place is hashed from it, so these are as good as drawn at random.
+    """
+    stride = max(1, round(1 / share_of_pool)) if share_of_pool > 0 else size
+    return np.arange(epoch % stride, size, stride)
+
+
+def in_order(gathered: Sequence[Sequence[Scored]]) -> Scored:
+    """What each worker has seen, step by step -> all of it, in the order of the mini-batches' rows."""
+    parts = [part for step in zip(*gathered, strict=True) for part in step]
+    ids, values = [ids for ids, _ in parts], [values for _, values in parts]
+    return np.concatenate([*ids, NOTHING[0]]), np.concatenate([*values, NOTHING[1]])
+
+
+def _share_of(photographs: Photographs, context: TrainContext) -> Iterator[Annotated]:
+    """This worker's, one at a time: together they may not fit into memory."""
+    for number in range(context.rank, len(photographs), context.workers):
+        yield photographs.fetch([number])[number]

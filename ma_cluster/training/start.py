@@ -1,0 +1,224 @@
+"""How a run begins, wherever it runs: its data, its place, its first weights, its stage; and the run in this process.
+
+request -> samples -> place (run.json) -> photographs -> stage -> loop -> checkpoints
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import save
+
+from ma_cluster import __version__
+from ma_cluster.bundle import load_bundle, load_weights
+from ma_cluster.checkpoint import BEST, LAST, checkpoint_weights, read_checkpoint
+from ma_cluster.config import HgnConfig, PrnConfig, digest, to_dict
+from ma_cluster.errors import ImageError, UsageError
+from ma_cluster.hypotheses.proposals import Proposals
+from ma_cluster.hypotheses.sampling import HgnCuts
+from ma_cluster.images.annotated import Annotated, load_annotated
+from ma_cluster.images.datasets import Sample, Split, read_dataset
+from ma_cluster.lesions.detector import build_network
+from ma_cluster.machine import cores
+from ma_cluster.refinement.sampling import TripletCuts
+from ma_cluster.training.batches import LocalPhotographs, Photographs
+from ma_cluster.training.context import InProcess
+from ma_cluster.training.loop import TrainRun, Weights, train
+from ma_cluster.training.progress import Listener, Progress
+from ma_cluster.training.request import TrainRequest
+from ma_cluster.training.run_folder import Epoch, TrainFolder
+from ma_cluster.training.stages import HgnStage, PrnStage, Stage
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """Where a run's checkpoints are, and the records of its epochs."""
+
+    last: str
+    best: str
+    epochs: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A run that has its place, before any photograph is read."""
+
+    request: TrainRequest
+    folder: TrainFolder
+    training: list[Sample]
+    validation: list[Sample]
+    first_weights: Weights | None
+
+    @classmethod
+    def of(cls, request: TrainRequest) -> Start:
+        """Claim a run's place, or take up the run that is there.
+
+        Raises:
+            UsageError: the request or the data are of no use, or a run is there that is not to be resumed.
+            RunConflictError: the run to be resumed trains something else.
+            BundleError: the first weights are damaged or of another network.
+            StoreError: a store does not answer.
+        """
+        training, validation = _read_split(request, "training"), _read_split(request, "validation")
+        first_weights = _first_weights(request)
+        folder = _begin(request, [*training, *validation], first_weights)
+        return cls(request, folder, training, validation, first_weights)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        epochs = self.folder.epochs
+        return bool(epochs) and epochs[-1].step >= self.request.config.steps
+
+    @property
+    def result(self) -> TrainResult:
+        """As of now."""
+        return TrainResult(f"{self.folder.url}/{LAST}", f"{self.folder.url}/{BEST}", self.folder.epochs)
+
+    def proposals(self) -> tuple[Proposals | None, Proposals | None]:
+        """Who proposes lesions on photographs that train, and on those that validate."""
+        request = self.request
+        proposals = Proposals(request.hgn_half, request.recipe) if request.hgn_half else None
+        return proposals, proposals if isinstance(request.config, PrnConfig) else None  # an HGN validates everywhere
+
+    def run(self, photographs: Photographs, unseen: Photographs, keep: Callable[..., Callable[[], Any]]) -> TrainRun:
+        """What the loop takes.
+
+        Args:
+            photographs: that train.
+            unseen: that validate.
+            keep: (function, arguments) -> how to get at what it returns, from any worker.
+        """
+        request, config = self.request, self.request.config
+        stage: Stage
+        if isinstance(config, HgnConfig):
+            cuts = keep(_hgn_cuts, photographs, config, request.seed)
+            stage = HgnStage(config, cuts, photographs, unseen, request.recipe.detector)
+        else:
+            cuts = keep(_triplet_cuts, photographs, config, request.seed)
+            stage = PrnStage(
+                config,
+                cuts,
+                photographs,
+                unseen,
+                pool=cuts().healthy,
+                epoch_steps=request.epoch,
+                selective=request.selective,
+                seed=request.seed,
+            )
+        return TrainRun(request, stage, self.folder, self.first_weights)
+
+
+def train_local(
+    request: TrainRequest, device: str = "cpu", on_progress: Callable[[Progress], None] | None = None
+) -> TrainResult:
+    """Train a network in this process, from its first step, or the one after its last checkpoint, to its last.
+
+    Args:
+        request: what is to be trained; its workers, GPUs, ledger shards and address are for a cluster.
+        device: of torch.
+        on_progress: told how far the run is.
+
+    Raises:
+        UsageError: a photograph or the device cannot be used; and see `Start.of` for this and more.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("torch finds no CUDA device here; leave --device out to train on the CPU")
+    start = Start.of(request)
+    if not start.finished:
+        torch.set_num_threads(request.threads or cores())
+        training, validation = start.proposals()
+        photographs = _load(request, start.training, training)
+        run = start.run(photographs, _load(request, start.validation, validation), _kept)
+        train(run, InProcess(torch.device(device)), Listener(on_progress))
+    return start.result
+
+
+def of_no_use(number: int, total: int, error: ImageError) -> UsageError:
+    """What is raised for a photograph that cannot be used."""
+    return UsageError(f"photograph {number} of {total} in the order of their names is of no use: {error}")
+
+
+def _load(request: TrainRequest, samples: Sequence[Sample], propose: Proposals | None) -> LocalPhotographs:
+    loaded: list[Annotated] = []
+    for number, sample in enumerate(samples, 1):
+        try:
+            loaded.append(load_annotated(sample, request.scale, request.recipe.image, propose))
+        except ImageError as error:
+            raise of_no_use(number, len(samples), error) from None
+    return LocalPhotographs(tuple(loaded))
+
+
+def _kept(function: Callable[..., T], *arguments: object) -> Callable[[], T]:
+    value = function(*arguments)
+    return lambda: value
+
+
+def _hgn_cuts(photographs: Photographs, config: HgnConfig, seed: int) -> HgnCuts:
+    return HgnCuts(photographs.marks(), config, seed)
+
+
+def _triplet_cuts(photographs: Photographs, config: PrnConfig, seed: int) -> TripletCuts:
+    return TripletCuts(photographs.marks(), config, seed)
+
+
+def _read_split(request: TrainRequest, split: Split) -> list[Sample]:
+    """Photographs of a split whose microaneurysms are all known: they have a mask, or none is to be seen.
+
+    Raises:
+        UsageError: none of them has a mask.
+    """
+    samples = read_dataset(request.data, request.recipe.split, request.healthy)
+    known = [sample for sample in samples if sample.split == split and (sample.mask or sample.label == "healthy")]
+    if not any(sample.mask for sample in known):
+        raise UsageError(f"no photograph of the {split} split has a mask of microaneurysms; check data and split")
+    return known
+
+
+def _first_weights(request: TrainRequest) -> Weights | None:
+    """Of `request.init`.
+
+    Raises:
+        UsageError: there is no such checkpoint, or the model lacks the network.
+        BundleError: there is no such model, it is damaged, or its network is another.
+    """
+    if request.init is None:
+        return None
+    if request.init.endswith(".safetensors"):
+        weights = checkpoint_weights(read_checkpoint(request.init), "the file that training is to begin with")
+    else:
+        networks = load_bundle(request.init).weights
+        if request.network not in networks:
+            raise UsageError(f"model {request.init} has no network {request.network} to begin with")
+        weights = networks[request.network]
+    network = build_network(request.network, request.recipe)
+    load_weights(network, weights, "the network that training is to begin with")  # does it fit?
+    return weights
+
+
+def _begin(request: TrainRequest, samples: Sequence[Sample], first_weights: Weights | None) -> TrainFolder:
+    """The place of a run; see `TrainFolder.begin` for what is raised."""
+    what = {
+        "network": request.network,
+        "image": to_dict(request.recipe.image),
+        "training": to_dict(request.config),
+        "epoch_steps": request.epoch,
+        "seed": request.seed,
+        "batch_norm": request.batch_norm,
+        "photographs": digest([[sample.name, sample.split] for sample in samples]),
+        "recipe": to_dict(request.recipe),
+        "version": __version__,
+    }
+    if isinstance(request.config, PrnConfig):
+        what["selective"] = request.selective
+    if request.hgn_half:
+        what["hgn_half"] = hashlib.sha256(read_checkpoint(request.hgn_half)).hexdigest()
+    if first_weights is not None:
+        what["init"] = hashlib.sha256(save(first_weights)).hexdigest()
+    return TrainFolder.begin(request.out, what, resume=request.resume)

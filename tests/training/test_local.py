@@ -1,0 +1,123 @@
+"""Training in one process: the golden losses, a run that is stopped and resumed, and what it does without."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fundus_set import write_training_set
+from safetensors.numpy import load
+
+from ma_cluster.config import tiny
+from ma_cluster.errors import UsageError
+from ma_cluster.training.progress import Progress
+from ma_cluster.training.request import TrainRequest
+from ma_cluster.training.stages import in_order, refreshed
+from ma_cluster.training.start import TrainResult, train_local
+
+RECIPE = tiny()
+NEEDLESS = ["ray", "boto3", "botocore", "tensorboardX", "jinja2", "matplotlib", "prometheus_client", "scipy"]
+"""Packages that a bare machine has not."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_training_set(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def request_for(data: Path) -> Callable[..., TrainRequest]:
+    def build(network: Any, out: Path, **changes: Any) -> TrainRequest:
+        usual = {"epoch_steps": 2, "threads": 1, "batch_norm": "frozen", "seed": 3}
+        return TrainRequest(network=network, data=str(data), out=str(out), recipe=RECIPE, **(usual | changes))
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, request_for: Callable[..., TrainRequest]) -> dict[str, TrainResult]:
+    """Undisturbed runs, by network."""
+    out = tmp_path_factory.mktemp("runs")
+    return {network: train_local(request_for(network, out / network)) for network in ("hgn_half", "prn")}
+
+
+def test_the_losses_of_tiny_are_golden(runs: dict[str, TrainResult]) -> None:
+    golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
+    for network, result in runs.items():
+        for epoch, losses in zip(result.epochs, golden[network], strict=True):
+            assert epoch.losses == pytest.approx(losses, rel=0.04)  # bfloat16 differs among CPUs, with AMX most
+
+
+class StoppedError(Exception):
+    """What ends a run here."""
+
+
+@pytest.mark.parametrize("network", ["hgn_half", "prn"])
+def test_a_run_that_was_stopped_is_resumed_and_ends_as_the_undisturbed_one(
+    network: str, runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.step == 2:
+            raise StoppedError
+
+    request = request_for(network, tmp_path / "run")
+    with pytest.raises(StoppedError):
+        train_local(request, on_progress=stop)
+    with pytest.raises(UsageError, match="resume"):
+        train_local(request)
+    resumed = train_local(replace(request, resume=True))
+    assert resumed.epochs == runs[network].epochs
+    assert train_local(replace(request, resume=True)) == resumed  # nothing is left to do
+    ours, theirs = load(Path(resumed.last).read_bytes()), load(Path(runs[network].last).read_bytes())
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs.keys() | ours.keys())
+
+
+@pytest.mark.parametrize("network", ["hgn", "prn"])
+def test_it_does_without_ray_and_all_that_a_bare_machine_has_not(network: str, data: Path, tmp_path: Path) -> None:
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({NEEDLESS}))"  # importing them is now an ImportError
+    options = ["--recipe", "tiny", "--data", str(data), "--out", str(tmp_path / "run"), "--steps", "2", "--local"]
+    code = f"{blocked}; from ma_cluster.cli import main; main({['train', network, *options]})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"run.json", "log.json", "last.safetensors", "best.safetensors"} <= {
+        file.name for file in (tmp_path / "run").iterdir()
+    }
+    assert ("selective" in json.loads((tmp_path / "run" / "run.json").read_text())) == (network == "prn")
+
+
+def test_a_photograph_that_cannot_train_is_named_by_its_number(tmp_path: Path) -> None:
+    write_training_set(tmp_path)
+    second = sorted(tmp_path.rglob("*.jpg"))[1]
+    second.write_bytes(b"<html>not found</html>")
+    request = TrainRequest(network="hgn_half", data=str(tmp_path), out=str(tmp_path / "run"), recipe=RECIPE)
+    with pytest.raises(UsageError, match=r"photograph 2 of 2.*not_an_image"):
+        train_local(request)
+
+
+def test_every_patch_of_the_pool_is_scored_again_in_turn() -> None:
+    turns = [refreshed(1003, 0.1, epoch) for epoch in range(10)]
+    assert sorted(np.concatenate(turns).tolist()) == list(range(1003))
+    assert refreshed(10, 1.0, 7).tolist() == list(range(10))
+
+
+def test_losses_go_back_in_the_order_of_the_mini_batches() -> None:
+    def seen(*ids: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(ids), np.array(ids, np.float32) / 10
+
+    ids, losses = in_order([[seen(0, 1), seen(5)], [seen(2), seen(6, 7)]])
+    assert ids.tolist() == [0, 1, 2, 5, 6, 7]
+    assert losses == pytest.approx(ids / 10)
+
+
+def test_a_mini_batch_is_not_shared_by_more_workers_than_it_has_patches(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="1 to 4 workers"):
+        TrainRequest(network="prn", data="", out=str(tmp_path), recipe=RECIPE, workers=5)
