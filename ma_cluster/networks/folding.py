@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import logging
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+log = logging.getLogger(__name__)
 
 
 class Join(nn.Module):
@@ -21,24 +26,30 @@ class Join(nn.Module):
         return (y, z) if self.apart else torch.cat([y, z], dim=1)
 
 
-def fold(network: nn.Module) -> None:
+def fold(network: nn.Module, private: type[OneDnnConv2d] | None = None) -> None:
     """Change a network in eval mode in place; it cannot be trained any more.
 
     Batch norms go into the convolutions before them. On a CPU with oneDNN the convolutions become its own, which take
     the ReLU that follows along, and the joining of streams before; torch's take longer, most of all over 8 channels and
-    with kernels of 1 x 1.
+    with kernels of 1 x 1. oneDNN's operators are private to torch: where a version of it has no such ones, the
+    convolutions stay torch's own.
+
+    Args:
+        network: whose convolutions are followed by batch norms in sequences.
+        private: what takes the place of convolutions on a CPU; by default `OneDnnConv2d`.
     """
+    private = OneDnnConv2d if private is None else private
     for sequence in _beginning_with(network, nn.Conv2d, nn.BatchNorm2d):
         sequence[0], sequence[1] = fuse_conv_bn_eval(sequence[0], sequence[1]), nn.Identity()
-    if not torch.backends.mkldnn.is_available() or next(network.parameters()).device.type != "cpu":
+    if next(network.parameters()).device.type != "cpu" or not _does_as_torch_does(private):  # type: ignore[arg-type]
         return
     for module in list(network.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Conv2d:
-                setattr(module, name, OneDnnConv2d.of(child))
+                setattr(module, name, private.of(child))
             if isinstance(child, Join):
                 child.apart = True
-    for sequence in _beginning_with(network, OneDnnConv2d, nn.Identity, nn.ReLU):
+    for sequence in _beginning_with(network, private, nn.Identity, nn.ReLU):
         sequence[0].after, sequence[2] = "relu", nn.Identity()
 
 
@@ -52,6 +63,7 @@ class OneDnnConv2d(nn.Conv2d):
     """A convolution by oneDNN, with what comes `after` it in the same pass: none or relu. Inference only."""
 
     after = "none"
+    operators: ClassVar[Any] = torch.ops.mkldnn
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> OneDnnConv2d:
@@ -63,14 +75,40 @@ class OneDnnConv2d(nn.Conv2d):
     def forward(self, x: Float[Tensor, "n c h w"] | tuple[Tensor, Tensor]) -> Float[Tensor, "n d hs ws"]:
         """Of parts, the sum of what each gives: copying them together would take a fifth as long again."""
         geometry = (self.padding, self.stride, self.dilation, self.groups)
-        convolve = torch.ops.mkldnn._convolution_pointwise
+        convolve = self.operators._convolution_pointwise
         if isinstance(x, Tensor):
             whole: Tensor = convolve(x, self.weight, self.bias, *geometry, self.after, [], "")
             return whole
         first, second = self.weight.split([part.shape[1] for part in x], dim=1)
         total: Tensor = convolve(x[0], first, None, *geometry, "none", [], "")
         after = None if self.after == "none" else self.after
-        torch.ops.mkldnn._convolution_pointwise_.binary(
+        self.operators._convolution_pointwise_.binary(
             total, x[1], second, self.bias, *geometry, "add", 1.0, after, [], None
         )
         return total
+
+
+@cache
+def _does_as_torch_does(private: type[OneDnnConv2d]) -> bool:
+    """Whether the private operators are there and give what torch's convolution gives; tried once in a process, and
+    the log says so where not.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    torchs = nn.Conv2d(16, 8, 3, padding=1)
+    plain, rectified = private.of(copy.copy(torchs)), private.of(copy.copy(torchs))
+    rectified.after = "relu"
+    with torch.inference_mode():
+        nn.init.constant_(torchs.weight, 0.01).add_(torch.linspace(-0.1, 0.1, 9).reshape(3, 3))
+        x = torch.linspace(-9, 9, 16 * 6 * 5).sin_().reshape(1, 16, 6, 5).contiguous(memory_format=torch.channels_last)
+        wanted = torchs(x)
+        try:
+            found = [plain(x), rectified(x), rectified((x[:, :12], x[:, 12:]))]
+        except (AttributeError, TypeError, RuntimeError) as error:  # gone, or of other arguments
+            log.warning("torch %s: %s; networks run on public operators, more slowly", torch.__version__, error)
+            return False
+    right = [wanted, wanted.relu(), wanted.relu()]
+    if all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(found, right, strict=True)):
+        return True
+    log.warning("torch %s: private operators of oneDNN differ; networks run on public ones, slower", torch.__version__)
+    return False

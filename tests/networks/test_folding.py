@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from untrained import calibrated_frrn
 
 from ma_cluster.networks.folding import OneDnnConv2d, fold
@@ -31,12 +34,42 @@ def test_convolutions_are_onednn_s_own_where_there_is_one() -> None:
     assert ours == {torch.backends.mkldnn.is_available()}
 
 
-def test_without_onednn_answers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def other(**operators: Any) -> type[OneDnnConv2d]:
+    """What another version of torch may have in place of oneDNN's operators."""
+    return type("Other", (OneDnnConv2d,), {"operators": SimpleNamespace(**operators)})
+
+
+def one_argument(x: Tensor) -> Tensor:
+    return x
+
+
+def louder(x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> Tensor:
+    return F.conv2d(x, 1.01 * weight, bias, padding=weight.shape[-1] // 2)
+
+
+JOINING = torch.ops.mkldnn._convolution_pointwise_
+
+
+@pytest.mark.parametrize(
+    "private",
+    [
+        pytest.param(other(), id="none"),
+        pytest.param(other(_convolution_pointwise=torch.ops.mkldnn._convolution_pointwise), id="none that joins"),
+        pytest.param(other(_convolution_pointwise=one_argument, _convolution_pointwise_=JOINING), id="other arguments"),
+        pytest.param(other(_convolution_pointwise=louder, _convolution_pointwise_=JOINING), id="other values"),
+    ],
+)
+def test_where_torch_has_other_private_operators_the_public_ones_answer_the_same(
+    private: type[OneDnnConv2d], caplog: pytest.LogCaptureFixture
+) -> None:
     network = calibrated_frrn()
     plain, ours = copy.deepcopy(network), copy.deepcopy(network)
     fold(ours)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    fold(plain)
+    fold(plain, private)
+    fold(copy.deepcopy(network), private)
+    expected = 1 if torch.backends.mkldnn.is_available() else 0
+    assert caplog.text.count("networks run on public") == expected, "one line, however many networks"
+    assert not any(isinstance(module, OneDnnConv2d) for module in plain.modules())
     x = torch.randn(1, 3, 48, 64).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         assert torch.allclose(plain(x), ours(x), rtol=1e-4, atol=1e-3)  # of logits up to 100
