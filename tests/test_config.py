@@ -34,6 +34,12 @@ def test_the_paper_recipe_has_the_numbers_of_the_paper() -> None:
     assert (recipe.hgn_1x.width, recipe.hgn_half.width, recipe.prn.width) == (1, 1, 1)
     assert (recipe.hgn_1x.batch_patches, recipe.hgn_1x.patch_px, recipe.hgn_1x.weight_decay) == (10, 256, 0)
     assert (recipe.prn.scale, recipe.detector.fusion, len(recipe.split.validation)) == ("1x", "geometric", 10)
+    assert (recipe.prn.patch_px, recipe.detector.prn_stride_px) == (128, 1)
+
+
+def test_the_paper_s_patches_share_their_computation_and_are_trained_for_it() -> None:
+    assert paper().detector.prn_dense
+    assert paper().prn.cut_px > paper().prn.patch_px
 
 
 @pytest.mark.parametrize(
