@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ma_cluster.errors import Reason
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ma_cluster"
 ORDER = ["base", "storage", "bundle", "images", "networks", "hypotheses", "refinement", "lesions", "evaluation"]
@@ -141,6 +143,14 @@ def test_every_declared_dependency_is_imported_somewhere() -> None:
 def test_readme_and_pyproject_agree_on_the_python_version() -> None:
     wanted = PROJECT["requires-python"].removeprefix(">=")
     assert re.findall(r"Python (\d\.\d+) or newer", (ROOT / "README.md").read_text()) == [wanted]
+
+
+def test_the_readme_is_a_door_that_names_every_folder_and_every_reason() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 200
+    folders = {f"  {path.parent.name}/" for path in PACKAGE.glob("*/*.py")}
+    assert {folder for folder in folders if f"\n{folder}" not in text} == set()
+    assert {reason for reason in Reason if f"`{reason}`" not in text} == set()
 
 
 def name(requirement: str) -> str:
