@@ -14,6 +14,7 @@ from ma_cluster.bundle import load_bundle
 from ma_cluster.config import Recipe, digest, lite, paper, recipe_from_dict, tiny
 from ma_cluster.identity import IDLE, deciding
 
+PLAIN = Recipe(name="plain")  # every number at its default
 DEFAULTS = {
     "image": {
         "fov_diameter_px": 3410.0, "scale_tolerance": 0.03, "contrast_gain": 4.0, "sigma_ratio": 1 / 30,
@@ -36,13 +37,13 @@ DEFAULTS = {
 @pytest.mark.parametrize("section", DEFAULTS)
 def test_a_default_that_decides_stays_or_results_get_another_version(section: str) -> None:
     """Digests leave defaults out: who changes one raises RESULT_VERSION, and then the value here."""
-    config = getattr(paper(), section)
+    config = getattr(PLAIN, section)
     assert {name: getattr(config, name) for name in DEFAULTS[section]} == DEFAULTS[section]
 
 
 @pytest.mark.parametrize("section", IDLE)
 def test_every_field_but_those_that_train_or_limit_moves_the_digest(section: str) -> None:
-    recipe, config = paper(), getattr(paper(), section)
+    recipe, config = PLAIN, getattr(PLAIN, section)
     other: dict[type, object] = {bool: True, int: 48, float: 0.045}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
