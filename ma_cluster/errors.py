@@ -42,6 +42,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     TOO_SMALL = "too_small"
     NO_FOV = "no_fov"
+    MISSING = "missing"  # a listed key that never existed: failed, as a retry finds it once it is there
     CHANGED = "changed"
     CRASHED_WORKER = "crashed_worker"
     TIMEOUT = "timeout"
@@ -54,7 +55,16 @@ class Reason(StrEnum):
         return Status.FAILED if self in _FAILURES else Status.REFUSED
 
 
-_FAILURES = frozenset({Reason.CHANGED, Reason.CRASHED_WORKER, Reason.TIMEOUT, Reason.STORE_ERROR, Reason.NOT_FINITE})
+_FAILURES = frozenset(
+    {
+        Reason.MISSING,
+        Reason.CHANGED,
+        Reason.CRASHED_WORKER,
+        Reason.TIMEOUT,
+        Reason.STORE_ERROR,
+        Reason.NOT_FINITE,
+    }
+)
 
 
 class Flag(StrEnum):

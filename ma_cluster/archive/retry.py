@@ -76,12 +76,14 @@ def latest_outcomes(dest: Store, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _failed(source: Source, dest: Store, run: Run) -> Iterator[Entry]:
-    """The photographs that failed, as they were planned; those that had changed, as they are now."""
+    """The photographs that failed, as they were planned; those that had changed or were missing,
+    as they are now.
+    """
     for shard in shards(dest, run.plan):
         outcomes = read_outcomes(dest, shard.number, ["status", "reason"]).to_pylist()
         if any(outcome["status"] == Status.FAILED for outcome in outcomes):
             for entry, outcome in zip(read_shard(dest, shard), outcomes, strict=True):
-                if outcome["reason"] == Reason.CHANGED:
+                if outcome["reason"] in (Reason.CHANGED, Reason.MISSING):
                     yield _as_it_is_now(source, entry)
                 elif outcome["status"] == Status.FAILED:
                     yield entry

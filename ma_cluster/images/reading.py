@@ -59,7 +59,8 @@ def read_photograph(source: Source, entry: Entry, config: ImageConfig, decode: D
 
     Raises:
         ImageError: as `read_bytes` raises it.
-        ImageFailedError: changed, where it is not the object that was planned; store_error, where the store failed.
+        ImageFailedError: missing, where there was no such object from the start; changed, where it is not the one that
+            was planned; store_error, where the store failed.
     """
     began = time.perf_counter()
     data = _fetch(source, entry, config)
@@ -114,11 +115,15 @@ def measure_quality(rgb: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]) -> 
 
 def _fetch(source: Source, entry: Entry, config: ImageConfig) -> bytes:
     try:
-        data = source.get(entry.key, max_bytes=config.max_bytes, etag=entry.etag)
-    except (ObjectMissingError, ObjectChangedError) as error:
+        data = source.get(entry.key, max_bytes=config.max_bytes, etag=entry.etag or None)
+    except ObjectMissingError as error:
+        raise ImageFailedError(Reason.CHANGED if entry.etag else Reason.MISSING, str(error)) from error
+    except ObjectChangedError as error:
         raise ImageFailedError(Reason.CHANGED, str(error)) from error
     except StoreError as error:
         raise ImageFailedError(Reason.STORE_ERROR, str(error)) from error
+    if not entry.etag:
+        raise ImageFailedError(Reason.CHANGED, "it was not there when the archive was planned")
     if len(data) != entry.size:  # of a store that sends no checksum, whose Content-Length says too little
         raise ImageFailedError(Reason.STORE_ERROR, f"{len(data)} bytes came, {entry.size} were listed")
     return data

@@ -2,51 +2,64 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
 from ma_cluster.errors import ObjectChangedError, ObjectMissingError, StoreError, UsageError
 from ma_cluster.storage.store import Entry, check_size
+
+_PARTIAL = ".partial-"  # begins names that no listing shows
+_NO_FILE = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.ENAMETOOLONG}  # ENXIO: a socket
+)
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_CLAIM_S = 60.0
+"""A claim on a name is held for two system calls; one older than this was left by a writer that was killed."""
 
 
 class LocalStore:
     """A folder. Keys are paths below it; links that leave it are followed, as the operator put them there."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().absolute()
+        """Raises UsageError: no path can be made of it."""
+        try:
+            self.root = root.expanduser().resolve()
+        except (RuntimeError, ValueError, OSError) as error:
+            causes = "an unknown user after `~`, a null byte, or links in a circle"
+            raise UsageError(f"this is no path of a folder: {causes}; check it") from error
         self.url = str(self.root)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         if not self.root.is_dir():
             raise StoreError("the source folder does not exist or is not a folder; check the path")
-        folder = self._path(prefix.rpartition("/")[0])
-        for path in _walk(folder) if folder.is_dir() else ():
-            # A name that is not UTF-8 cannot be a key: it is listed escaped, and so ends as a photograph that is gone.
-            name = path.relative_to(self.root).as_posix()
+        folder = prefix.rpartition("/")[0]
+        for name in _walk(self.root, f"{folder}/" if folder else "") if self._path(folder).is_dir() else ():
             key = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            if not key.startswith(prefix) or path.name.startswith(_PARTIAL):
-                continue
-            try:
-                stat = path.stat()
-            except FileNotFoundError:  # deleted since, or a link that leads nowhere
-                continue
-            if S_ISREG(stat.st_mode):  # reading a pipe would wait for ever
-                yield Entry(key, stat.st_size, _local_etag(stat))
+            if key.startswith(prefix) and not PurePosixPath(name).name.startswith(_PARTIAL):
+                path = self.root / name
+                # A name that is not UTF-8 cannot be a key: it is listed escaped, and so leads to nothing.
+                entry = _entry(path, key) if key == name else Entry(key, 0, "")
+                if entry.etag or os.path.lexists(path):  # else deleted since
+                    yield entry
 
     def head(self, key: str) -> Entry:
-        with _reading():
-            stat = self._path(key).stat()
-        if not S_ISREG(stat.st_mode):
-            raise ObjectMissingError("this is no file; list the source again")
-        return Entry(key, stat.st_size, _local_etag(stat))
+        entry = _entry(self._path(key), key)
+        if not entry.etag:
+            raise ObjectMissingError("no file that can be read is under this key; list the source again")
+        return entry
 
     def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
-        with _reading(), self._path(key).open("rb") as file:
+        with _reading(), open(self._path(key), "rb", opener=_open_at_once) as file:
             stat = os.fstat(file.fileno())
+            if not S_ISREG(stat.st_mode):
+                raise ObjectMissingError("this is no file; list the source again")
             if etag is not None and etag != _local_etag(stat):
                 raise ObjectChangedError("the object was replaced after it was planned")
             check_size(stat.st_size, max_bytes)
@@ -67,32 +80,35 @@ class LocalStore:
             return False
         partial = _write_partial(path, data)
         try:
-            os.link(partial, path)  # fails where the name is taken: create-only, atomic
+            _name_exclusively(partial, path)
         except FileExistsError:
             return False
         except OSError as error:
             raise _unwritable(error) from error
         finally:
-            partial.unlink()
+            partial.unlink(missing_ok=True)
         return True
 
     def _path(self, key: str) -> Path:
-        path = self.root / key
         if ".." in Path(key).parts or Path(key).is_absolute():
             raise UsageError("a key of a local store must stay inside its folder")
         if "\0" in key:
-            raise StoreError("a file's name cannot hold a null byte; rename the object")
-        return path
+            raise ObjectMissingError("a file's name cannot hold a null byte; rename the object")
+        return self.root / key
 
 
 @contextmanager
 def _reading() -> Iterator[None]:
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ObjectMissingError("the file is gone; list the source again") from error
     except OSError as error:
+        if error.errno in _NO_FILE:
+            raise ObjectMissingError("there is no file under this key; list the source again") from error
         raise StoreError(f"the file cannot be read: {error.strerror}") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would be waited for
 
 
 def _write_partial(path: Path, data: bytes) -> Path:
@@ -118,19 +134,89 @@ def _unwritable(error: OSError) -> StoreError:
     return StoreError(f"the destination cannot be written: {error.strerror}; check space and permissions")
 
 
-_PARTIAL = ".partial-"
+def _name_exclusively(partial: Path, path: Path) -> None:
+    """Give a file its name where that is free, atomically.
+
+    Raises:
+        FileExistsError: it is not.
+    """
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with _claimed(partial, path):  # exFAT, SMB
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+            partial.rename(path)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder in the order of their keys, one directory in memory at a time."""
-    with os.scandir(folder) as entries:
-        # "a/" sorts as S3 sorts it, so both stores list the same keys in the same order
-        names = sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in entries)
-    for name in names:
-        if name.endswith("/"):
-            yield from _walk(folder / name[:-1])
-        else:
-            yield folder / name
+@contextmanager
+def _claimed(partial: Path, path: Path) -> Iterator[None]:
+    """Hold the only claim on a name: a file beside it, which one alone can create.
+
+    Its age is told by the file system's own clock, from `partial`, which has just been written.
+    """
+    claim = path.with_name(f"{_PARTIAL}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}")
+    written, began = partial.stat().st_mtime, time.monotonic()
+    while True:
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            break
+        except FileExistsError:
+            time.sleep(0.02)
+        try:
+            if written - claim.stat().st_mtime + time.monotonic() - began > _CLAIM_S:
+                claim.unlink(missing_ok=True)
+        except FileNotFoundError:  # given back meanwhile
+            continue
+    try:
+        yield
+    finally:
+        claim.unlink(missing_ok=True)
+
+
+def _walk(root: Path, start: str) -> Iterator[str]:
+    """Names below the folder `start`, relative to the root and in the order of their keys, one directory in memory on
+    each level: of all that is no folder, and, ending in "/", of folders that cannot be read or lie within themselves.
+    """
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(start, frozenset())]
+    while waiting:
+        name, around = waiting.pop()
+        if name and not name.endswith("/"):
+            yield name
+            continue
+        try:
+            stat = (root / name).stat()
+            identity = (stat.st_dev, stat.st_ino)
+            if identity in around:  # a link to a folder that it lies in
+                yield name
+                continue
+            with os.scandir(root / name) as entries:
+                # "a/" sorts as S3 sorts it, so both stores list the same keys in the same order
+                names = sorted(entry.name + "/" if _is_folder(entry) else entry.name for entry in entries)
+        except OSError as error:
+            if name == start:
+                raise StoreError(f"the folder cannot be read: {error.strerror}; check its permissions") from error
+            yield name
+            continue
+        waiting.extend((name + each, around | {identity}) for each in reversed(names))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False
+
+
+def _entry(path: Path, key: str) -> Entry:
+    """The file as a listing shows it; size 0 and no version where it is none, or is not reached."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return Entry(key, 0, "")
+    return Entry(key, stat.st_size, _local_etag(stat)) if S_ISREG(stat.st_mode) else Entry(key, 0, "")
 
 
 def _local_etag(stat: os.stat_result) -> str:

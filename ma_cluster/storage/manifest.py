@@ -50,7 +50,7 @@ class Manifest:
     """A CSV or Parquet file whose column `key` names photographs, in any order, each once.
 
     A key is a URL (s3://..., file://...), an absolute path, or relative to the manifest's folder. One that leads to
-    nothing is listed with size 0 and an empty version, and so ends as a photograph that is gone.
+    nothing is listed with size 0 and an empty version, and so ends as one that is missing.
     """
 
     def __init__(self, url: str) -> None:
@@ -60,10 +60,10 @@ class Manifest:
         self._stores: dict[str, Store] = {}
 
     def list(self) -> Iterator[Entry]:
-        """Raises UsageError: it is no such file, or names a photograph twice; ObjectMissingError: it is not there."""
+        """Raises UsageError: it is not there, is no such file, or a row is wrong."""
         keys = _distinct(self._keys())
         with ThreadPoolExecutor(_HEADS) as threads:
-            while chunk := tuple(islice(keys, _CHUNK)):
+            while chunk := tuple(islice(enumerate(keys, 1), _CHUNK)):
                 yield from threads.map(self._look, chunk)
 
     def head(self, key: str) -> Entry:
@@ -75,11 +75,14 @@ class Manifest:
         store, own = self._locate(key)
         return store.get(own, max_bytes=max_bytes, etag=etag)
 
-    def _look(self, key: str) -> Entry:
+    def _look(self, numbered: tuple[int, str]) -> Entry:
+        row, key = numbered
         try:
             return self.head(key)
         except ObjectMissingError:
             return Entry(key, 0, "")
+        except UsageError as error:
+            raise UsageError(f"row {row} of the manifest: {error}") from error
 
     def _locate(self, key: str) -> tuple[Store, str]:
         """The store that holds a photograph, and its key there."""
@@ -97,9 +100,11 @@ class Manifest:
         return self._stores[url]
 
     def _keys(self) -> Iterator[str]:
-        data = io.BytesIO(self._folder.get(self._name))
         try:
+            data = io.BytesIO(self._folder.get(self._name))
             yield from _csv_keys(data) if self._name.lower().endswith(".csv") else _parquet_keys(data)
+        except ObjectMissingError as error:
+            raise UsageError("there is no manifest of this name; check the URL") from error
         except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
             raise UsageError("the manifest is not what its name ends in, or its keys are no text") from error
 

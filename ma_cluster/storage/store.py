@@ -18,7 +18,9 @@ from ma_cluster.errors import ImageRefusedError, Reason, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One object of a listing."""
+    """One object of a listing. With an empty `etag` it is none that could be read: a pipe, a folder that is locked, a
+    key that a manifest alone knows.
+    """
 
     key: str
     size: int
@@ -63,7 +65,7 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     S3-compatible servers by the standard AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
 
     Raises:
-        UsageError: another scheme, or no bucket.
+        UsageError: another scheme, no bucket, or no path.
     """
     from ma_cluster.storage.local import LocalStore  # which stores an `Entry` of this module
 

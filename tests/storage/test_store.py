@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -230,13 +229,6 @@ def test_files_being_written_are_not_listed(local: LocalStore) -> None:
     assert keys(local) == ["a"]
 
 
-def test_what_is_no_file_is_not_listed(local: LocalStore) -> None:
-    local.put("a", b"1")
-    (local.root / "gone.jpg").symlink_to(local.root / "nowhere")
-    os.mkfifo(local.root / "pipe.jpg")  # reading it would wait for ever
-    assert keys(local) == ["a"]
-
-
 def test_links_are_followed(local: LocalStore, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/b").write_bytes(b"2")
@@ -277,6 +269,28 @@ def test_local_urls_lead_to_their_folder(url: str, root: str) -> None:
     assert isinstance(store, LocalStore)
     assert store.root == Path(root)
     assert open_store(store.url).url == store.url
+
+
+@pytest.mark.parametrize("url", ["~nosuch/x", "/data/a\0b", "file:///data/a%00b"])
+def test_a_path_that_is_none_is_a_usage_error(url: str) -> None:
+    with pytest.raises(UsageError, match="no path of a folder"):
+        open_store(url)
+
+
+def test_a_path_of_links_in_a_circle_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    with pytest.raises(UsageError, match="links in a circle"):
+        open_store(tmp_path / "one/x")
+
+
+def test_a_folder_has_one_url_however_it_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ways = ["link", "./link/", "real/../link", "~/link", f"file://{tmp_path}/link", str(tmp_path / "real")]
+    assert {open_store(way).url for way in ways} == {str(tmp_path.resolve() / "real")}
 
 
 @pytest.mark.parametrize("url", ["http://host/x", "gs://bucket/x", "s3://", "s3:///prefix", "file://host/x", "://x"])
