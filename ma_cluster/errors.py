@@ -8,6 +8,7 @@
     |-- SandboxError          the processes that decode do not start
     |-- FleetBrokenError      the fleet fails whatever it is given
     |-- StoreError            the object store did not do what was asked
+    |   |-- PartDamagedError      a part of a run is damaged, foreign or missing; names it
     |   |-- ObjectMissingError    no such key
     |   `-- ObjectChangedError    the object is not the one that was planned (ETag)
     `-- ImageError            one photograph has no result; carries a Reason
@@ -123,6 +124,19 @@ class FleetBrokenError(MaClusterError):
 
 class StoreError(MaClusterError):
     """The object store did not do what was asked, after retries."""
+
+
+class PartDamagedError(StoreError):
+    """A part of a run is damaged, foreign or missing. `part` is its key, below the destination."""
+
+    def __init__(self, part: str, fault: str) -> None:
+        super().__init__(part, fault)
+        self.part = part
+        self.fault = fault
+
+    def __str__(self) -> str:
+        cure = "`ma-cluster score SOURCE DEST --repair` puts it aside, and goes on with what is whole"
+        return f"{self.part} of the destination: {self.fault}; {cure}"
 
 
 class ObjectMissingError(StoreError):

@@ -16,6 +16,7 @@ from processes import Process, descendants, kill, processes, wait_until_gone
 
 from ma_cluster.archive.outcomes import SCHEMA
 from ma_cluster.archive.retry import latest_outcomes
+from ma_cluster.archive.run import read_run
 from ma_cluster.storage.store import Store
 
 JOB = Path(__file__).parents[1] / "jobs" / "score_archive.py"
@@ -34,7 +35,9 @@ def upload_eyes(source: Store, count: int) -> None:
 
 def rows(dest: Store) -> dict[str, dict[str, Any]]:
     """The latest outcomes by key; a key that is there twice fails."""
-    listed = [row for table in latest_outcomes(dest, SCHEMA.names) for row in table.to_pylist()]
+    run = read_run(dest)
+    assert run is not None
+    listed = [row for table in latest_outcomes(dest, run, SCHEMA.names) for row in table.to_pylist()]
     by_key = {row["key"]: row for row in listed}
     assert len(by_key) == len(listed)
     return by_key

@@ -35,6 +35,8 @@ class Outcome:
     reason: Reason | None
     """None where it was scored."""
     attempts: int
+    detail: str | None = None
+    """The reason in words: no key, no name, no path."""
     facts: Facts | None = None
     lesions: tuple[Lesion, ...] | None = None
     mask_key: str | None = None
@@ -72,6 +74,7 @@ SCHEMA = pa.schema(
         _field("etag", pa.string(), "", "the object's version when it was planned"),
         _field("status", pa.string(), "", "scored, refused (its content is the cause) or failed (we or the store are)"),
         _field("reason", pa.string(), "", "why it was not scored, from the closed list; null where it was"),
+        _field("detail", pa.string(), "", "the reason in words; null where it was scored"),
         _field("attempts", pa.int32(), "", "how often it was tried"),
         _field("height", pa.int32(), "px", "of the upright photograph, on whose grid all positions are"),
         _field("width", pa.int32(), "px", "of the upright photograph"),
@@ -117,6 +120,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "etag": outcome.etag,
         "status": outcome.status.value,
         "reason": outcome.reason and outcome.reason.value,
+        "detail": outcome.detail,
         "attempts": outcome.attempts,
         "mask_key": outcome.mask_key,
         "overlay_key": outcome.overlay_key,

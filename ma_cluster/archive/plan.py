@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
+from typing import Any
 
 import pyarrow as pa
 
-from ma_cluster.archive.parquet import from_parquet, to_parquet
-from ma_cluster.errors import RunConflictError
+from ma_cluster.errors import ObjectMissingError, PartDamagedError, RunConflictError
+from ma_cluster.storage.parquet import DAMAGED, from_parquet, to_parquet
 from ma_cluster.storage.store import Entry, Store
 
 PLAN_PART_IMAGES = 16_384
@@ -43,6 +44,8 @@ class Plan:
 
     images: int
     digest: str
+    skipped: int = 0
+    """Files of the source that are no photographs and have no row: those of earlier runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +64,15 @@ class Shard:
 
 
 def write_plan(entries: Iterable[Entry], dest: Store) -> Plan:
-    """Write the photographs into plan parts as they are listed.
+    """Write the photographs into plan parts as they are listed; nothing where there is none.
 
     Raises:
         RunConflictError: `dest` holds a part of another listing, from a driver that died while it planned.
     """
     running, images = hashlib.sha256(), 0
-    listed = iter(entries)
-    while rows := [dataclasses.asdict(entry) for entry in islice(listed, PLAN_PART_IMAGES)]:
-        number = images // PLAN_PART_IMAGES
+    for number, rows in enumerate(_parts(entries)):
         table = pa.Table.from_pylist(rows, schema=_SCHEMA)
-        if not dest.create(_key(number), to_parquet(table)) and _read_part(dest, number) != table:
+        if not dest.create(plan_key(number), to_parquet(table)) and read_part(dest, number) != table:
             raise RunConflictError(
                 "the destination holds a half-written plan of another listing; delete its plan/ or use an empty one"
             )
@@ -80,12 +81,46 @@ def write_plan(entries: Iterable[Entry], dest: Store) -> Plan:
     return Plan(images, running.hexdigest())
 
 
+def plan_again(entries: Iterable[Entry], plan: Plan, wanted: Container[int]) -> dict[int, bytes]:
+    """Parts of a plan as files, from another listing of the same source.
+
+    Raises:
+        RunConflictError: it lists something else now.
+    """
+    running, parts = hashlib.sha256(), {}
+    for number, rows in enumerate(_parts(entries)):
+        running.update(json.dumps(rows).encode())
+        if number in wanted:
+            parts[number] = to_parquet(pa.Table.from_pylist(rows, schema=_SCHEMA))
+    if running.hexdigest() != plan.digest:
+        raise RunConflictError(
+            "parts of the plan are damaged, and the source does not list any more what was planned: put back the "
+            "destination's plan/ from a copy, or use an empty destination"
+        )
+    return parts
+
+
+def damaged_parts(dest: Store, plan: Plan) -> dict[int, str]:
+    """Numbers of the parts of a plan that are missing, damaged or foreign, and how."""
+    running, damaged = hashlib.sha256(), {}
+    for number in range(_count(plan)):
+        try:
+            rows = _whole_part(dest, plan, number).to_pylist()
+        except PartDamagedError as error:
+            damaged[number] = error.fault
+        else:
+            running.update(json.dumps(rows).encode())
+    if not damaged and running.hexdigest() != plan.digest:
+        return dict.fromkeys(range(_count(plan)), "one of the plan's parts is of another plan")
+    return damaged
+
+
 def shards(dest: Store, plan: Plan) -> Iterator[Shard]:
     """All shards of a plan, numbered in its order; they follow from the plan alone."""
     largest = min(LARGEST_SHARD_IMAGES, max(1, plan.images // SHARDS_WANTED))
     number = 0
-    for part in range(-(-plan.images // PLAN_PART_IMAGES)):
-        sizes = from_parquet(dest.get(_key(part)), ["size"])["size"].to_pylist()
+    for part in range(_count(plan)):
+        sizes = _whole_part(dest, plan, part, ["size"])["size"].to_pylist()
         for start, stop in cut(sizes, largest):
             yield Shard(number, part, start, stop)
             number += 1
@@ -111,24 +146,54 @@ def cut(sizes: Sequence[int], largest: int) -> Iterator[tuple[int, int]]:
 
 def read_shard(dest: Store, shard: Shard) -> list[Entry]:
     """The objects of a shard."""
-    return _entries(_read_part(dest, shard.part), shard)
+    return _entries(read_part(dest, shard.part), shard)
 
 
 def read_shards(dest: Store, wanted: Iterable[Shard]) -> Iterator[Entry]:
     """The objects of shards in the plan's order; each plan part is read once."""
     for number, of_part in groupby(wanted, key=lambda shard: shard.part):
-        table = _read_part(dest, number)
+        table = read_part(dest, number)
         for shard in of_part:
             yield from _entries(table, shard)
 
 
-def _read_part(dest: Store, number: int) -> pa.Table:
-    return from_parquet(dest.get(_key(number)))
+def read_part(dest: Store, number: int, columns: list[str] | None = None) -> pa.Table:
+    """A part of the plan, or some of its columns.
+
+    Raises:
+        PartDamagedError: it is missing, or cannot be read.
+    """
+    try:
+        names = columns or _SCHEMA.names
+        return from_parquet(dest.get(plan_key(number)), names).select(names)
+    except ObjectMissingError as error:
+        raise PartDamagedError(plan_key(number), "it is missing") from error
+    except (*DAMAGED, KeyError) as error:
+        raise PartDamagedError(plan_key(number), "it is damaged, or no part of a plan") from error
+
+
+def _whole_part(dest: Store, plan: Plan, number: int, columns: list[str] | None = None) -> pa.Table:
+    part = read_part(dest, number, columns)
+    if part.num_rows != min(PLAN_PART_IMAGES, plan.images - number * PLAN_PART_IMAGES):
+        raise PartDamagedError(plan_key(number), "it is of another plan")
+    return part
+
+
+def _parts(entries: Iterable[Entry]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each part, one part at a time."""
+    listed = iter(entries)
+    while rows := [dataclasses.asdict(entry) for entry in islice(listed, PLAN_PART_IMAGES)]:
+        yield rows
+
+
+def _count(plan: Plan) -> int:
+    return -(-plan.images // PLAN_PART_IMAGES)
 
 
 def _entries(part: pa.Table, shard: Shard) -> list[Entry]:
     return [Entry(**row) for row in part.slice(shard.start, shard.images).to_pylist()]
 
 
-def _key(number: int) -> str:
+def plan_key(number: int) -> str:
+    """Of a part of the plan."""
     return f"plan/part-{number:05d}.parquet"

@@ -8,9 +8,10 @@ key, and a retry's row supersedes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
+from typing import Any
 
 import pyarrow as pa
 
@@ -24,7 +25,7 @@ _READS = 8  # parts read at a time: they wait for the store, not for a core
 
 
 def begin_retry(source: Source, dest: Store, run: Run) -> tuple[Store, Run] | None:
-    """The last retry where it is unfinished, else a new one; None where no photograph has failed.
+    """The first retry that is unfinished, else a new one; None where no photograph has failed.
 
     Args:
         source: of the run.
@@ -35,58 +36,73 @@ def begin_retry(source: Source, dest: Store, run: Run) -> tuple[Store, Run] | No
         the store of the retry's own parts, and the retry.
     """
     earlier = retries(dest)
-    last = earlier[-1] if earlier else dest
-    last_run = read_run(last)
-    assert last_run is not None
-    if last_run.finished is None:
-        return last, last_run
-    failed = _failed(source, last, last_run)  # a retry goes over all that had failed before it: the last knows them
+    for parts, retry in earlier:
+        if retry.finished is None:
+            return parts, retry
+    failed = _failed(source, dest, run, earlier)
     first = next(failed, None)
     if first is None:
         return None
-    retry = open_store(f"{dest.url}/retries/{len(earlier) + 1:04d}")
-    return retry, begin_run(source, retry, run.model_digest, run.config_digest, chain([first], failed))
+    number = 1 + max((int(parts.url.rpartition("/")[2]) for parts, _ in earlier), default=0)
+    new = open_store(f"{dest.url}/retries/{number:04d}")
+    return new, begin_run(source, new, run.model_digest, run.config_digest, chain([first], failed))
 
 
-def retries(dest: Store) -> list[Store]:
+def retry_folders(dest: Store) -> list[Store]:
     """The stores of a run's retries, in their order."""
-    keys = (entry.key for entry in dest.list("retries/"))
-    folders = sorted(key.removesuffix("/run.json") for key in keys if key.endswith("/run.json"))
-    return [open_store(f"{dest.url}/{folder}") for folder in folders]
+    keys = (entry.key.split("/") for entry in dest.list("retries/"))
+    found = sorted({parts[1] for parts in keys if parts[2:] == ["run.json"] and parts[1].isdecimal()})
+    return [open_store(f"{dest.url}/retries/{number}") for number in found]
 
 
-def latest_outcomes(dest: Store, columns: list[str]) -> Iterator[pa.Table]:
+def retries(dest: Store) -> list[tuple[Store, Run]]:
+    """A run's retries in their order: the store of each one's parts, and what its run.json says.
+
+    Raises:
+        UsageError: a run.json is damaged.
+    """
+    return [(parts, run) for parts in retry_folders(dest) if (run := read_run(parts)) is not None]
+
+
+def latest_outcomes(dest: Store, run: Run, columns: list[str]) -> Iterator[pa.Table]:
     """Columns of all committed outcomes, each key once: the last retry's row where there is one.
 
     Memory holds some parts and the keys that were retried.
 
     Raises:
-        StoreError: a part is damaged.
+        PartDamagedError: a part is damaged, or foreign.
     """
     wanted = ["key", *(column for column in columns if column != "key")]
     superseded: set[str] = set()
-    for retry in reversed(retries(dest)):
-        tables = [_without(read_outcomes(retry, number, wanted), superseded) for number in sorted(committed(retry))]
+    for parts, retry in reversed(retries(dest)):
+        numbers = sorted(committed(parts))
+        tables = [_without(read_outcomes(parts, retry, number, wanted), superseded) for number in numbers]
         yield from tables
         superseded.update(key for table in tables for key in table["key"].to_pylist())
-    numbers = iter(sorted(committed(dest)))
+    waiting = iter(sorted(committed(dest)))
     with ThreadPoolExecutor(_READS) as readers:
-        while chunk := list(islice(numbers, _READS)):
-            yield from readers.map(lambda number: _without(read_outcomes(dest, number, wanted), superseded), chunk)
+        while chunk := list(islice(waiting, _READS)):
+            for table in readers.map(lambda number: read_outcomes(dest, run, number, wanted), chunk):
+                yield _without(table, superseded)
 
 
-def _failed(source: Source, dest: Store, run: Run) -> Iterator[Entry]:
-    """The photographs that failed, as they were planned; those that had changed or were missing,
-    as they are now.
+def _failed(source: Source, dest: Store, run: Run, earlier: Sequence[tuple[Store, Run]]) -> Iterator[Entry]:
+    """The photographs that failed when they were last tried, as they were planned; those that had changed or were
+    missing, as they are now. Memory holds the keys that were retried.
     """
+    columns = ["key", "etag", "status", "reason"]
+    last: dict[str, dict[str, Any]] = {}
+    for parts, retry in earlier:
+        for number in sorted(committed(parts)):
+            last.update({row["key"]: row for row in read_outcomes(parts, retry, number, columns).to_pylist()})
     for shard in shards(dest, run.plan):
-        outcomes = read_outcomes(dest, shard.number, ["status", "reason"]).to_pylist()
+        rows = read_outcomes(dest, run, shard.number, columns).to_pylist()
+        outcomes = [last.get(row["key"], row) for row in rows]
         if any(outcome["status"] == Status.FAILED for outcome in outcomes):
             for entry, outcome in zip(read_shard(dest, shard), outcomes, strict=True):
-                if outcome["reason"] in (Reason.CHANGED, Reason.MISSING):
-                    yield _as_it_is_now(source, entry)
-                elif outcome["status"] == Status.FAILED:
-                    yield entry
+                if outcome["status"] == Status.FAILED:
+                    moved = outcome["reason"] in (Reason.CHANGED, Reason.MISSING) or outcome["etag"] != entry.etag
+                    yield _as_it_is_now(source, entry) if moved else entry
 
 
 def _as_it_is_now(source: Source, entry: Entry) -> Entry:

@@ -6,6 +6,8 @@
     retries/0001/...               see retry.py
     summary.json                   create-only, last
 
+    damaged/0001/...               see repair.py
+
 Nothing is ever overwritten but `finished` in run.json.
 """
 
@@ -23,17 +25,21 @@ from importlib.metadata import version
 import pyarrow as pa
 
 from ma_cluster import __version__
-from ma_cluster.archive.outcomes import Outcome, to_table
-from ma_cluster.archive.parquet import from_parquet, to_parquet
-from ma_cluster.archive.plan import Plan, Shard, read_shards, shards, write_plan
+from ma_cluster.archive.outcomes import SCHEMA, Outcome, to_table
+from ma_cluster.archive.plan import Plan, Shard, plan_key, read_shards, shards, write_plan
 from ma_cluster.config import digest
-from ma_cluster.errors import ObjectMissingError, RunConflictError, UsageError
+from ma_cluster.errors import ObjectMissingError, PartDamagedError, RunConflictError, StoreError, UsageError
 from ma_cluster.identity import RESULT_VERSION
-from ma_cluster.storage.manifest import Source
+from ma_cluster.storage.manifest import Manifest, Source
+from ma_cluster.storage.parquet import DAMAGED, from_parquet, to_parquet
 from ma_cluster.storage.store import Entry, Store
 
-_COMMITTED = "ma_cluster.committed"
+FOLDERS = ("damaged", "masks", "outcomes", "overlays", "plan", "report", "retries")
+FILES = ("run.json", "summary.json")
+"""All that lies in a run's destination: another run does not take it for photographs."""
+_RUN, _PART, _COMMITTED = "ma_cluster.run", "ma_cluster.part", "ma_cluster.committed"  # in each part of the outcomes
 _RESULTS = "results"  # among the versions
+_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +71,18 @@ def begin_run(
     Raises:
         RunConflictError: `dest` holds a run of another source, model or configuration, or of a version of the code
             whose results may differ.
+        UsageError: there is nothing to score, or source and destination lie within each other; nothing is written.
+        StoreError: the destination does not honour conditional writes.
     """
     run = read_run(dest)
     if run is None:
-        plan = write_plan(_listing(source, dest) if only is None else only, dest)
+        _check_apart(source, dest)
+        listing = Listing(source, dest)
+        plan = write_plan(listing if only is None else only, dest)
+        if plan.images == 0:
+            earlier = f" but {listing.skipped} files of earlier runs" if listing.skipped else ""
+            raise UsageError(f"there is nothing to score: the source holds no objects{earlier}; check the URL")
+        plan = dataclasses.replace(plan, skipped=listing.skipped)
         new = Run(
             id=digest([source.url, dest.url, plan.digest, model_digest, config_digest])[:16],
             source=source.url,
@@ -78,7 +92,12 @@ def begin_run(
             versions=_versions(),
             started=_now(),
         )
-        run = new if dest.create("run.json", _to_json(new)) else read_run(dest)  # another driver was faster
+        if dest.create("run.json", to_json(new)):
+            run = new
+            if dest.create("run.json", to_json(new) + b"\n"):
+                raise StoreError("the destination's store overwrites where it should only create; use one that does")
+        else:  # another driver was faster
+            run = read_run(dest)
         assert run is not None
     _check_same(run, {"source": source.url, "model_digest": model_digest, "config_digest": config_digest})
     return run
@@ -92,11 +111,17 @@ def read_run(dest: Store) -> Run | None:
     """
     try:
         values = json.loads(dest.get("run.json"))
-        return Run(**(values | {"plan": Plan(**values["plan"])}))
+        run = Run(**(values | {"plan": Plan(**values["plan"])}))
+        if not isinstance(run.plan.images, int) or not isinstance(run.versions, dict):
+            raise TypeError("fields of other types")
+        return run
     except ObjectMissingError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError("run.json of the destination was not written by this version; use its own") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UsageError(
+            "run.json of the destination is damaged, or of another version: put it back from a copy, or use that "
+            "version"
+        ) from error
 
 
 def undecided(dest: Store, run: Run) -> Iterator[Entry]:
@@ -105,16 +130,26 @@ def undecided(dest: Store, run: Run) -> Iterator[Entry]:
 
 
 def pending(dest: Store, run: Run) -> Iterator[Shard]:
-    """The shards that are not committed."""
+    """The shards that are not committed.
+
+    Raises:
+        PartDamagedError: a part of the plan is damaged or missing, or there are outcomes that it does not know.
+    """
     done = committed(dest)
-    return (shard for shard in shards(dest, run.plan) if shard.number not in done)
+    for shard in shards(dest, run.plan):
+        if shard.number in done:
+            done.discard(shard.number)
+        else:
+            yield shard
+    if done:
+        raise PartDamagedError(outcomes_key(min(done)), "the plan has no such part")
 
 
 def commit(dest: Store, run: Run, shard: Shard, outcomes: Sequence[Outcome]) -> bool:
     """Write a shard's outcomes, after their masks. False where another driver has committed it already."""
     assert len(outcomes) == shard.images
-    stamp = {"ma_cluster.run": run.id, _COMMITTED: repr(time.time())}
-    return dest.create(_outcomes_key(shard.number), to_parquet(to_table(outcomes).replace_schema_metadata(stamp)))
+    stamp = {_RUN: run.id, _PART: str(shard.number), _COMMITTED: repr(time.time())}
+    return dest.create(outcomes_key(shard.number), to_parquet(to_table(outcomes).replace_schema_metadata(stamp)))
 
 
 def committed(dest: Store) -> set[int]:
@@ -122,25 +157,38 @@ def committed(dest: Store) -> set[int]:
     prefix, suffix = "outcomes/part-", ".parquet"
     keys = (entry.key for entry in dest.list(prefix))
     numbers = (key.removeprefix(prefix).removesuffix(suffix) for key in keys if key.endswith(suffix))
-    return {int(number) for number in numbers if number.isdecimal()}
+    return {int(number) for number in numbers if number.isdecimal() and len(number) >= _DIGITS}
 
 
 def is_committed(dest: Store, shard: Shard) -> bool:
     """Whether a shard is done by now, be it by another driver."""
     try:
-        dest.head(_outcomes_key(shard.number))
+        dest.head(outcomes_key(shard.number))
     except ObjectMissingError:
         return False
     return True
 
 
-def read_outcomes(dest: Store, number: int, columns: list[str] | None = None) -> pa.Table:
-    """The committed outcomes of a shard.
+def read_outcomes(dest: Store, run: Run, number: int, columns: list[str] | None = None) -> pa.Table:
+    """The committed outcomes of a shard, or some columns; one that an earlier version did not write is null.
 
     Raises:
-        StoreError: the part is damaged.
+        PartDamagedError: the part is damaged, or of another run or shard.
     """
-    return from_parquet(dest.get(_outcomes_key(number)), columns)
+    key, names = outcomes_key(number), columns or SCHEMA.names
+    try:
+        table = from_parquet(dest.get(key), names)
+    except DAMAGED as error:
+        raise PartDamagedError(key, "it is damaged, or no table") from error
+    stamp = table.schema.metadata or {}
+    if stamp.get(_RUN.encode()) != run.id.encode():
+        raise PartDamagedError(key, "it is of another run")
+    if stamp.get(_PART.encode(), str(number).encode()) != str(number).encode():
+        raise PartDamagedError(key, "it is the copy of another part")
+    for name in names:
+        if name not in table.column_names:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(table.num_rows, SCHEMA.field(name).type))
+    return table.select(names)
 
 
 def committed_at(outcomes: pa.Table) -> float:
@@ -152,14 +200,61 @@ def mark_finished(dest: Store, run: Run) -> Run:
     """Put the time into run.json, once."""
     if run.finished is None:
         run = dataclasses.replace(run, finished=_now())
-        dest.put("run.json", _to_json(run))
+        dest.put("run.json", to_json(run))
     return run
 
 
-def _listing(source: Source, dest: Store) -> Iterator[Entry]:
-    root = source.url.rstrip("/") + "/"
-    own = dest.url.removeprefix(root) + "/" if dest.url.startswith(root) else None
-    return (entry for entry in source.list() if own is None or not entry.key.startswith(own))
+class Listing:
+    """The photographs that a source lists, without the files of runs below it; `skipped` counts those of other runs
+    than the one in `dest`. What a manifest names is scored, whatever it is.
+    """
+
+    def __init__(self, source: Source, dest: Store) -> None:
+        root = source.url.rstrip("/") + "/"
+        self._own = dest.url.removeprefix(root) + "/" if dest.url.startswith(root) else None
+        self._source = source
+        self._is_run: dict[str, bool] = {}
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        named = isinstance(self._source, Manifest)
+        for entry in self._source.list():
+            if not named and self._own is not None and entry.key.startswith(self._own):
+                continue
+            if not named and any(self._holds_run(root) for root in _roots(entry.key)):
+                self.skipped += 1
+                continue
+            yield entry
+
+    def _holds_run(self, root: str) -> bool:
+        if root not in self._is_run:
+            self._is_run[root] = all(self._has(root + key) for key in ("run.json", plan_key(0)))
+        return self._is_run[root]
+
+    def _has(self, key: str) -> bool:
+        try:
+            self._source.head(key)
+        except ObjectMissingError:
+            return False
+        return True
+
+
+def _roots(key: str) -> Iterator[str]:
+    """The folders, each "" or ending in "/", that would be a run's if this key were of one.
+
+    a/masks/eye.png          a/
+    retries/0001/run.json    "" and retries/0001/
+    """
+    parts = key.split("/")
+    for place, part in enumerate(parts):
+        if part in (FILES if place == len(parts) - 1 else FOLDERS):
+            yield "".join(f"{parent}/" for parent in parts[:place])
+
+
+def _check_apart(source: Source, dest: Store) -> None:
+    within = source.url.removeprefix(dest.url.rstrip("/") + "/")
+    if source.url == dest.url or (within != source.url and within.partition("/")[0] in FOLDERS):
+        raise UsageError("the destination would write into the source: use a destination beside it, or a folder in it")
 
 
 def _check_same(run: Run, wanted: dict[str, str]) -> None:
@@ -176,11 +271,13 @@ def _check_same(run: Run, wanted: dict[str, str]) -> None:
         )
 
 
-def _outcomes_key(number: int) -> str:
-    return f"outcomes/part-{number:06d}.parquet"
+def outcomes_key(number: int) -> str:
+    """Of a shard's outcomes."""
+    return f"outcomes/part-{number:0{_DIGITS}d}.parquet"
 
 
-def _to_json(run: Run) -> bytes:
+def to_json(run: Run) -> bytes:
+    """The contents of run.json."""
     return (json.dumps(dataclasses.asdict(run), indent=2) + "\n").encode()
 
 

@@ -110,7 +110,14 @@ class ShardScorer:
             segmentation = self.scorer.segment(reading)
         except ImageError as error:
             facts = None if reading is None else reading.facts
-            return Outcome(key=entry.key, etag=entry.etag, reason=error.reason, attempts=attempt, facts=facts)
+            return Outcome(
+                key=entry.key,
+                etag=entry.etag,
+                reason=error.reason,
+                detail=error.detail,
+                attempts=attempt,
+                facts=facts,
+            )
         began = time.perf_counter()
         mask_key, overlay_key = self._write(entry, segmentation)
         write = {"write": time.perf_counter() - began}

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ma_cluster.archive.retry import retries
 from ma_cluster.archive.run import Run, read_run, undecided
-from ma_cluster.archive.summary import PartCounts, count_parts, total
+from ma_cluster.archive.summary import PartCounts, by_reason, count_parts, total
 from ma_cluster.errors import UsageError
 from ma_cluster.storage.store import Store, open_store
 
@@ -23,6 +24,9 @@ class RunStatus:
     decided: int
     statuses: dict[str, int]
     reasons: dict[str, int]
+    details: dict[str, dict[str, int]]
+    """By reason, its words and how often they were said, most often first."""
+    retries: int
     lesions: int
     seconds: dict[str, float]
     """By stage, over all photographs."""
@@ -47,14 +51,23 @@ def read_status(dest_url: str) -> RunStatus:
         UsageError: there is no run.
     """
     dest, run = open_run(dest_url)
-    return status_of(run, list(count_parts(dest)))
+    return status_of(dest, run, list(count_parts(dest, run)))
 
 
-def status_of(run: Run, parts: Sequence[PartCounts]) -> RunStatus:
+def status_of(dest: Store, run: Run, parts: Sequence[PartCounts]) -> RunStatus:
     """The status of a run whose committed shards have these counts."""
     counts = total(parts)
-    statuses, reasons = dict(sorted(counts.statuses.items())), dict(sorted(counts.reasons.items()))
-    return RunStatus(run, counts.images, statuses, reasons, counts.lesions, counts.seconds, rate(parts))
+    return RunStatus(
+        run=run,
+        decided=counts.images,
+        statuses=dict(sorted(counts.statuses.items())),
+        reasons=dict(sorted(counts.reasons.items())),
+        details=by_reason(counts.details),
+        retries=len(retries(dest)),
+        lesions=counts.lesions,
+        seconds=counts.seconds,
+        images_per_second=rate(parts),
+    )
 
 
 def missing_keys(dest_url: str) -> Iterator[str]:
@@ -86,7 +99,10 @@ def to_json(status: RunStatus) -> dict[str, Any]:
         "decided": status.decided,
         "remaining": status.remaining,
         "statuses": status.statuses,
+        "skipped": status.run.plan.skipped,
+        "retries": status.retries,
         "reasons": status.reasons,
+        "details": status.details,
         "lesions": status.lesions,
         "seconds": status.seconds,
         "images_per_second": status.images_per_second,

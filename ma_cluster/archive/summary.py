@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,13 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ma_cluster.archive.outcomes import SECONDS
-from ma_cluster.archive.retry import latest_outcomes
+from ma_cluster.archive.retry import latest_outcomes, retries
 from ma_cluster.archive.run import Run, committed_at, mark_finished, read_outcomes
 from ma_cluster.errors import MaClusterError
 from ma_cluster.storage.store import Store
 
-COUNTED = ["status", "reason", "lesion_count", "height", "width", *SECONDS.values()]
+COUNTED = ["status", "reason", "detail", "lesion_count", "height", "width", *SECONDS.values()]
 """Columns that `count_outcomes` reads."""
+
+RUN_SUMMARY = "run_summary.json"
+"""Beside the summary of a retry: that of its whole run, after the retry."""
+_NUMBER = re.compile(r"\b\d+(\.\d+)?\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,8 @@ class PartCounts:
     images: int
     statuses: Counter[str]
     reasons: Counter[str]
+    details: Counter[tuple[str, str]]
+    """Reasons with their words, in which each number is a #."""
     lesions: int
     megapixels: float
     """Of the photographs that could be read."""
@@ -43,8 +50,12 @@ class Summary:
 
     run: str
     images: int
+    skipped: int
+    """Files of the source that were taken for no photographs: those of earlier runs."""
     statuses: dict[str, int]
     reasons: dict[str, int]
+    details: dict[str, dict[str, int]]
+    """By reason, its words and how often they were said, most often first."""
     lesions: int
     megapixels: float
     seconds: dict[str, float]
@@ -58,36 +69,41 @@ class Summary:
         return self.statuses.get("scored", 0) == self.images
 
 
-def count_parts(dest: Store) -> Iterator[PartCounts]:
+def count_parts(dest: Store, run: Run) -> Iterator[PartCounts]:
     """Counts of each committed shard; a photograph that was retried counts where it was last."""
-    return (count_outcomes(outcomes) for outcomes in latest_outcomes(dest, COUNTED))
+    return (count_outcomes(outcomes) for outcomes in latest_outcomes(dest, run, COUNTED))
 
 
-def count_part(dest: Store, number: int) -> PartCounts:
+def count_part(dest: Store, run: Run, number: int) -> PartCounts:
     """Counts of one committed shard of a run without retries."""
-    return count_outcomes(read_outcomes(dest, number, COUNTED))
+    return count_outcomes(read_outcomes(dest, run, number, COUNTED))
 
 
 def count_outcomes(outcomes: pa.Table) -> PartCounts:
     """Counts of outcomes that were committed together, with the columns `COUNTED`."""
     statuses, reasons = Counter(outcomes["status"].to_pylist()), Counter(outcomes["reason"].to_pylist())
     reasons.pop(None, None)
+    said = zip(outcomes["reason"].to_pylist(), outcomes["detail"].to_pylist(), strict=True)
+    details = Counter((reason, _NUMBER.sub("#", words)) for reason, words in said if reason and words)
     lesions = sum(count or 0 for count in outcomes["lesion_count"].to_pylist())
     sizes = zip(outcomes["height"].to_pylist(), outcomes["width"].to_pylist(), strict=True)
     megapixels = sum(height * width for height, width in sizes if height is not None) / 1e6
     seconds = {stage: pc.sum(outcomes[column]).as_py() or 0.0 for stage, column in SECONDS.items()}
-    return PartCounts(committed_at(outcomes), outcomes.num_rows, statuses, reasons, lesions, megapixels, seconds)
+    return PartCounts(
+        committed_at(outcomes), outcomes.num_rows, statuses, reasons, details, lesions, megapixels, seconds
+    )
 
 
 def total(parts: Iterable[PartCounts]) -> PartCounts:
     """The sum; `committed_at` is the latest."""
-    out = PartCounts(0.0, 0, Counter(), Counter(), 0, 0.0, dict.fromkeys(SECONDS, 0.0))
+    out = PartCounts(0.0, 0, Counter(), Counter(), Counter(), 0, 0.0, dict.fromkeys(SECONDS, 0.0))
     for part in parts:
         out = PartCounts(
             max(out.committed_at, part.committed_at),
             out.images + part.images,
             out.statuses + part.statuses,
             out.reasons + part.reasons,
+            out.details + part.details,
             out.lesions + part.lesions,
             out.megapixels + part.megapixels,
             {stage: seconds + part.seconds[stage] for stage, seconds in out.seconds.items()},
@@ -95,13 +111,24 @@ def total(parts: Iterable[PartCounts]) -> PartCounts:
     return out
 
 
+def by_reason(details: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    """The words of each reason with their counts, most often first."""
+    found: dict[str, dict[str, int]] = {reason: {} for reason, _ in sorted(details)}
+    for (reason, words), count in sorted(details.items(), key=lambda item: (-item[1], item[0])):
+        found[reason][words] = count
+    return found
+
+
 def finish_run(dest: Store, run: Run) -> Summary:
     """Check that each photograph has its outcome, and write `finished` and summary.json.
 
+    After a retry the same of the whole run lies beside the retry's own, as retries/0001/run_summary.json.
+
     Raises:
         MaClusterError: outcomes are missing.
+        PartDamagedError: a part of them is damaged, or foreign.
     """
-    counts = total(count_parts(dest))
+    counts = total(count_parts(dest, run))
     if counts.images != run.plan.images:
         raise MaClusterError(
             f"{run.plan.images - counts.images} photographs of run {run.id} have no outcome; start it again to resume"
@@ -111,13 +138,19 @@ def finish_run(dest: Store, run: Run) -> Summary:
     summary = Summary(
         run=run.id,
         images=counts.images,
+        skipped=run.plan.skipped,
         statuses=dict(sorted(counts.statuses.items())),
         reasons=dict(sorted(counts.reasons.items())),
+        details=by_reason(counts.details),
         lesions=counts.lesions,
         megapixels=round(counts.megapixels, 3),
         seconds={stage: round(seconds, 3) for stage, seconds in counts.seconds.items()},
         started=run.started,
         finished=run.finished,
     )
-    dest.create("summary.json", (json.dumps(dataclasses.asdict(summary), indent=2) + "\n").encode())
+    text = (json.dumps(dataclasses.asdict(summary), indent=2) + "\n").encode()
+    dest.create("summary.json", text)
+    finished = [parts for parts, retry in retries(dest) if retry.finished is not None]
+    if finished:
+        finished[-1].create(RUN_SUMMARY, text)
     return summary

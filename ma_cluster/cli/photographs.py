@@ -73,6 +73,9 @@ def score(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Go once more over the photographs that failed.")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="First put damaged parts of the run aside, under DEST/damaged.")
+    ] = False,
 ) -> None:
     """Score an archive; a run cut short goes on where it was.
 
@@ -80,10 +83,16 @@ def score(
     """
     from rich.console import Console
 
+    from ma_cluster.archive.repair import repair_run
     from ma_cluster.cluster.fleet.driver import Progress, retry_archive, score_archive
     from ma_cluster.cluster.fleet.scoring_app import Fleet
-    from ma_cluster.report.console import progress_display, summary_lines
+    from ma_cluster.report.console import progress_display, repair_lines, summary_lines
+    from ma_cluster.storage.manifest import open_source
+    from ma_cluster.storage.store import open_store
 
+    if repair:
+        for line in repair_lines(repair_run(open_source(source), open_store(dest))):
+            typer.echo(line)
     last: list[Progress] = []
     with progress_display(Console(stderr=True)) as move:
 

@@ -69,11 +69,11 @@ class _RunCounts:
         if run is None:
             return None, self._counts
         parts = committed(self._dest)
-        retried = [len(committed(retry)) for retry in retries(self._dest)]
+        retried = [len(committed(parts)) for parts, _ in retries(self._dest)]
         if retried != self._retried or (retried and parts != self._parts):
-            self._counts = total(count_parts(self._dest))
+            self._counts = total(count_parts(self._dest, run))
         elif not retried:
-            new = (count_part(self._dest, number) for number in sorted(parts - self._parts))
+            new = (count_part(self._dest, run, number) for number in sorted(parts - self._parts))
             self._counts = total([self._counts, *new])
         self._parts, self._retried = parts, retried
         return run, self._counts

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import UsageError
+from ma_cluster.storage.parquet import from_parquet
 from ma_cluster.storage.store import Store, open_store
 
 Split = Literal["training", "validation", "test"]
@@ -131,9 +132,7 @@ def _manifest_rows(url: str) -> list[dict[str, str]]:
     data = read_object(url)
     if url.endswith(".csv"):
         return list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
-    import pyarrow.parquet as pq
-
-    rows: list[dict[str, str]] = pq.read_table(io.BytesIO(data)).to_pylist()
+    rows: list[dict[str, str]] = from_parquet(data).to_pylist()
     return rows
 
 

@@ -6,17 +6,21 @@ Loads neither torch nor Ray.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rich import progress as bars
 from rich.console import Console
 
+from ma_cluster.archive.repair import PutAside
 from ma_cluster.archive.status import RunStatus
 from ma_cluster.archive.summary import Summary
 from ma_cluster.report.doctor import Finding
 from ma_cluster.report.truth import Agreement
+
+_WORDS_SHOWN = 5  # of each reason
 
 if TYPE_CHECKING:
     from ma_cluster.cluster.fleet.driver import Progress
@@ -38,7 +42,8 @@ def summary_lines(summary: Summary, images_per_second: float | None) -> Iterator
         images_per_second: of this command; None where there was nothing left to score.
     """
     yield f"run {summary.run}: {_photographs(summary.images)}, {summary.lesions} lesions"
-    yield from _counts(summary.statuses, summary.reasons)
+    yield from _counts(summary.statuses, summary.reasons, summary.details)
+    yield from _skipped(summary.skipped)
     if images_per_second is None:
         yield "nothing was left to score"
     else:
@@ -52,10 +57,21 @@ def status_lines(status: RunStatus) -> Iterator[str]:
     yield f"run {status.run.id} of {printable(status.run.source)}"
     yield f"started {status.run.started}, {f'finished {status.run.finished}' if status.run.finished else 'unfinished'}"
     yield f"{status.decided} of {_photographs(status.run.plan.images)} decided, {status.lesions} lesions"
-    yield from _counts(status.statuses, status.reasons)
+    yield from _counts(status.statuses, status.reasons, status.details)
+    yield from _skipped(status.run.plan.skipped)
+    if status.retries:
+        yield f"  retried {status.retries} time{'' if status.retries == 1 else 's'}"
     yield from _stages(status.seconds)
     if status.remaining and status.images_per_second is not None:
         yield pace(status.images_per_second, status.eta_seconds)
+
+
+def repair_lines(done: Sequence[PutAside]) -> Iterator[str]:
+    """What a repair has put aside."""
+    for each in done:
+        yield f"{each.part}: {each.fault}; {f'now {each.now}' if each.now else 'written again'}"
+    if not done:
+        yield "nothing of the run is damaged"
 
 
 def agreement_lines(agreement: Agreement) -> Iterator[str]:
@@ -107,9 +123,19 @@ def pace(images_per_second: float | None, eta_seconds: float | None) -> str:
     return f"{images_per_second:.2f}/s, {hours}:{minutes:02d}:{seconds:02d} left"
 
 
-def _counts(statuses: dict[str, int], reasons: dict[str, int]) -> Iterator[str]:
+def _counts(statuses: dict[str, int], reasons: dict[str, int], details: dict[str, dict[str, int]]) -> Iterator[str]:
     yield from (f"  {status:<8} {count}" for status, count in statuses.items())
-    yield from (f"    {reason:<14} {count}" for reason, count in reasons.items())
+    for reason, count in reasons.items():
+        yield f"    {reason:<14} {count}"
+        said = details.get(reason, {})
+        yield from (f"      {times} x {printable(words)}" for words, times in islice(said.items(), _WORDS_SHOWN))
+        if len(said) > _WORDS_SHOWN:
+            yield f"      and {len(said) - _WORDS_SHOWN} others; summary.json has all"
+
+
+def _skipped(files: int) -> Iterator[str]:
+    if files:
+        yield f"  skipped {files} file{'' if files == 1 else 's'} of earlier runs below the source"
 
 
 def _stages(seconds: dict[str, float]) -> Iterator[str]:

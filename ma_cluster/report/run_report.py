@@ -26,7 +26,16 @@ INDEX = "report/index.html"
 _SHOWN = 120
 """Photographs of each kind on the page: a browser holds so many overlays, a person looks at fewer."""
 _LESION_BINS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
-_COLUMNS = ["status", "reason", "attempts", "lesion_count", "overlay_key", "quality_sharpness", "quality_brightness"]
+_COLUMNS = [
+    "status",
+    "reason",
+    "detail",
+    "attempts",
+    "lesion_count",
+    "overlay_key",
+    "quality_sharpness",
+    "quality_brightness",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +91,11 @@ def write_report(dest_url: str) -> str:
     """
     dest, run = open_run(dest_url)
     digest, parts = Digest(), []
-    for table in latest_outcomes(dest, [*_COLUMNS, *(name for name in COUNTED if name not in _COLUMNS)]):
+    for table in latest_outcomes(dest, run, [*_COLUMNS, *(name for name in COUNTED if name not in _COLUMNS)]):
         parts.append(count_outcomes(table))
         for row in table.select(["key", *_COLUMNS]).to_pylist():
             digest.add(row)
-    dest.put(INDEX, render(status_of(run, parts), digest).encode())
+    dest.put(INDEX, render(status_of(dest, run, parts), digest).encode())
     return f"{dest.url}/{INDEX}"
 
 

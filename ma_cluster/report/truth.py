@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from ma_cluster.archive.retry import latest_outcomes
+from ma_cluster.archive.run import Run
 from ma_cluster.archive.status import open_run
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import UsageError
@@ -69,8 +70,8 @@ def compare_run(dest_url: str, data_url: str) -> Agreement:
     samples = [sample for sample in read_dataset(data_url, SplitConfig()) if sample.split == "test"]
     if not samples:
         raise UsageError(f"{data_url} has no photographs in its test split to compare with")
-    dest, _ = open_run(dest_url)
-    masks = _masks_by_stem(dest)
+    dest, run = open_run(dest_url)
+    masks = _masks_by_stem(dest, run)
     return sum((_compare_sample(sample, masks.get(sample.name), dest) for sample in samples), Agreement())
 
 
@@ -113,10 +114,10 @@ def _components(mask: Bool[ndarray, "h w"], marked: Bool[ndarray, "h w"]) -> tup
     return int(labels.max()), len(np.unique(labels[marked]))
 
 
-def _masks_by_stem(dest: Store) -> dict[str, str]:
+def _masks_by_stem(dest: Store, run: Run) -> dict[str, str]:
     """Mask keys of the scored photographs."""
     masks: dict[str, str] = {}
-    for outcomes in latest_outcomes(dest, ["mask_key"]):
+    for outcomes in latest_outcomes(dest, run, ["mask_key"]):
         for row in outcomes.to_pylist():
             stem, mask_key = PurePosixPath(row["key"]).stem, row["mask_key"]
             if mask_key is not None and masks.setdefault(stem, mask_key) != mask_key:

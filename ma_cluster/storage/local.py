@@ -89,6 +89,15 @@ class LocalStore:
             partial.unlink(missing_ok=True)
         return True
 
+    def move(self, key: str, to: str) -> None:
+        with _reading():
+            self._path(key).lstat()
+        try:
+            self._path(to).parent.mkdir(parents=True, exist_ok=True)
+            self._path(key).rename(self._path(to))
+        except OSError as error:
+            raise _unwritable(error) from error
+
     def _path(self, key: str) -> Path:
         if ".." in Path(key).parts or Path(key).is_absolute():
             raise UsageError("a key of a local store must stay inside its folder")

@@ -11,9 +11,9 @@ from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ma_cluster.errors import ObjectMissingError, UsageError
+from ma_cluster.storage.parquet import DAMAGED, open_parquet
 from ma_cluster.storage.store import Entry, Store, open_store
 
 _SUFFIXES = (".csv", ".parquet")
@@ -101,24 +101,24 @@ class Manifest:
 
     def _keys(self) -> Iterator[str]:
         try:
-            data = io.BytesIO(self._folder.get(self._name))
+            data = self._folder.get(self._name)
             yield from _csv_keys(data) if self._name.lower().endswith(".csv") else _parquet_keys(data)
         except ObjectMissingError as error:
             raise UsageError("there is no manifest of this name; check the URL") from error
-        except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+        except (*DAMAGED, UnicodeDecodeError, csv.Error) as error:
             raise UsageError("the manifest is not what its name ends in, or its keys are no text") from error
 
 
-def _csv_keys(data: io.BytesIO) -> Iterator[str]:
-    table = csv.DictReader(io.TextIOWrapper(data, "utf-8-sig", newline=""))
+def _csv_keys(data: bytes) -> Iterator[str]:
+    table = csv.DictReader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""))
     _check_column("key" in (table.fieldnames or ()))
     return (row["key"] for row in table)
 
 
-def _parquet_keys(data: io.BytesIO) -> Iterator[str]:
-    file = pq.ParquetFile(data)
+def _parquet_keys(data: bytes) -> Iterator[str]:
+    file = open_parquet(data)
     _check_column("key" in file.schema_arrow.names)
-    for batch in file.iter_batches(columns=["key"]):
+    for batch in file.iter_batches(columns=["key"], use_threads=False):
         yield from batch.column(0).cast(pa.string()).to_pylist()
 
 

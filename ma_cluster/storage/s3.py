@@ -141,6 +141,11 @@ class S3Store:
         # An earlier attempt may have written, and only its reply was lost.
         return self._asked("write", write) or (attempts > 1 and self.get(key) == data)
 
+    def move(self, key: str, to: str) -> None:
+        source = self._at(key)
+        self._asked("write", partial(self._client.copy_object, **self._at(to), CopySource=source))
+        self._asked("write", partial(self._client.delete_object, **source))
+
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + key}
 

@@ -58,6 +58,13 @@ class Store(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Write the whole object only where there is none; False where there is one already."""
 
+    def move(self, key: str, to: str) -> None:
+        """Give the object another key, under which there must be none.
+
+        Raises:
+            ObjectMissingError: no such key.
+        """
+
 
 def open_store(url: str | os.PathLike[str]) -> Store:
     """The store of a local path, `file://` or `s3://bucket/prefix` URL. Nothing is opened or created yet.

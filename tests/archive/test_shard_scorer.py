@@ -110,7 +110,7 @@ def died() -> ImageError:
 
 def outcome_of(scorer: ShardScorer) -> dict[str, object]:
     scorer.score(next(shards(scorer.dest, scorer.run.plan)))
-    row: dict[str, object] = read_outcomes(scorer.dest, 0).to_pylist()[0]
+    row: dict[str, object] = read_outcomes(scorer.dest, scorer.run, 0).to_pylist()[0]
     return row
 
 
@@ -130,6 +130,7 @@ def test_a_refused_photograph_is_not_tried_again(tmp_path: Path) -> None:
     scorer = scorer_of(tmp_path, fleet)
     row = outcome_of(scorer)
     assert (row["status"], row["reason"], row["attempts"]) == ("refused", "truncated", 1)
+    assert row["detail"] == "half of it"
     assert row["lesions"] is None and row["mask_key"] is None and row["height"] is None
     assert isinstance(scorer.recorder, Heard)
     assert scorer.recorder.counts == {"begun": 1, "refused": 1}
@@ -202,5 +203,5 @@ def test_decoders_that_die_apart_never_end_the_run(tmp_path: Path) -> None:
     apart = {key: [ImageFailedError(Reason.CRASHED_WORKER, "died of SIGABRT")] * 2 for key in keys}
     scorer = scorer_of(tmp_path, Breaker(FakeFleet(apart, {}), PlainCount(), 2), images=3)
     assert sum(scorer.score(shard) for shard in shards(scorer.dest, scorer.run.plan)) == 3
-    reasons = [read_outcomes(scorer.dest, number)["reason"].to_pylist() for number in range(3)]
+    reasons = [read_outcomes(scorer.dest, scorer.run, number)["reason"].to_pylist() for number in range(3)]
     assert reasons == [["crashed_worker"]] * 3
