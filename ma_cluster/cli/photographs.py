@@ -83,16 +83,12 @@ def score(
     """
     from rich.console import Console
 
-    from ma_cluster.archive.repair import repair_run
     from ma_cluster.cluster.fleet.driver import Progress, retry_archive, score_archive
     from ma_cluster.cluster.fleet.scoring_app import Fleet
-    from ma_cluster.report.console import progress_display, repair_lines, summary_lines
-    from ma_cluster.storage.manifest import open_source
-    from ma_cluster.storage.store import open_store
+    from ma_cluster.report.console import progress_display, summary_lines
 
     if repair:
-        for line in repair_lines(repair_run(open_source(source), open_store(dest))):
-            typer.echo(line)
+        _repair(source, dest)
     last: list[Progress] = []
     with progress_display(Console(stderr=True)) as move:
 
@@ -115,6 +111,16 @@ def score(
         typer.echo(line)
     if not summary.complete:
         raise typer.Exit(INCOMPLETE)
+
+
+def _repair(source: str, dest: str) -> None:
+    from ma_cluster.archive.repair import repair_run
+    from ma_cluster.report.console import repair_lines
+    from ma_cluster.storage.manifest import open_source
+    from ma_cluster.storage.store import open_store
+
+    for line in repair_lines(repair_run(open_source(source), open_store(dest))):
+        typer.echo(line)
 
 
 @app.command()
