@@ -49,7 +49,7 @@ def weed(s3_environment: int, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session")
-def local_ray(s3_environment: int) -> Iterator[None]:
+def local_ray(s3_environment: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The Ray that all tests of a run share. Six logical CPUs: most of what runs on it waits.
 
     Its workers find the tests' own modules: the decoders that die.
@@ -59,6 +59,7 @@ def local_ray(s3_environment: int) -> Iterator[None]:
     path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["MA_CLUSTER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     ray.init(address="local", _node_ip_address="127.0.0.1", num_cpus=6, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -23,6 +23,7 @@ from servers import Weed
 
 from ma_cluster.archive.status import missing_keys, read_status, to_json
 from ma_cluster.archive.summary import Summary
+from ma_cluster.bundle import load_bundle, save_bundle
 from ma_cluster.cluster.fleet.driver import Progress, score_archive
 from ma_cluster.cluster.fleet.scoring_app import Fleet
 from ma_cluster.errors import RunConflictError, StoreError
@@ -150,12 +151,16 @@ def test_another_source_is_a_conflict(scored_folder: ScoredFolder, tiny_bundle: 
 
 @pytest.mark.slow
 def test_s3_gives_the_same_masks_as_a_folder(scored_folder: ScoredFolder, tiny_bundle: Path, weed: Weed) -> None:
-    source, dest = f"{weed.bucket('archive')}/2026", f"{weed.bucket('results')}/run"
+    """Of the model, too: its replicas are given a URL and a digest, and no path."""
+    source, dest, model = f"{weed.bucket('archive')}/2026", f"{weed.bucket('results')}/run", weed.bucket("models")
+    digest = save_bundle(load_bundle(tiny_bundle), model)
     upload = open_store(source)
     for path in scored_folder.source.rglob("*.*"):
         upload.put(path.relative_to(scored_folder.source).as_posix(), path.read_bytes())
-    summary = score_archive(source, dest, FLEET, model=str(tiny_bundle))
+    summary = score_archive(source, dest, FLEET, model=model)
     assert summary.statuses == scored_folder.summary.statuses
+    kept = Path(os.environ["MA_CLUSTER_CACHE"]) / "models" / digest
+    assert {path.name for path in kept.glob("*.*s*")} == {"bundle.json", "hgn_1x.safetensors", "hgn_half.safetensors"}
     from_s3, local = open_store(dest), LocalStore(scored_folder.dest)
     assert masks(from_s3) == masks(local)
     differing = ("etag", "mask_key", "overlay_key")
