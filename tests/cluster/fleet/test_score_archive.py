@@ -169,6 +169,20 @@ def test_s3_gives_the_same_masks_as_a_folder(scored_folder: ScoredFolder, tiny_b
 
 
 @pytest.mark.slow
+def test_a_model_that_gives_no_numbers_fails_its_photographs_once_and_finds_no_healthy_eye(
+    scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """The weights are finite, so that nothing can be said before they are used."""
+    model, bundle = tmp_path / "wild", load_bundle(tiny_bundle)
+    half = {key: value * (1e38 if key.startswith("head") else 1) for key, value in bundle.weights["hgn_half"].items()}
+    save_bundle(replace(bundle, weights=bundle.weights | {"hgn_half": half}), model)
+    summary = score_archive(str(scored_folder.source), str(tmp_path / "dest"), FLEET, model=str(model))
+    assert summary.statuses == {"refused": 4, "failed": GOOD}
+    failed = [row for row in rows(LocalStore(tmp_path / "dest")).values() if row["status"] == "failed"]
+    assert {(row["reason"], row["attempts"]) for row in failed} == {("not_finite", 1)}
+
+
+@pytest.mark.slow
 def test_a_killed_segmenter_costs_its_photograph_one_attempt(
     scored_folder: ScoredFolder, tiny_bundle: Path, tmp_path: Path
 ) -> None:
