@@ -74,23 +74,31 @@ def load_checkpoint(
 def restore_checkpoint(
     data: bytes, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, int]:
-    """The same from a checkpoint's bytes; errors call it `name`."""
+    """Restore what `save_checkpoint` wrote from its bytes, and return the position; errors call it `name`."""
     tensors = load_safetensors(data, name)
     load_weights(model, _of_model(tensors), name)
     if optimizer is not None:
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer."):
-                _, number, name = key.split(".", 2)
-                state.setdefault(int(number), {})[name] = value
+                _, number, quantity = key.split(".", 2)
+                state.setdefault(int(number), {})[quantity] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return {key: int(value) for key, value in _metadata(data).items() if key != _ABOUT}
+    try:
+        return {key: int(value) for key, value in _metadata(data).items() if key != _ABOUT}
+    except ValueError as error:
+        raise BundleError(f"{name} does not say where training stands: it is no checkpoint of ours") from error
 
 
 def checkpoint_about(data: bytes, name: str) -> dict[str, Any]:
     """What a checkpoint's bytes say of the run that wrote it; empty of one that says nothing. Errors call it `name`."""
     load_safetensors(data, name)  # is it one at all?
-    about: dict[str, Any] = json.loads(_metadata(data).get(_ABOUT, "{}"))
+    try:
+        about = json.loads(_metadata(data).get(_ABOUT, "{}"))
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise BundleError(f"what {name} says of its run is no JSON object; take another checkpoint")
     return about
 
 

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
-from ma_cluster.checkpoint import checkpoint_about, load_checkpoint, read_checkpoint, save_checkpoint
+from ma_cluster.checkpoint import (
+    checkpoint_about,
+    load_checkpoint,
+    read_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from ma_cluster.errors import BundleError, UsageError
 
 
@@ -86,3 +93,12 @@ def test_a_checkpoint_that_diverged_is_not_gone_on_with(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.safetensors", model, optimizer, {"step": 1})
     with pytest.raises(BundleError, match="holds NaN or infinity"):
         load_checkpoint(tmp_path / "last.safetensors", linear()[0])
+
+
+@pytest.mark.parametrize("about", ["{", "[1]", "[" * 100_000])
+def test_what_a_foreign_file_says_of_itself_is_refused_in_a_line(about: str) -> None:
+    data = save({"model.weight": torch.ones(2, 3), "model.bias": torch.ones(2)}, {"about": about, "format": "pt"})
+    with pytest.raises(BundleError, match="what hgn_1x says of its run is no JSON object"):
+        checkpoint_about(data, "hgn_1x")
+    with pytest.raises(BundleError, match="hgn_1x does not say where training stands"):
+        restore_checkpoint(data, "hgn_1x", nn.Linear(3, 2))

@@ -159,7 +159,7 @@ def loads(model: str) -> Finding:
     try:
         return Finding(Level.OK, "model", f"{model}, digest {Detector.load(model).digest[:16]}")
     except MaClusterError as error:
-        return Finding(Level.FAIL, "model", str(error), "reinstall ma_cluster, or name a bundle's folder")
+        return Finding(Level.FAIL, "model", str(error), "reinstall ma_cluster, or name a bundle's folder or URL")
 
 
 def ray_starts(timeout_s: float = 120) -> Finding:

@@ -48,7 +48,7 @@ class GatewayConfig:
     """The service beside its fleet."""
 
     model: str
-    """Name of a shipped model, or a bundle's folder, which each node must see under the same path."""
+    """Name of a shipped model, URL of a bundle, or its folder, which each node must see under the same path."""
     fleet: Fleet
     """With its name and its number of Segmenters."""
     state: str
