@@ -17,6 +17,7 @@ from safetensors.numpy import load
 
 from ma_cluster.config import tiny
 from ma_cluster.errors import UsageError
+from ma_cluster.evaluation.packing import pack
 from ma_cluster.training.progress import Progress
 from ma_cluster.training.request import TrainRequest
 from ma_cluster.training.stages import in_order, refreshed
@@ -121,3 +122,13 @@ def test_losses_go_back_in_the_order_of_the_mini_batches() -> None:
 def test_a_mini_batch_is_not_shared_by_more_workers_than_it_has_patches(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="1 to 4 workers"):
         TrainRequest(network="prn", data="", out=str(tmp_path), recipe=RECIPE, workers=5)
+
+
+def test_runs_are_packed_by_their_folders_and_say_what_they_trained(
+    runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    results = {"hgn_1x": train_local(request_for("hgn_1x", tmp_path / "run", steps=2))} | runs
+    packed = pack({name: [result.best.rpartition("/")[0]] for name, result in results.items()}, None, "drawn lesions")
+    assert (packed.recipe, packed.weights.keys()) == (RECIPE, results.keys())
+    assert {name: about["network"] for name, about in packed.training.items()} == {name: name for name in results}
+    assert all({"photographs", "version", "seed"} <= about.keys() for about in packed.training.values())
