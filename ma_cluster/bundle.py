@@ -149,10 +149,15 @@ def _manifest(store: Store, cache: Path | None, model: str, wanted: str | None) 
                 "bundle; a URL serves all nodes of a cluster"
             ) from error
 
-    if cache is None or wanted is None:
-        return _parsed(fetch(), model)
-    data = kept(cache / wanted / _MANIFEST, lambda data: _parsed(data, model).digest == wanted, fetch)
-    return _parsed(data, model)
+    def right(data: bytes) -> bool:
+        try:
+            return _parsed(data, model).digest == wanted
+        except BundleError:
+            return False
+
+    return _parsed(
+        fetch() if cache is None or wanted is None else kept(cache / wanted / _MANIFEST, right, fetch), model
+    )
 
 
 def _file(store: Store, name: str, sha256: str, cache: Path | None) -> bytes:
@@ -250,8 +255,9 @@ def _are_figures(validation: dict[str, Any]) -> bool:
     photographs, rows = validation.get("photographs", []), validation.get("rows", {})
     if not isinstance(photographs, list) or not isinstance(rows, dict):
         return False
-    figures = [figure for row in rows.values() for figure in (row.values() if isinstance(row, dict) else [None])]
-    return all(isinstance(each, str) for each in photographs) and all(isinstance(each, int | float) for each in figures)
+    figures = [row if isinstance(row, dict) and "threshold" in row else {"": None} for row in rows.values()]
+    numbers = [number for row in figures for number in row.values()]
+    return all(isinstance(each, str) for each in photographs) and all(isinstance(each, int | float) for each in numbers)
 
 
 def _check_networks(names: set[str]) -> None:

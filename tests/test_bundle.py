@@ -133,6 +133,7 @@ def test_a_pickle_named_safetensors_is_refused_unread(folder: Path, tmp_path: Pa
         (lambda manifest: with_setting(manifest, "split", "validation", [1]), "validation holds more than names"),
         (lambda manifest: manifest | {"attribution": 3}, "'attribution' is no text"),
         (lambda manifest: manifest | {"validation": {"rows": {"prn_geometric": {"f1": "high"}}}}, "'validation' does"),
+        (lambda manifest: manifest | {"validation": {"rows": {"prn_geometric": {"f1": 0.5}}}}, "'validation' does"),
         (lambda manifest: manifest | {"validation": {"photographs": 10}}, "'validation' does"),
         (lambda manifest: manifest | {"training": "much"}, "'training' is no object"),
     ],
@@ -280,6 +281,8 @@ def test_a_model_of_a_store_is_fetched_once_and_checked_each_time(bucket: str, t
     assert all(torch.equal(again.weights["prn"][key], value) for key, value in WEIGHTS["prn"].items())
     with pytest.raises(BundleError, match="no model"):
         load_bundle(bucket)
+    client.put_object(Bucket="models", Key="ours/bundle.json", Body=(cache / "bundle.json").read_bytes())
+    (cache / "bundle.json").write_bytes(b"damaged")
     (cache / "hgn_half.safetensors").write_bytes(b"damaged")
     assert load_bundle(bucket, wanted=digest).digest == digest, "fetched anew"
     (cache / "prn.safetensors").write_bytes(b"damaged")
