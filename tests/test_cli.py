@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from untrained import calibrated_frrn
 
-from ma_cluster.archive.outcomes import Outcome
+from ma_cluster.archive.outcomes import Outcome, config_digest
 from ma_cluster.archive.plan import read_shard, shards
 from ma_cluster.archive.run import begin_run, commit
 from ma_cluster.bundle import load_bundle, save_bundle
@@ -25,6 +25,7 @@ from ma_cluster.cli import main
 from ma_cluster.config import tiny, to_dict
 from ma_cluster.errors import Reason
 from ma_cluster.images.sample import retina, write_sample
+from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.lesions.overlay import encode_mask
 from ma_cluster.networks.optimising import build_optimizer
 from ma_cluster.storage.store import open_store
@@ -153,6 +154,11 @@ def test_detect_imports_no_ray(eye: Path, model: Path, tmp_path: Path) -> None:
         (["detect", __file__], 2, "Missing option '--out'"),
         (["score", "a", "b", "--replicas", "0"], 2, "--replicas"),
         (["score", "a", "b", "--model", "no-such"], 2, "no model 'no-such'"),
+        (["status", "~nosuch/x"], 2, "this is no path of a folder"),
+        (["score", "a\0b", "c"], 2, "this is no path of a folder"),
+        (["score", "~nosuch/list.csv", "c"], 2, "this is no path of a folder"),
+        (["score", ".", "./", "--model", "lite"], 2, "the destination would write into the source"),
+        (["score", "no-such.csv", "c"], 2, "there is no manifest of this name"),
         (["status", "/nonexistent"], 2, "there is no run at this destination: it has no run.json; check the URL"),
         (["sample", "gs://x"], 2, "gs:// is not a store"),
         (["sample", "x", "--images", "0"], 2, "--images"),
@@ -317,6 +323,32 @@ def test_a_run_against_a_data_set_of_other_photographs_is_refused(ma_cluster: Co
     done = ma_cluster("status", half_done, "--truth", half_done)
     assert done.status == 2
     assert "no photographs under" in done.err
+
+
+def test_score_repairs_what_status_names(ma_cluster: Command, model: Path, tmp_path: Path) -> None:
+    source, dest = open_store(tmp_path / "source"), open_store(tmp_path / "run")
+    for number in range(2):
+        source.put(f"{number}.jpg", b"no photograph")
+    bundle = load_bundle(model)
+    run = begin_run(source, dest, bundle.digest, config_digest(bundle.recipe, SandboxConfig().decoder))
+    for shard in shards(dest, run.plan):
+        (entry,) = read_shard(dest, shard)
+        commit(dest, run, shard, [Outcome(key=entry.key, etag=entry.etag, reason=Reason.NOT_AN_IMAGE, attempts=1)])
+    dest.put("outcomes/part-000002.parquet", dest.get("outcomes/part-000001.parquet"))
+    cure = "`ma-cluster score SOURCE DEST --repair` puts it aside, and goes on with what is whole\n"
+    score = ("score", source.url, dest.url, "--model", model)
+    for command in (("status", dest.url), score):
+        done = ma_cluster(*command)
+        assert (done.status, done.err.count("\n")) == (1, 1)
+        assert done.err.startswith("ma-cluster: outcomes/part-000002.parquet of the destination: ")
+        assert done.err.endswith(cure)
+    done = ma_cluster(*score, "--repair")
+    assert done.status == 3, "no photograph was one"
+    first, *_, last = done.out.splitlines()
+    moved = "now damaged/0001/outcomes/part-000002.parquet"
+    assert first == f"outcomes/part-000002.parquet: the plan has no such part; {moved}"
+    assert last == "nothing was left to score"
+    assert ma_cluster(*score, "--repair").out.startswith("nothing of the run is damaged\n")
 
 
 def test_doctor_names_each_fault_with_a_cure(ma_cluster: Command, tmp_path: Path) -> None:

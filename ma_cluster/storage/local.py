@@ -188,28 +188,40 @@ def _claimed(partial: Path, path: Path) -> Iterator[None]:
 def _walk(root: Path, start: str) -> Iterator[str]:
     """Names below the folder `start`, relative to the root and in the order of their keys, one directory in memory on
     each level: of all that is no folder, and, ending in "/", of folders that cannot be read or lie within themselves.
+
+    Raises:
+        StoreError: `start` cannot be read.
     """
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(start, frozenset())]
-    while waiting:
-        name, around = waiting.pop()
-        if name and not name.endswith("/"):
-            yield name
-            continue
-        try:
-            stat = (root / name).stat()
-            identity = (stat.st_dev, stat.st_ino)
-            if identity in around:  # a link to a folder that it lies in
-                yield name
+    levels: list[tuple[str, Iterator[str], frozenset[tuple[int, int]]]] = [("", iter([start]), frozenset())]
+    while levels:
+        folder, names, around = levels[-1]
+        name = next(names, None)
+        if name is None:
+            levels.pop()
+        elif name and not name.endswith("/"):
+            yield folder + name
+        else:
+            inner = folder + name
+            try:
+                below, identity = _names(root / inner)
+            except OSError as error:
+                if inner == start:
+                    raise StoreError(f"the folder cannot be read: {error.strerror}; check its permissions") from error
+                yield inner
                 continue
-            with os.scandir(root / name) as entries:
-                # "a/" sorts as S3 sorts it, so both stores list the same keys in the same order
-                names = sorted(entry.name + "/" if _is_folder(entry) else entry.name for entry in entries)
-        except OSError as error:
-            if name == start:
-                raise StoreError(f"the folder cannot be read: {error.strerror}; check its permissions") from error
-            yield name
-            continue
-        waiting.extend((name + each, around | {identity}) for each in reversed(names))
+            if identity in around:  # a link to a folder that it lies in
+                yield inner
+            else:
+                levels.append((inner, iter(below), around | {identity}))
+
+
+def _names(folder: Path) -> tuple[list[str], tuple[int, int]]:
+    """What lies in a folder, sorted, folders with a "/" at the end; and which folder this is, by whatever path."""
+    stat = folder.stat()
+    with os.scandir(folder) as entries:
+        # "a/" sorts as S3 sorts it, so both stores list the same keys in the same order
+        names = sorted(entry.name + "/" if _is_folder(entry) else entry.name for entry in entries)
+    return names, (stat.st_dev, stat.st_ino)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -21,6 +21,8 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
     FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
@@ -34,6 +36,7 @@ _Answer = TypeVar("_Answer")
 _CLIENTS = threading.Lock()  # boto3's session is not for threads, though what it makes is
 _PIECE_BYTES = 1024, 65_536  # least and most to read at a time
 _BROKEN = (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError, HTTPError, TimeoutError)
+_AWAY = (EndpointConnectionError, ConnectTimeoutError)
 _FAULTS = (ClientError, BotoCoreError, HTTPError, TimeoutError)
 _PASSING_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504})  # 409: a write of the same key was under way
 _PASSING_CODES = frozenset({"InternalError", "RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"})
@@ -53,7 +56,8 @@ class S3Limits:
     deadline_s: float = 240.0
     """For one body; and so long after the first attempt no other begins, seconds."""
     attempts: int = 8
-    """Of each request, the first included."""
+    """Of each request, the first included. A server that has answered before, and cannot be connected to now, is asked
+    until `deadline_s`: it is away, where one that never answered has another address."""
     first_pause_s: float = 0.4
     """Before the second attempt; each later pause is twice as long, seconds."""
     longest_pause_s: float = 16.0
@@ -76,6 +80,7 @@ class S3Store:
         self.prefix = f"{prefix}/" if prefix else ""
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._limits = limits or S3Limits()
+        self._answered = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return S3Store, (self.bucket, self.prefix.rstrip("/"), self._limits)  # clients do not travel
@@ -158,10 +163,13 @@ class S3Store:
         attempt, last = 1, time.monotonic() + self._limits.deadline_s
         while True:
             try:
-                return request()
+                answer = request()
+                self._answered = True
+                return answer
             except _FAULTS as error:
                 pause_s = self._limits.pause_s(attempt)
-                given_up = attempt == self._limits.attempts or time.monotonic() + pause_s > last
+                away = self._answered and isinstance(error, _AWAY)
+                given_up = (attempt >= self._limits.attempts and not away) or time.monotonic() + pause_s > last
                 if given_up or not _may_pass(error):
                     raise _store_error(action, error) from error
             time.sleep(pause_s)
@@ -205,6 +213,8 @@ def _store_error(action: str, error: Exception) -> StoreError:
     if status in (401, 403) or code in _EXPIRED_CODES:
         cure = "renew the credentials (AWS_ACCESS_KEY_ID, ...), or let them do that here"
         return StoreError(f"S3 refused to {action}: {code}; {cure}")
+    if status == 501 and action == "write":
+        return StoreError(f"S3 could not {action}: {code}; use a server that honours If-None-Match on PUT")
     return StoreError(f"S3 could not {action}: {code}; check bucket and endpoint")
 
 

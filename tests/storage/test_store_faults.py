@@ -123,6 +123,46 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(
             assert read.result() == EYE
 
 
+def test_a_server_that_goes_away_between_two_answers_is_waited_for_beyond_the_attempts(
+    behind: S3Store, weed: Weed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for two minutes of a run; one that has never answered is given up sooner."""
+    (port,) = free_ports(1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    limits = S3Limits(attempts=2, first_pause_s=0.05, longest_pause_s=0.1, deadline_s=20.0)
+    away = S3Store(behind.bucket, behind.prefix.strip("/"), limits)
+    with pytest.raises(StoreError, match="EndpointConnectionError"):
+        away.get("eye.jpg")
+    with fault_proxy(weed.endpoint, port):
+        assert away.get("eye.jpg") == EYE
+    with ThreadPoolExecutor(1) as threads:
+        read = threads.submit(away.get, "eye.jpg")
+        time.sleep(2.0)
+        with fault_proxy(weed.endpoint, port):
+            assert read.result() == EYE
+
+
+def test_a_server_that_stays_away_is_given_up_at_the_deadline(
+    behind: S3Store, weed: Weed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    limits = S3Limits(attempts=2, first_pause_s=0.05, longest_pause_s=0.1, deadline_s=1.0)
+    away = S3Store(behind.bucket, behind.prefix.strip("/"), limits)
+    with fault_proxy(weed.endpoint, port):
+        assert away.get("eye.jpg") == EYE
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="check network"):
+        away.get("eye.jpg")
+    assert 0.8 < time.monotonic() - began < 15
+
+
+def test_a_server_that_knows_no_conditional_writes_is_named_as_such(behind: S3Store, proxy: FaultProxy) -> None:
+    proxy.faults.append(Fault(Kind.ERROR, "PUT", "part-0", times=ALWAYS, status=501, code="NotImplemented"))
+    with pytest.raises(StoreError, match="use a server that honours If-None-Match"):
+        behind.create("part-0", b"ours")
+
+
 @pytest.fixture
 def wrong_secret(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What boto3 has read from the variables it keeps, until it is set up anew."""
