@@ -27,16 +27,16 @@ Healthy = Annotated[str | None, typer.Option(metavar="URL", help="Photographs wi
 HgnHalf = Annotated[str | None, typer.Option(metavar="URL", help="Train more where this one errs.")]
 Init = Annotated[str | None, typer.Option(metavar="MODEL|URL", help="Begin with these weights.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's.")]
-Rate = Annotated[float | None, typer.Option(help="Peak, instead of the recipe's.")]
+Rate = Annotated[float | None, typer.Option(help="Peak learning rate, instead of the recipe's.")]
 EpochSteps = Annotated[int | None, typer.Option(min=1, help="Steps between two checkpoints.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of first weights and draws.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of first weights and draws.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run at --out.")]
-TorchThreads = Annotated[int | None, typer.Option(min=1, help="Of torch in each worker.")]
+TorchThreads = Annotated[int | None, typer.Option(min=1, help="Threads of torch in each worker.")]
 Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
-Device = Annotated[str | None, typer.Option(help="With --local: cpu or cuda.")]
+Device = Annotated[str | None, typer.Option(help="With --local: cpu, cuda, cuda:1, ...")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Train workers of Ray; 1 by default.")]
 MinWorkers = Annotated[int | None, typer.Option(min=1, help="Go on with as few where nodes are lost.")]
-WorkerGpus = Annotated[float | None, typer.Option(min=0, help="For each worker; none by default.")]
+WorkerGpus = Annotated[float | None, typer.Option(min=0, help="GPUs of each worker; none by default.")]
 StoreMib = Annotated[
     int | None, typer.Option(min=80, help="A local Ray's memory for photographs, MiB; the rest is spilled to disk.")
 ]
@@ -47,7 +47,7 @@ def hgn(
     data: Data,
     out: Out,
     recipe: RecipeName = "lite",
-    scale: Annotated[str, typer.Option(help="1x or 0.5x.")] = "1x",
+    scale: Annotated[str, typer.Option(help="Scale of the network: 1x or 0.5x.")] = "1x",
     healthy: Healthy = None,
     hgn_half: HgnHalf = None,
     init: Init = None,
@@ -85,7 +85,9 @@ def prn(
     init: Init = None,
     triplet: Annotated[bool, typer.Option(help="Without it: the ablation `cls`.")] = True,
     uniform: Annotated[bool, typer.Option("--uniform", help="Draw negatives uniformly, not by their loss.")] = False,
-    negatives: Annotated[str, typer.Option(help="Of regions, photographs or both.")] = "regions",
+    negatives: Annotated[
+        str, typer.Option(help="Where negatives come from: regions, photographs or both.")
+    ] = "regions",
     healthy_per_image: Annotated[
         int | None, typer.Option(min=1, help="Places of each photograph in the pool, instead of the recipe's.")
     ] = None,
@@ -172,16 +174,18 @@ def bundle(
         list[str],
         typer.Option("--hgn-1x", metavar="URL", help="Checkpoint of the 1x hypothesis network, or its run's folder."),
     ],
-    hgn_half: Annotated[list[str], typer.Option("--hgn-half", metavar="URL", help="Of the 0.5x hypothesis network.")],
+    hgn_half: Annotated[
+        list[str], typer.Option("--hgn-half", metavar="URL", help="Checkpoint of the 0.5x hypothesis network.")
+    ],
     out: Annotated[str, typer.Option(metavar="URL", help="Where the bundle goes; it must not hold one yet.")],
-    prn: Annotated[list[str] | None, typer.Option(metavar="URL", help="Of the refinement network.")] = None,
+    prn: Annotated[list[str] | None, typer.Option(metavar="URL", help="Checkpoint of the refinement network.")] = None,
     cls: Annotated[
-        list[str] | None, typer.Option(metavar="URL", help="Of the refinement without triplet loss.")
+        list[str] | None, typer.Option(metavar="URL", help="Checkpoint of the refinement without triplet loss.")
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help=f"{', '.join(RECIPES)}; by default what the checkpoints say they are of.")
     ] = None,
-    attribution: Annotated[str, typer.Option(help="Of the data they were trained on, as its licence asks.")] = "",
+    attribution: Annotated[str, typer.Option(help="The data they were trained on, named as its licence asks.")] = "",
     data: Annotated[str | None, typer.Option(metavar="URL", help="Data set whose validation split calibrates.")] = None,
     healthy: Annotated[
         str | None, typer.Option(metavar="URL", help="With --data: photographs without retinopathy as well.")
