@@ -14,6 +14,8 @@ from ma_cluster.storage.store import open_store
 if TYPE_CHECKING:
     import torch
 
+    Networks = Mapping[str, torch.nn.Module]
+
 LAST, BEST = "last.safetensors", "best.safetensors"
 """Of a run's folder: where it goes on, and the epoch of the best validation figure."""
 _ABOUT = "about"
@@ -34,7 +36,7 @@ def read_checkpoint(url: str) -> bytes:
 
 def save_checkpoint(
     path: Path,
-    model: torch.nn.Module,
+    model: torch.nn.Module | Networks,
     optimizer: torch.optim.Optimizer,
     position: Mapping[str, int],
     about: Mapping[str, Any] | None = None,
@@ -43,15 +45,19 @@ def save_checkpoint(
 
     Args:
         path: of the file.
-        model: the network.
-        optimizer: its optimiser.
+        model: the network; or several by name, of which `model` is the one that ships.
+        optimizer: of the network that is trained.
         position: where training is: step, seed, ...
         about: the run, as JSON values: `network`, `recipe`, `training` (the network's own part of it), `photographs`
             (the data's digest), `version` (of the code), ...
     """
     from safetensors.torch import save
 
-    tensors = {f"model.{key}": value.contiguous() for key, value in model.state_dict().items()}
+    tensors = {
+        f"{name}.{key}": value.contiguous()
+        for name, network in _by_name(model).items()
+        for key, value in network.state_dict().items()
+    }
     for number, state in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{number}.{key}": value.contiguous() for key, value in state.items()})
     metadata = {key: str(value) for key, value in position.items()} | {_ABOUT: json.dumps(about or {})}
@@ -59,7 +65,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+    path: Path, model: torch.nn.Module | Networks, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, int]:
     """Restore what `save_checkpoint` wrote, and return the position.
 
@@ -72,11 +78,12 @@ def load_checkpoint(
 
 
 def restore_checkpoint(
-    data: bytes, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+    data: bytes, name: str, model: torch.nn.Module | Networks, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, int]:
     """Restore what `save_checkpoint` wrote from its bytes, and return the position; errors call it `name`."""
     tensors = load_safetensors(data, name)
-    load_weights(model, _of_model(tensors), name)
+    for prefix, network in _by_name(model).items():
+        load_weights(network, _of_network(tensors, prefix), name)
     if optimizer is not None:
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
@@ -110,11 +117,16 @@ def _metadata(data: bytes) -> dict[str, str]:
 
 def checkpoint_weights(data: bytes, name: str) -> dict[str, torch.Tensor]:
     """A network's weights alone from a checkpoint's bytes; errors call it `name`."""
-    weights = _of_model(load_safetensors(data, name))
+    weights = _of_network(load_safetensors(data, name), "model")
     if not weights:
         raise BundleError(f"{name} is no checkpoint of training; for a file of a model name the model's folder")
     return weights
 
 
-def _of_model(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+def _by_name(model: torch.nn.Module | Networks) -> Networks:
+    return model if isinstance(model, Mapping) else {"model": model}
+
+
+def _of_network(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    own = f"{name}."
+    return {key.removeprefix(own): value for key, value in tensors.items() if key.startswith(own)}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ma_cluster.errors import UsageError
+from ma_cluster.hgn_config import HgnConfig as HgnConfig
 from ma_cluster.image_config import ImageConfig as ImageConfig
 from ma_cluster.image_config import require
 
@@ -24,46 +25,6 @@ Negatives = Literal["regions", "photographs", "both"]
 OperatingPoint = Literal["default", "sensitive"]
 NETWORKS = ("hgn_1x", "hgn_half", "prn", "cls")
 """The networks of a model, by name; `cls` is the refinement trained without triplets."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HgnConfig:
-    """One hypothesis network (FRRN type A) and its training. The two scales share these numbers and train apart [T]."""
-
-    width: float = 1.0
-    """Channels over those of FRRN-A as published; 1 is the paper's network [T]."""
-    patch_px: int = 256
-    """Side of a training patch, pixels, the same at both scales [S]."""
-    batch_patches: int = 10
-    """Patches in a mini-batch [T]."""
-    lesion_share: float = 0.5
-    """Share of a mini-batch centred on a lesion pixel; the rest is centred anywhere in the FOV [U]."""
-    suspect_share: float = 0.5
-    """Share of the rest that is centred where the 0.5x network of an earlier training suspects a lesion and none is
-    annotated, where training is given such a network [U]."""
-    per_lesion: bool = False
-    """Draw lesion centres per lesion, not per pixel: large lesions then weigh no more than small ones [U]."""
-    steps: int = 20_000
-    """Optimiser steps in all; the paper's epoch is 1000 mini-batches [T], its number of epochs unknown [U]."""
-    learning_rate: float = 1e-4
-    """Peak rate of the optimiser [U]; sweep 1e-3, 3e-4, 1e-4."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up, after which the rate follows a cosine to zero [U]."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay; at 0 AdamW is the paper's Adam [T]."""
-    lesion_weight: float = 10.0
-    """Cross-entropy weight of a lesion pixel, a background pixel weighs 1 [U]."""
-    dice_weight: float = 1.0
-    """Weight of the soft Dice term beside the cross entropy, 1:1 [I]."""
-    colour_jitter: float = 0.0
-    """Largest relative change of each channel's gain in augmentation [U]; flips and quarter turns are always on."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.width <= 4, "hgn.width must lie in (0, 4]")
-        require(self.patch_px % 16 == 0, "hgn.patch_px must be a multiple of 16, the network's overall stride")
-        require(0 <= self.lesion_share <= 1, "hgn.lesion_share must lie in [0, 1]")
-        require(0 <= self.suspect_share <= 1, "hgn.suspect_share must lie in [0, 1]")
-        require(self.steps > self.warmup_steps >= 0, "hgn.warmup_steps must be below hgn.steps")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +55,8 @@ class PrnConfig:
     triplet_weight: float = 1.0
     """Weight of the triplet term beside the cross entropy, 1:1 [U]; 0 trains the `cls` ablation [T]."""
     colour_jitter: float = 0.0
+    """As for the HGN [U]."""
+    weight_average: float = 0.0
     """As for the HGN [U]."""
     refresh_steps: int = 1000
     """Steps between two refreshes of the healthy pool's losses: each epoch [U]."""
@@ -191,8 +154,12 @@ class SplitConfig:
 
     validation: tuple[str, ...] = tuple(f"IDRiD_{n:02d}" for n in range(45, 55))
     """Ten photographs with lesions, as many as in the paper [T]; which ones is ours [U]."""
-    validation_healthy: tuple[str, ...] = tuple(f"IDRiD_NAR_{n:03d}" for n in range(51, 61))
-    """Healthy photographs that validate [U]."""
+    validation_healthy: tuple[str, ...] = (
+        *(f"IDRiD_NAR_{n:03d}" for n in range(51, 61)),
+        *("IDRiD_grading_00?", "IDRiD_grading_01?", "IDRiD_grading_020"),
+        *("IDRiD_grading_33[1-9]", "IDRiD_grading_3[4-9]?", "IDRiD_grading_4??"),
+    )
+    """Healthy photographs that validate, as shell patterns [U]; of IDRiD's grading set 001-020 and from 331 on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,17 +188,28 @@ def lite() -> Recipe:
     """The same two stages and the same code, thin enough to train and run on two CPU cores."""
     hgn = HgnConfig(
         width=1 / 6,
-        patch_px=128,
-        batch_patches=16,
+        batch_patches=8,
+        kinds=("MA", "HE", "EX", "SE"),
+        per_lesion=True,
+        haemorrhage_share=0.2,
+        healthy_share=0.08,
+        hard_share=0.1,
         steps=2500,
         learning_rate=2e-3,
         warmup_steps=100,
         weight_decay=1e-2,
+        weight_average=0.998,
         lesion_weight=5.0,
-        colour_jitter=0.1,
+        cross_entropy_weight=4.0,
+        colour_jitter=0.15,
+        any_rotation=True,
+        zoom=1.25,
+        contrast_low=0.7,
+        contrast_high=1.35,
+        offset=8.0,
+        blur_share=0.2,
+        noise_share=0.3,
     )
-    # at 1x a patch of 128 shows a quarter of what it shows at 0.5x: too little to tell a vessel from a lesion
-    hgn_1x = dataclasses.replace(hgn, patch_px=192, batch_patches=8)
     prn = PrnConfig(
         width=1 / 4,
         patch_px=64,  # the 0.5x network has seen the surroundings; this one looks closely
@@ -248,7 +226,7 @@ def lite() -> Recipe:
     )
     # each pixel of a region costs a ResNet-50 on its patch: every eighth pixel of every eighth row is looked at
     detector = DetectorConfig(tile_px=1024, halo_px=80, flips_half=4, prn_stride_px=8)
-    return Recipe(name="lite", hgn_1x=hgn_1x, hgn_half=hgn, prn=prn, detector=detector)
+    return Recipe(name="lite", hgn_1x=hgn, hgn_half=hgn, prn=prn, detector=detector)
 
 
 def tiny() -> Recipe:

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from ma_cluster.config import Recipe
+from ma_cluster.hgn_config import TRAINING as HGN_TRAINING
 from ma_cluster.image_config import LIMITS
 
 RESULT_VERSION = 3
@@ -18,19 +19,15 @@ give another outcome: decoding, the field of view, contrast, tiling, fusion, the
 default of a number that decides; also where a plan is cut otherwise. Not for speed, messages or new columns. A run
 begun at one version does not go on at another."""
 
-_HGN_TRAINING = frozenset({
-    "patch_px", "batch_patches", "lesion_share", "suspect_share", "per_lesion", "steps", "learning_rate",
-    "warmup_steps", "weight_decay", "lesion_weight", "dice_weight", "colour_jitter",
-})  # fmt: skip
 _PRN_TRAINING = frozenset({
     "triplets", "steps", "learning_rate", "warmup_steps", "weight_decay", "margin", "triplet_weight",
     "colour_jitter", "refresh_steps", "refresh_share", "per_lesion", "negatives", "negative_margin_px",
-    "proposal_probability", "healthy_per_image",
+    "proposal_probability", "healthy_per_image", "weight_average",
 })  # fmt: skip
 IDLE: dict[str, frozenset[str]] = {
     "image": LIMITS,
-    "hgn_1x": _HGN_TRAINING,
-    "hgn_half": _HGN_TRAINING,
+    "hgn_1x": HGN_TRAINING,
+    "hgn_half": HGN_TRAINING,
     "prn": _PRN_TRAINING,
     "detector": frozenset({"roi_recall"}),  # it sets the two thresholds, which decide
 }

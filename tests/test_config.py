@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ma_cluster import config, image_config
+from ma_cluster import config, hgn_config, image_config
 from ma_cluster.config import RECIPES, DetectorConfig, Recipe, digest, paper, recipe_from_dict, tiny, to_dict
 from ma_cluster.errors import UsageError
 
@@ -117,7 +117,8 @@ def test_a_recipe_from_before_shared_computation_still_refines_patch_by_patch() 
 
 
 def test_every_setting_is_documented_below_its_field() -> None:
-    for node in ast.parse(inspect.getsource(config) + inspect.getsource(image_config)).body:
+    sources = "".join(map(inspect.getsource, (config, hgn_config, image_config)))
+    for node in ast.parse(sources).body:
         if not isinstance(node, ast.ClassDef) or node.name == Recipe.__name__:
             continue
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):

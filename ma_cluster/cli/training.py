@@ -23,7 +23,10 @@ app.add_typer(train, name="train")
 Data = Annotated[str, typer.Option(metavar="URL", help="Data set: IDRiD's layout, or a manifest.")]
 Out = Annotated[str, typer.Option(metavar="URL", help="Where checkpoints and log go.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help=f"One of {', '.join(RECIPES)}.")]
-Healthy = Annotated[str | None, typer.Option(metavar="URL", help="Photographs without retinopathy as well.")]
+Healthy = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Photographs without retinopathy as well: a folder, or a CSV of image and grade."),
+]
 HgnHalf = Annotated[str | None, typer.Option(metavar="URL", help="Train more where this one errs.")]
 Init = Annotated[str | None, typer.Option(metavar="MODEL|URL", help="Begin with these weights.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's.")]

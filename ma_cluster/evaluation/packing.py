@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ma_cluster.bundle import Bundle
-from ma_cluster.checkpoint import checkpoint_about, read_checkpoint, restore_checkpoint
+from ma_cluster.bundle import Bundle, load_weights
+from ma_cluster.checkpoint import checkpoint_about, checkpoint_weights, read_checkpoint
 from ma_cluster.config import Recipe, recipe_from_dict
 from ma_cluster.errors import BundleError, UsageError
+from ma_cluster.hypotheses.step import of_first_kind
 from ma_cluster.identity import deciding
 from ma_cluster.lesions.detector import build_network
 
@@ -80,9 +81,11 @@ def _check_about(about: Mapping[str, Any], name: str, recipe: Recipe) -> None:
 
 
 def _weights(data: bytes, name: str, recipe: Recipe) -> dict[str, Tensor]:
-    network = build_network(name, recipe)
-    restore_checkpoint(data, name, network)
-    return network.state_dict()
+    weights = checkpoint_weights(data, name)
+    if name.startswith("hgn"):
+        weights = of_first_kind(weights)
+    load_weights(build_network(name, recipe), weights, name)  # do they fit?
+    return weights
 
 
 def _mean(networks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

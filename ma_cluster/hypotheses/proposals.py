@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
-from ma_cluster.checkpoint import read_checkpoint, restore_checkpoint
+from ma_cluster.bundle import load_weights
+from ma_cluster.checkpoint import checkpoint_weights, read_checkpoint
 from ma_cluster.config import Recipe
 from ma_cluster.hypotheses.fusion import upsample_half
 from ma_cluster.hypotheses.probability import probability_map
-from ma_cluster.hypotheses.step import build_hgn
+from ma_cluster.hypotheses.step import build_hgn, of_first_kind
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.patches import Tiling
 from ma_cluster.networks.folding import fold
@@ -30,7 +31,8 @@ class Proposals:
             BundleError: it is of another network.
         """
         self._network = build_hgn(recipe.hgn_half)
-        restore_checkpoint(read_checkpoint(checkpoint), "hgn_half", self._network)
+        weights = of_first_kind(checkpoint_weights(read_checkpoint(checkpoint), "hgn_half"))
+        load_weights(self._network, weights, "hgn_half")
         fold(self._network.eval())
         self._recipe = recipe
 

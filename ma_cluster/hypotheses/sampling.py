@@ -1,52 +1,142 @@
-"""Which patches a hypothesis network trains on: mini-batches as a pure function of (seed, step)."""
+"""Which patches a hypothesis network trains on: mini-batches as a pure function of (seed, step, ids of hard places)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 from numpy import ndarray
 
 from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.step import HgnBatch
-from ma_cluster.images.annotated import Annotated, Cuts, Marks, draw_cuts, lesion_free
+from ma_cluster.images.annotated import Annotated, Cuts, Marks, changed, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
+from ma_cluster.networks.tensors import channels_first
 
 _PLACES_PER_IMAGE = 10**6
+_HEALTHY_PLACES = 20_000  # of a photograph without lesions: each has a loss in the ledger
 
 
 class HgnCuts:
-    """A share of each mini-batch near lesion pixels, a share of the rest near places falsely proposed as lesions, where
-    such are known (rims of lesions among them), and all others anywhere in the field of view. Keeps no pixels."""
+    """Shares of each mini-batch near lesions, haemorrhages, on photographs without lesions and on their hard places; a
+    share of the rest near places falsely proposed as lesions, where such are known (rims of lesions among them), and
+    all others anywhere in the field of view. Keeps no pixels."""
 
     def __init__(self, photographs: Sequence[Annotated | Marks], config: HgnConfig, seed: int) -> None:
         self._config, self._seed = config, seed
         self._lesions = LesionPool([photograph.lesion for photograph in photographs])
-        self._anywhere = RegionPool([photograph.fov for photograph in photographs], _PLACES_PER_IMAGE, seed)
+        asked = photographs if config.haemorrhage_share else ()
+        self._haemorrhages = LesionPool([_haemorrhages(photograph, config) for photograph in asked])
+        apart = config.healthy_share + config.hard_share > 0
+        without = [number for number, photograph in enumerate(photographs) if apart and not photograph.lesion.any()]
+        self.without_lesions = np.array(without, np.int64)
+        """Numbers of the photographs whose places have shares of their own."""
+        others = np.setdiff1d(np.arange(len(photographs)), self.without_lesions)
+        self._healthy = _Places(photographs, self.without_lesions, _HEALTHY_PLACES, seed)
+        self._anywhere = _Places(photographs, others, _PLACES_PER_IMAGE, seed)
         self._suspects: RegionPool | None = None
         if any(photograph.proposed is not None for photograph in photographs):
             falsely = [lesion_free(photograph, margin_px=0) for photograph in photographs]
             self._suspects = RegionPool(falsely, _PLACES_PER_IMAGE, seed)
 
-    def of_step(self, step: int) -> Cuts:
-        """The patches of a mini-batch: those near lesions, those near false proposals, the others."""
+    @property
+    def hard_pool(self) -> int:
+        """Places whose losses the ledger is to keep; 0 where none are drawn by them."""
+        return len(self._healthy) if self._config.hard_share else 0
+
+    def hard(self, step: int) -> int:
+        """Number of hard places in a mini-batch."""
+        return apportioned(self._config.hard_share, self._config.batch_patches, step) if self.hard_pool else 0
+
+    def hard_losses(
+        self, index: int, probability: Float32[ndarray, "h w"]
+    ) -> tuple[Int64[ndarray, "p"], Float32[ndarray, "p"]]:
+        """What the ledger is to keep of the places of a photograph, the one at `index` of `without_lesions`.
+
+        Each falsely found component gives its highest probability to the place nearest to its centre; the other places,
+        which the network takes for none, have 0.
+        """
+        ids = np.arange(index * _HEALTHY_PLACES, (index + 1) * _HEALTHY_PLACES)
+        places, losses = self._healthy.centres(ids)[:, 1:], np.zeros(len(ids), np.float32)
+        found = (probability > self._config.hard_probability).astype(np.uint8)
+        _, labels, stats, centres = cv2.connectedComponentsWithStats(found, connectivity=8)
+        for label in np.flatnonzero(stats[:, cv2.CC_STAT_AREA] >= self._config.hard_area_px):
+            if label:
+                nearest = np.abs(places - centres[label, ::-1]).max(axis=1).argmin()
+                losses[nearest] = max(losses[nearest], probability[labels == label].max())
+        return ids, losses
+
+    def of_step(self, step: int, hard: Int64[ndarray, "n"] | None = None) -> Cuts:
+        """The patches of a mini-batch; `hard` are the ids of its hard places, `self.hard(step)` of them."""
         config, rng = self._config, np.random.default_rng([self._seed, step])
-        near = round(config.batch_patches * config.lesion_share)
-        ids = self._lesions.draw(near, rng, per_lesion=config.per_lesion)
-        drawn = [self._lesions.centres(ids)]
+
+        def count(share: float) -> int:
+            return apportioned(share, config.batch_patches, step)
+
+        near = count(config.lesion_share)
+        drawn = [self._lesions.centres(self._lesions.draw(near, rng, per_lesion=config.per_lesion))]
+        if len(self._haemorrhages):
+            ids = self._haemorrhages.draw(count(config.haemorrhage_share), rng, per_lesion=config.per_lesion)
+            drawn.append(self._haemorrhages.centres(ids))
+        if len(self._healthy):
+            drawn.append(self._healthy.draw(count(config.healthy_share), rng))
+        if hard is not None:
+            drawn.append(self._healthy.centres(hard))
         if self._suspects is not None:
-            count = round((config.batch_patches - near) * config.suspect_share)
-            drawn.append(self._suspects.centres(rng.integers(len(self._suspects), size=count)))
-        others = rng.integers(len(self._anywhere), size=config.batch_patches - sum(map(len, drawn)))
-        centres = np.concatenate([*drawn, self._anywhere.centres(others)])
+            suspects = round((config.batch_patches - sum(map(len, drawn))) * config.suspect_share)
+            drawn.append(self._suspects.centres(rng.integers(len(self._suspects), size=suspects)))
+        drawn.append(self._anywhere.draw(config.batch_patches - sum(map(len, drawn)), rng))
+        centres = np.concatenate(drawn)
         # the network must not learn that lesions lie in the middle: shift by up to a quarter of the patch
         reach = config.patch_px // 4
         centres[:, 1:] += rng.integers(-reach, reach + 1, size=(len(centres), 2), dtype=np.int32)
-        return draw_cuts(centres, rng, config.colour_jitter)
+        return changed(draw_cuts(centres, rng, config.colour_jitter), rng, config)
 
 
-def hgn_batch(patches: UInt8[ndarray, "n s s 3"], lesion: Bool[ndarray, "n s s"]) -> HgnBatch:
-    """Patches as they are cut, in the layout that the network takes."""
-    return HgnBatch(torch.from_numpy(patches).permute(0, 3, 1, 2), torch.from_numpy(lesion))
+class _Places:
+    """Places anywhere in the field of view of some photographs, by their ids."""
+
+    def __init__(
+        self, photographs: Sequence[Annotated | Marks], numbers: Int64[ndarray, "i"], per_image: int, seed: int
+    ) -> None:
+        self._numbers = numbers
+        fovs = [photographs[int(number)].fov for number in numbers]
+        self._pool = RegionPool(fovs, per_image, seed) if fovs else None
+
+    def __len__(self) -> int:
+        return 0 if self._pool is None else len(self._pool)
+
+    def centres(self, ids: Int64[ndarray, "n"]) -> Int32[ndarray, "n 3"]:
+        """(image, row, col) of ids, the image among all photographs."""
+        assert self._pool is not None
+        centres = self._pool.centres(ids)
+        centres[:, 0] = self._numbers[centres[:, 0]]
+        return centres
+
+    def draw(self, count: int, rng: np.random.Generator) -> Int32[ndarray, "count 3"]:
+        """Centres of as many, uniform."""
+        return self.centres(rng.integers(len(self), size=count))
+
+
+def apportioned(share: float, rows: int, step: int) -> int:
+    """How many rows of a mini-batch are a share's: so many that after any number of steps none is a row off.
+
+    share 0.2, 8 rows:    1 2 1 2 2 | 1 2 1 2 2 ...
+    """
+    done = [int(share * rows * steps + 1e-6) for steps in (step, step + 1)]
+    return done[1] - done[0]
+
+
+def hgn_batch(patches: UInt8[ndarray, "n s s 3"], lesions: UInt8[ndarray, "n s s"], kinds: int) -> HgnBatch:
+    """Patches as they are cut, in the layout that the network takes; bit k of a pixel's lesions is kind k."""
+    bits = torch.from_numpy(lesions)[:, None] >> torch.arange(kinds, dtype=torch.uint8)[:, None, None]
+    return HgnBatch(channels_first(patches), (bits & 1).bool())
+
+
+def _haemorrhages(photograph: Annotated | Marks, config: HgnConfig) -> Bool[ndarray, "h w"]:
+    if photograph.kinds is None:
+        return np.zeros_like(photograph.lesion)
+    return (photograph.kinds >> config.kinds.index("HE") & 1).astype(bool)

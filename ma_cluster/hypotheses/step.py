@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.frrn import Frrn
-from ma_cluster.hypotheses.loss import soft_dice, weighted_cross_entropy
+from ma_cluster.hypotheses.loss import kind_logits, soft_dice, weighted_cross_entropy
 from ma_cluster.networks.optimising import Losses
 from ma_cluster.networks.reduction import Reduce, local
 from ma_cluster.networks.tensors import normalise, probability
@@ -18,15 +19,20 @@ from ma_cluster.networks.tensors import normalise, probability
 
 @dataclass(frozen=True, slots=True)
 class HgnBatch:
-    """A mini-batch: enhanced RGB patches and their lesion masks."""
+    """A mini-batch: enhanced RGB patches and the masks of each kind of lesion."""
 
     patches: UInt8[Tensor, "n 3 h w"]
-    lesion: Bool[Tensor, "n h w"]
+    truth: Bool[Tensor, "n k h w"]
 
 
-def build_hgn(config: HgnConfig) -> Frrn:
-    """The network of a recipe, freshly initialised."""
-    return Frrn(config.width)
+def build_hgn(config: HgnConfig, kinds: int = 1) -> Frrn:
+    """The network of a recipe, freshly initialised; of one kind of lesion, as a model has it, or more to be trained."""
+    return Frrn(config.width, classes=1 + kinds)
+
+
+def of_first_kind(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a network of any number of kinds -> those of the same network of the first kind alone."""
+    return {key: value[:2].clone() if key.startswith("head.") else value for key, value in weights.items()}
 
 
 def hgn_losses(
@@ -45,10 +51,14 @@ def hgn_losses(
     device = next(model.parameters()).device
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         logits = model(normalise(batch.patches.to(device)))
-    logits, lesion = logits.float(), batch.lesion.to(device)
-    cross_entropy = weighted_cross_entropy(logits, lesion, config.lesion_weight, reduce)
-    dice = soft_dice(logits, lesion, reduce)
-    return Losses({"cross_entropy": cross_entropy, "dice": dice}, cross_entropy + config.dice_weight * dice)
+    logit, truth = kind_logits(logits.float()), batch.truth.to(device)
+    weight = {"MA": 1.0, "HE": config.haemorrhage_weight, "EX": config.exudate_weight, "SE": config.exudate_weight}
+    weights = logit.new_tensor([weight[kind] for kind in config.kinds])
+    positive = logit.new_tensor([config.lesion_weight, *[config.other_lesion_weight] * (len(config.kinds) - 1)])
+    cross_entropy = (weights * weighted_cross_entropy(logit, truth, positive, reduce)).sum()
+    dice = (weights * soft_dice(logit, truth, reduce)).sum()
+    total = config.cross_entropy_weight * cross_entropy + config.dice_weight * dice
+    return Losses({"cross_entropy": cross_entropy, "dice": dice}, total)
 
 
 @torch.inference_mode()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -35,7 +36,7 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One photograph, its microaneurysm mask where it has one, and the masks of other dark or bright lesions."""
+    """One photograph, its microaneurysm mask where it has one, and the masks of other lesions; see `kind_of`."""
 
     name: str
     image: str
@@ -52,7 +53,7 @@ def read_dataset(url: str, split: SplitConfig, healthy_url: str | None = None) -
         url: a folder or prefix that holds IDRiD's layout, or a manifest (.csv or .parquet with the columns image,
             mask, label, split and group).
         split: which of the training part's photographs validate.
-        healthy_url: a folder of photographs without retinopathy.
+        healthy_url: of photographs without retinopathy; see `read_healthy`.
 
     Raises:
         UsageError: nothing was found, or the manifest is wrong.
@@ -66,16 +67,32 @@ def read_dataset(url: str, split: SplitConfig, healthy_url: str | None = None) -
 
 
 def read_healthy(url: str, split: SplitConfig) -> list[Sample]:
-    """A folder of photographs without retinopathy; those that `split` does not name train."""
-    store = open_store(url)
-    keys = [entry.key for entry in store.list() if entry.key.lower().endswith(_IMAGE_SUFFIXES)]
-    names = {key: PurePosixPath(key).stem for key in keys}
-    return [
-        Sample(
-            name, _join(store, key), None, "healthy", "validation" if name in split.validation_healthy else "training"
-        )
-        for key, name in names.items()
-    ]
+    """Photographs without retinopathy: all of a folder, or those of grade 0 of a table.
+
+    Args:
+        url: a folder or prefix, or a CSV or Parquet file with the columns image (a key beside it) and grade or
+            retinopathy_grade; rows without an image are passed over.
+        split: those that its `validation_healthy` does not name train.
+    """
+    if url.endswith((".csv", ".parquet")):
+        folder = url.rpartition("/")[0]
+        urls = [
+            _resolve(folder, row["image"]) for row in _manifest_rows(url) if row.get("image") and _grade(row) == "0"
+        ]
+    else:
+        store = open_store(url)
+        urls = [_join(store, entry.key) for entry in store.list() if entry.key.lower().endswith(_IMAGE_SUFFIXES)]
+    samples = []
+    for image in urls:
+        name = PurePosixPath(image).stem
+        unseen = any(fnmatchcase(name, pattern) for pattern in split.validation_healthy)
+        samples.append(Sample(name, image, None, "healthy", "validation" if unseen else "training"))
+    return samples
+
+
+def kind_of(mask_url: str) -> str:
+    """The kind of lesion that a mask of IDRiD's layout outlines: MA, HE, EX or SE."""
+    return PurePosixPath(mask_url).stem.rpartition("_")[2]
 
 
 def read_object(url: str) -> bytes:
@@ -126,6 +143,10 @@ def _read_manifest(url: str) -> list[Sample]:
             raise UsageError(f"row {number} of the manifest puts its group (patient) into a second split")
         samples.append(Sample(name, _resolve(folder, image), mask and _resolve(folder, mask), label, part))
     return samples
+
+
+def _grade(row: Mapping[str, object]) -> str:
+    return str(row.get("grade", row.get("retinopathy_grade"))).strip().removesuffix(".0")
 
 
 def _manifest_rows(url: str) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -51,3 +52,26 @@ def descend(model: nn.Module, optimizer: torch.optim.Optimizer, total: Float[Ten
     total.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
+
+
+class WeightAverage:
+    """The exponential moving average of a network's weights and running statistics, as a network of its own."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """With a decay of 0 it is the network itself."""
+        self.network = copy.deepcopy(model) if decay else model
+        self._decay = decay
+        ours, theirs = self.network.state_dict(), model.state_dict()
+        pairs = [(ours[name], theirs[name]) for name in ours]
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After the step of this number; at first it follows closely, or it would keep the first weights for long."""
+        if not self._decay:
+            return
+        ours, theirs = map(list, zip(*self._averaged, strict=True))
+        torch._foreach_lerp_(ours, theirs, 1 - min(self._decay, (1 + step) / (10 + step)))
+        for own, other in self._counts:
+            own.copy_(other)

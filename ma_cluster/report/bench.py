@@ -24,10 +24,9 @@ from numpy import ndarray
 from ma_cluster import machine
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.scoring import PixelCounts, average_precision
-from ma_cluster.hypotheses.loss import lesion_probability
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.lesions.detector import Detector, Maps
-from ma_cluster.networks.tensors import normalise
+from ma_cluster.networks.tensors import normalise, probability
 from ma_cluster.report.bench_subject import Subject, hypothesis_network, peak_mb
 
 FLIPS = (1, 2, 4)
@@ -122,7 +121,7 @@ def monai(subject: Subject) -> Iterator[dict[str, Any]]:
                 logits = sliding(
                     whole.to(subject.device), (MONAI_TILE,) * 2, 1, network, overlap=MONAI_OVERLAP, mode="gaussian"
                 )
-            theirs[name] = lesion_probability(logits)[0].cpu().numpy()
+            theirs[name] = probability(logits[:, 1] - logits[:, 0])[0].cpu().numpy()
 
     peer_seconds = subject.fastest(slide)
     detector = Detector(bundle, device=subject.device, threads=subject.threads)

@@ -65,14 +65,14 @@ Cutter = Callable[[Work, Rows], Columns]
 
 @dataclass(frozen=True, slots=True)
 class HgnCutter:
-    """Rows: an augmented patch and its lesion mask."""
+    """Rows: an augmented patch and the lesions in it, as `cut` has them. A step's ids are its hard places'."""
 
     photographs: Photographs
     cuts: Callable[[], HgnCuts]
     patch_px: int
 
     def __call__(self, work: Work, rows: Rows) -> Columns:
-        patch, lesion = _cut(self.photographs, self.cuts().of_step(work.step), rows, self.patch_px)
+        patch, lesion = _cut(self.photographs, self.cuts().of_step(work.step, work.ids), rows, self.patch_px)
         return {"patch": patch, "lesion": lesion}
 
 

@@ -9,6 +9,7 @@ function of the weights alone, whatever the number of workers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ma_cluster.bundle import load_weights
 from ma_cluster.evaluation.scoring import average_precision
-from ma_cluster.networks.optimising import build_optimizer, descend, learning_rate
+from ma_cluster.networks.optimising import WeightAverage, build_optimizer, descend, learning_rate
 from ma_cluster.refinement.selection import probability_of_error
 from ma_cluster.training.batches import share
 from ma_cluster.training.context import TrainContext, place
@@ -39,22 +40,23 @@ class TrainRun:
     folder: TrainFolder
     first_weights: Weights | None
 
-    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def begin(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
         """Weights and optimiser as of the run's last checkpoint, or the first weights; returns the steps done.
 
         Raises:
             BundleError: they are damaged, or of another network.
         """
-        done = self.folder.restore(model, optimizer)
-        if done is None and self.first_weights is not None:
-            load_weights(model, self.first_weights, "the network that training is to begin with")
+        done = self.folder.restore(networks, optimizer)
+        for network in networks.values():
+            if done is None and self.first_weights is not None:
+                load_weights(network, self.first_weights, "the network that training is to begin with")
         return done or 0
 
     def ledger(self, context: TrainContext, done: int) -> Ledger | None:
         """As of a step; the first worker's alone, which it ends with: whoever starts again makes another."""
         if context.rank or not self.stage.pool:
             return None
-        ledger = context.ledger(self.stage.pool, self.request.ledger_shards, 1.0)
+        ledger = context.ledger(self.stage.pool, self.request.ledger_shards, self.stage.first_loss)
         if done:
             ledger.restore(self.folder.ledger(done, self.request.epoch))
         return ledger
@@ -66,7 +68,9 @@ def train(run: TrainRun, context: TrainContext, listener: Listener) -> None:
     torch.manual_seed(request.seed)
     model = place(stage.network(), context, request.batch_norm)
     optimizer = build_optimizer(model, config)
-    done = run.begin(model, optimizer)
+    average = WeightAverage(model, config.weight_average)
+    networks = {"model": average.network} | ({"trained": model} if config.weight_average else {})
+    done = run.begin(networks, optimizer)
     ledger = run.ledger(context, done)
     parallel = context.parallel(model)
     mine = len(share(stage.rows, context.rank, context.workers)) * stage.patches_per_row
@@ -78,22 +82,24 @@ def train(run: TrainRun, context: TrainContext, listener: Listener) -> None:
         for step, columns in zip(steps, listener.waiting(batches), strict=True):
             losses = stage.losses(parallel, columns, context.reduce)
             descend(model, optimizer, losses.total, learning_rate(step, config))
+            average.update(step)
             if losses.negatives is not None:
                 seen.append((columns["id"], probability_of_error(losses.negatives.cpu().numpy())))
             meter.add(losses.values())
             listener.step(meter, mine)
         progress, done = meter.progress(), steps.stop
-        context.agree(model)
+        for network in networks.values():
+            context.agree(network)
         if stage.pool:
-            fresh = in_order(context.gather(seen)), stage.score(model, context, done)
+            fresh = in_order(context.gather(seen)), stage.score(average.network, context, done)
             if ledger is not None:
                 for ids, values in fresh:
                     ledger.update(ids, values)
                 ledger.snapshot(run.folder.ledger(done, request.epoch))
-        counts = [part for theirs in context.gather(stage.validate(model, context)) for part in theirs]
+        counts = [part for theirs in context.gather(stage.validate(average.network, context)) for part in theirs]
         if context.rank == 0:
             precision = average_precision(sum(counts[1:], counts[0]))
             pool_loss = None if ledger is None else ledger.loss_mean()
             epoch = meter.epoch(progress, precision, context.workers, pool_loss)
-            run.folder.save(model, optimizer, done, epoch)
+            run.folder.save(networks, optimizer, done, epoch)
             listener.epoch(replace(progress, epoch=epoch))

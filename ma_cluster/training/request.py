@@ -55,7 +55,7 @@ class TrainRequest:
     seed: int = 1
     """Of the first weights, the draws and the ledger."""
     steps: int | None = None
-    """Optimiser steps in all, instead of the recipe's."""
+    """Optimiser steps in all, instead of the recipe's; the warm-up then takes a tenth of them at most."""
     learning_rate: float | None = None
     """Peak rate, instead of the recipe's: a network that has learnt already wants a lower one."""
     epoch_steps: int | None = None
@@ -94,13 +94,19 @@ class TrainRequest:
             config = replace(config, triplet_weight=0.0)
         steps = config.steps if self.steps is None else self.steps
         rate = config.learning_rate if self.learning_rate is None else self.learning_rate
-        return replace(config, steps=steps, learning_rate=rate)
+        warmup = config.warmup_steps if self.steps is None else min(config.warmup_steps, steps // 10)
+        return replace(config, steps=steps, learning_rate=rate, warmup_steps=warmup)
 
     @property
     def epoch(self) -> int:
         """Steps of an epoch."""
         refresh = self.config.refresh_steps if isinstance(self.config, PrnConfig) else HGN_EPOCH_STEPS
         return refresh if self.epoch_steps is None else self.epoch_steps
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of lesions whose masks training asks for."""
+        return self.config.kinds if isinstance(self.config, HgnConfig) else ()
 
     @property
     def scale(self) -> Scale:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,9 @@ class TrainFolder:
         """URL of the snapshot that belongs to a step; consecutive epochs take turns."""
         return f"{self.url}/ledger-{-(-step // epoch_steps) % 2}"
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int | None:
-        """Weights and optimiser as of `last`, and its step; None where there is none yet.
+    def restore(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int | None:
+        """Weights of networks, by their names in `save`, and optimiser as of `last`, and its step; None where there is
+        none yet.
 
         Raises:
             BundleError: it is damaged, or of another network.
@@ -111,14 +113,19 @@ class TrainFolder:
             data = open_store(self.url).get(LAST)
         except ObjectMissingError:
             return None
-        return restore_checkpoint(data, LAST, model, optimizer)["step"]
+        return restore_checkpoint(data, LAST, networks, optimizer)["step"]
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, epoch: Epoch | None = None) -> None:
-        """Make a step the one to go on from; `best` too, where its epoch is better than all before."""
+    def save(
+        self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, step: int, epoch: Epoch | None = None
+    ) -> None:
+        """Make a step the one to go on from; `best` too, where its epoch is better than all before.
+
+        Of the networks `model` is the one that ships; where that is an average, another is the one that is trained.
+        """
         store = open_store(self.url)
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / LAST
-            save_checkpoint(file, model, optimizer, {"step": step}, self.about)
+            save_checkpoint(file, networks, optimizer, {"step": step}, self.about)
             data = file.read_bytes()
         if epoch is not None:
             before = [record for record in self.epochs if record.step < step]

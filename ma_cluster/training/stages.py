@@ -27,6 +27,7 @@ from ma_cluster.networks.optimising import Losses
 from ma_cluster.networks.reduction import Reduce
 from ma_cluster.networks.tensors import channels_first
 from ma_cluster.refinement.sampling import TripletCuts, triplet_batch, validation_patches
+from ma_cluster.refinement.selection import FLOOR
 from ma_cluster.refinement.step import build_prn, prn_losses, prn_probability
 from ma_cluster.training.batches import (
     Columns,
@@ -66,6 +67,10 @@ class Stage(Protocol):
     def pool(self) -> int:
         """Patches that the ledger knows; 0: it needs none."""
 
+    @property
+    def first_loss(self) -> float:
+        """What the ledger begins with."""
+
     def network(self) -> nn.Module:
         """Freshly initialised."""
 
@@ -87,44 +92,71 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class HgnStage:
-    """A hypothesis network."""
+    """A hypothesis network. The ledger keeps where it is wrong on photographs without lesions."""
 
     config: HgnConfig
     cuts: Callable[[], HgnCuts]
     training: Photographs
     validation: Photographs
     detector: DetectorConfig
+    pool: int
+    epoch_steps: int
+    seed: int
     patches_per_row: int = 1
-    pool: int = 0
+    first_loss: float = FLOOR
 
     @property
     def rows(self) -> int:
         return self.config.batch_patches
 
     def network(self) -> nn.Module:
-        return build_hgn(self.config)
+        return build_hgn(self.config, len(self.config.kinds))
 
     def cutter(self) -> Cutter:
         return HgnCutter(self.training, self.cuts, self.config.patch_px)
 
     def work(self, steps: range, ledger: Ledger | None) -> list[Work]:
-        return [Work(step) for step in steps]
+        """Hard places are drawn by their losses."""
+        if ledger is None:
+            return [Work(step) for step in steps]
+        cuts = self.cuts()
+        counts = [cuts.hard(step) for step in steps]
+        drawn = ledger.draw(sum(counts), steps.start, self.seed)
+        return [Work(step, ids) for step, ids in zip(steps, np.split(drawn, np.cumsum(counts)[:-1]), strict=True)]
 
     def losses(self, model: nn.Module, columns: Columns, reduce: Reduce) -> Losses:
-        return hgn_losses(model, hgn_batch(columns["patch"], columns["lesion"]), self.config, reduce)
+        return hgn_losses(
+            model, hgn_batch(columns["patch"], columns["lesion"], len(self.config.kinds)), self.config, reduce
+        )
 
     def score(self, model: nn.Module, context: TrainContext, done: int) -> Scored:
-        return NOTHING
+        """Some photographs without lesions, in turn; none after the last step."""
+        if done == self.config.steps:
+            return NOTHING
+        cuts, number = self.cuts(), len(self.cuts().without_lesions)
+        count = min(self.config.hard_photographs, number)
+        turn = (np.arange(count) + done // self.epoch_steps * count) % number
+        model.eval()
+        scored = []
+        for index in turn[context.rank :: context.workers].tolist():
+            photograph = int(cuts.without_lesions[index])
+            probability = self._probability(model, self.training.fetch([photograph])[photograph])
+            scored.append(cuts.hard_losses(index, probability))
+        parts = [part for theirs in context.gather(scored) for part in theirs]
+        return np.concatenate([ids for ids, _ in parts]), np.concatenate([losses for _, losses in parts])
 
     def validate(self, model: nn.Module, context: TrainContext) -> list[PixelCounts]:
         """Of every pixel."""
         model.eval()
-        return [self._count(model, photograph) for photograph in _share_of(self.validation, context)]
+        return [
+            PixelCounts.of(self._probability(model, photograph), photograph.lesion)
+            for photograph in _share_of(self.validation, context)
+        ]
 
-    def _count(self, model: nn.Module, photograph: Annotated) -> PixelCounts:
+    def _probability(self, model: nn.Module, photograph: Annotated) -> Float32[ndarray, "h w"]:
         height, width = photograph.fov.shape
         tiling = Tiling(height, width, self.detector.tile_px, self.detector.halo_px)
-        return PixelCounts.of(probability_map(model, photograph.enhanced, photograph.fov, tiling), photograph.lesion)
+        return probability_map(model, photograph.enhanced, photograph.fov, tiling)
 
 
 @dataclass(frozen=True)
@@ -144,6 +176,7 @@ class PrnStage:
     selective: bool
     seed: int
     patches_per_row: int = 3
+    first_loss: float = 1.0
 
     @property
     def rows(self) -> int:

@@ -20,11 +20,12 @@ from ma_cluster.config import HgnConfig, PrnConfig, digest, to_dict
 from ma_cluster.errors import ImageError, UsageError
 from ma_cluster.hypotheses.proposals import Proposals
 from ma_cluster.hypotheses.sampling import HgnCuts
+from ma_cluster.hypotheses.step import build_hgn
 from ma_cluster.images.annotated import Annotated, load_annotated
 from ma_cluster.images.datasets import Sample, Split, read_dataset
-from ma_cluster.lesions.detector import build_network
 from ma_cluster.machine import cores
 from ma_cluster.refinement.sampling import TripletCuts
+from ma_cluster.refinement.step import build_prn
 from ma_cluster.training.batches import LocalPhotographs, Photographs
 from ma_cluster.training.context import InProcess
 from ma_cluster.training.loop import TrainRun, Weights, train
@@ -99,7 +100,16 @@ class Start:
         stage: Stage
         if isinstance(config, HgnConfig):
             cuts = keep(_hgn_cuts, photographs, config, request.seed)
-            stage = HgnStage(config, cuts, photographs, unseen, request.recipe.detector)
+            stage = HgnStage(
+                config,
+                cuts,
+                photographs,
+                unseen,
+                request.recipe.detector,
+                pool=cuts().hard_pool,
+                epoch_steps=request.epoch,
+                seed=request.seed,
+            )
         else:
             cuts = keep(_triplet_cuts, photographs, config, request.seed)
             stage = PrnStage(
@@ -149,7 +159,7 @@ def _load(request: TrainRequest, samples: Sequence[Sample], propose: Proposals |
     loaded: list[Annotated] = []
     for number, sample in enumerate(samples, 1):
         try:
-            loaded.append(load_annotated(sample, request.scale, request.recipe.image, propose))
+            loaded.append(load_annotated(sample, request.scale, request.recipe.image, propose, request.kinds))
         except ImageError as error:
             raise of_no_use(number, len(samples), error) from None
     return LocalPhotographs(tuple(loaded))
@@ -197,7 +207,8 @@ def _first_weights(request: TrainRequest) -> Weights | None:
         if request.network not in networks:
             raise UsageError(f"model {request.init} has no network {request.network} to begin with")
         weights = networks[request.network]
-    network = build_network(request.network, request.recipe)
+    config = request.config
+    network = build_hgn(config, len(config.kinds)) if isinstance(config, HgnConfig) else build_prn(config)
     load_weights(network, weights, "the network that training is to begin with")  # does it fit?
     return weights
 

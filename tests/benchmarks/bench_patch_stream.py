@@ -149,7 +149,7 @@ class Consumer:
 
     def open(self, stream: Any, rows: range) -> None:
         """Begin to read a stream."""
-        self.batches = (hgn_batch(columns["patch"], columns["lesion"]) for columns in read_stream(stream, rows))
+        self.batches = (hgn_batch(columns["patch"], columns["lesion"], 1) for columns in read_stream(stream, rows))
 
     def take(self, count: int, seconds: float) -> tuple[float, float]:
         """Read some mini-batches of it; seconds waited and worked."""

@@ -58,7 +58,7 @@ class Steps(Dataset[tuple[np.ndarray, np.ndarray]]):
         if self._cuts is None:
             self._photographs = [load() for load in self._load]
             self._cuts = HgnCuts(self._photographs, self._config, SEED)
-        return hgn_batch(*cut(self._photographs, self._cuts.of_step(step), self._config.patch_px))
+        return hgn_batch(*cut(self._photographs, self._cuts.of_step(step), self._config.patch_px), 1)
 
 
 class Order:
@@ -130,10 +130,10 @@ def augmented(sample: dict[str, Any], config: HgnConfig) -> tuple[np.ndarray, np
     rng, side = np.random.default_rng(), config.patch_px
     symmetry = int(rng.integers(SYMMETRIES))
     patch = turn(np.frombuffer(sample["patch"], np.uint8).reshape(side, side, 3), symmetry)
-    lesion = turn(np.frombuffer(sample["lesion"], np.bool_).reshape(side, side), symmetry)
+    lesion = turn(np.frombuffer(sample["lesion"], np.uint8).reshape(side, side), symmetry)
     return scale_contrast(patch, draw_gains(rng, config.colour_jitter)), lesion
 
 
 def together(patches: list[tuple[np.ndarray, np.ndarray]]) -> Any:
     """A mini-batch."""
-    return hgn_batch(*(np.stack(part) for part in zip(*patches, strict=True)))
+    return hgn_batch(*(np.stack(part) for part in zip(*patches, strict=True)), 1)

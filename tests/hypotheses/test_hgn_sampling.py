@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ma_cluster.config import HgnConfig
-from ma_cluster.hypotheses.sampling import HgnCuts
+from ma_cluster.hypotheses.sampling import HgnCuts, apportioned, hgn_batch
 from ma_cluster.images.annotated import Marks
 
 CONFIG = HgnConfig(patch_px=16, batch_patches=16, lesion_share=0.5, suspect_share=0.5)
@@ -44,3 +46,72 @@ def test_mini_batches_without_proposals_do_not_depend_on_the_share_for_them() ->
     none = HgnConfig(patch_px=16, batch_patches=16, lesion_share=0.5, suspect_share=0.0)
     ours, others = (HgnCuts([marks], config, seed=1).of_step(3).centres for config in (CONFIG, none))
     assert np.array_equal(ours, others)
+
+
+@given(st.floats(0, 1), st.integers(1, 32), st.integers(1, 200))
+def test_a_share_is_never_a_row_off_after_any_number_of_steps(share: float, rows: int, steps: int) -> None:
+    counts = [apportioned(share, rows, step) for step in range(steps)]
+    assert abs(sum(counts) - share * rows * steps) <= 1
+    assert max(counts) - min(counts) <= 1
+
+
+def test_the_shares_of_the_docstring() -> None:
+    assert [apportioned(0.2, 8, step) for step in range(10)] == [1, 2, 1, 2, 2] * 2
+
+
+SHARES = HgnConfig(
+    patch_px=16,
+    batch_patches=16,
+    kinds=("MA", "HE", "EX", "SE"),
+    lesion_share=0.5,
+    haemorrhage_share=0.2,
+    healthy_share=0.08,
+    hard_share=0.1,
+)
+
+
+def _mixed() -> list[Marks]:
+    """A photograph with a microaneurysm and a haemorrhage, between two without any lesion."""
+    lesion, haemorrhage = _square(8, 8), _square(64, 64)
+    fov = np.ones_like(lesion)
+    kinds = (lesion | haemorrhage * 2).astype(np.uint8)
+    none = Marks(fov, np.zeros_like(fov), kinds=np.zeros_like(kinds))
+    return [none, Marks(fov, lesion, kinds=kinds), none]
+
+
+def test_haemorrhages_and_photographs_without_lesions_have_their_shares() -> None:
+    cuts = HgnCuts(_mixed(), SHARES, seed=1)
+    hard = cuts.hard(3)
+    centres = np.concatenate([cuts.of_step(step, np.zeros(cuts.hard(step), np.int64)).centres for step in range(100)])
+    assert len(centres) == 1600 and hard in (1, 2)
+    images = centres[:, 0]
+    near = np.abs(centres[:, 1:] - 68).max(axis=1) <= REACH + 4
+    assert abs((near & (images == 1)).mean() - (0.2 + 0.12 * 16**2 / 96**2)) < 0.02
+    assert abs((images == 2).mean() - 0.04) < 0.02  # half of those anywhere on such photographs; hard id 0 lies on 0
+    assert abs((images == 0).mean() - 0.14) < 0.02
+
+
+def test_without_photographs_without_lesions_their_shares_go_anywhere() -> None:
+    cuts = HgnCuts(_mixed()[1:2], SHARES, seed=1)
+    assert cuts.hard_pool == 0 and cuts.hard(0) == 0
+    assert len(cuts.of_step(0).centres) == 16
+
+
+def test_false_components_give_their_probability_to_the_place_nearest_to_them() -> None:
+    cuts, probability = HgnCuts(_mixed(), SHARES, seed=1), np.full((96, 96), 0.1, np.float32)
+    probability[40:43, 50:53] = 0.5
+    probability[41, 51] = 0.9
+    probability[80, 10:12] = 0.8  # too small
+    ids, losses = cuts.hard_losses(1, probability)
+    assert ids.tolist() == list(range(cuts.hard_pool // 2, cuts.hard_pool))
+    (found,) = np.flatnonzero(losses)
+    assert losses[found] == np.float32(0.9)
+    drawn = cuts.of_step(0, np.repeat(ids[[found]], 2)).centres
+    assert (np.abs(drawn[:, 1:] - (41, 51)).max(axis=1) <= REACH + 4).sum() >= 2
+
+
+def test_each_bit_of_a_cut_becomes_the_mask_of_its_kind() -> None:
+    bits = np.array([[[0, 1], [2, 9]]], np.uint8)
+    batch = hgn_batch(np.zeros((1, 2, 2, 3), np.uint8), bits, 4)
+    assert batch.truth.int().sum(dim=(0, 2, 3)).tolist() == [2, 1, 0, 1]
+    assert batch.truth[0, :, 1, 1].tolist() == [True, False, False, True]

@@ -76,6 +76,20 @@ def test_healthy_photographs_join_by_their_own_split(folder: Path, tmp_path: Pat
     assert len(samples) == 6
 
 
+@pytest.mark.parametrize("column", ["grade", "retinopathy_grade"])
+def test_of_a_table_of_grades_those_without_retinopathy_join(folder: Path, tmp_path: Path, column: str) -> None:
+    rows = [f"images/IDRiD_grading_{number:03d}.jpg,{grade}" for number, grade in ((20, 0), (21, 0), (22, 2), (331, 0))]
+    (tmp_path / "grades.csv").write_text("\n".join([f"image,{column}", *rows, ",0"]) + "\n")
+    samples = by_name(read_dataset(str(folder), SplitConfig(), str(tmp_path / "grades.csv")))
+    graded = {name: sample for name, sample in samples.items() if "grading" in name}
+    assert {name: sample.split for name, sample in graded.items()} == {
+        "IDRiD_grading_020": "validation",
+        "IDRiD_grading_021": "training",
+        "IDRiD_grading_331": "validation",
+    }
+    assert graded["IDRiD_grading_021"].image == f"{tmp_path}/images/IDRiD_grading_021.jpg"
+
+
 def test_a_folder_without_photographs_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no photographs under"):
         read_dataset(str(tmp_path), SPLIT)

@@ -45,7 +45,7 @@ def train_on_ray(request: TrainRequest, on_progress: Callable[[Progress], None] 
         ray_up = connected(request.address, waiting_cpus=int(waiting), object_store_bytes=request.object_store_bytes)
         with ray_up, listening(on_progress) as queue:
             image, (training, validation) = request.recipe.image, start.proposals()
-            photographs = prepare_photographs(start.training, request.scale, image, training)
+            photographs = prepare_photographs(start.training, request.scale, image, training, request.kinds)
             unseen = prepare_photographs(start.validation, request.scale, image, validation)
             _run_workers(start.run(photographs, unseen, _stored), queue)
     return start.result

@@ -58,9 +58,15 @@ class StoredPhotographs:
 
 
 def prepare_photographs(
-    samples: Sequence[Sample], scale: Scale, config: ImageConfig, proposals: Proposals | None = None
+    samples: Sequence[Sample],
+    scale: Scale,
+    config: ImageConfig,
+    proposals: Proposals | None = None,
+    kinds: Sequence[str] = (),
 ) -> StoredPhotographs:
     """Fetch, decode, scale and enhance each sample in a task of its own, and have lesions proposed there.
+
+    Args: see `load_annotated`.
 
     Raises:
         UsageError: a photograph cannot be used.
@@ -68,7 +74,7 @@ def prepare_photographs(
     """
     task: Any = ray.remote(_prepare).options(num_cpus=1, num_returns=2)
     propose = ray.put(proposals)
-    prepared = [task.remote(sample, scale, config, propose) for sample in samples]
+    prepared = [task.remote(sample, scale, config, propose, kinds) for sample in samples]
     for number, (_, done) in enumerate(prepared, 1):
         try:
             ray.get(done)
@@ -156,6 +162,8 @@ def _steps_in_block(cutter: Cutter, work: Work, rows: int) -> int:
     return max(1, _BLOCK_BYTES // (row * rows))
 
 
-def _prepare(sample: Sample, scale: Scale, config: ImageConfig, propose: Proposals | None) -> tuple[Annotated, None]:
+def _prepare(
+    sample: Sample, scale: Scale, config: ImageConfig, propose: Proposals | None, kinds: Sequence[str]
+) -> tuple[Annotated, None]:
     """The photograph, and apart from it, so that nobody need fetch it to know, that it is there."""
-    return load_annotated(sample, scale, config, propose), None
+    return load_annotated(sample, scale, config, propose, kinds), None

@@ -200,9 +200,9 @@ def gradient(part: slice, wrap: Callable[[nn.Module], nn.Module], *pool: Any) ->
     torch.manual_seed(0)
     model = nn.Conv2d(3, 2, 3, padding=1)
     patches = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    lesion = torch.rand(5, 16, 16) < 0.1
+    truth = torch.rand(5, 1, 16, 16) < 0.1
     network = Exact(wrap(model))  # must outlive the backward pass
-    hgn_losses(network, HgnBatch(patches[part], lesion[part]), RECIPE.hgn_1x, *pool).total.backward()
+    hgn_losses(network, HgnBatch(patches[part], truth[part]), RECIPE.hgn_1x, *pool).total.backward()
     return [weight.grad.numpy().copy() for weight in model.parameters() if weight.grad is not None]
 
 

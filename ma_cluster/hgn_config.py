@@ -1,0 +1,102 @@
+"""The numbers of a hypothesis network and of its training. A part of config.py, which hands it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from ma_cluster.image_config import require
+
+KINDS = ("MA", "HE", "EX", "SE")
+"""Lesions that IDRiD outlines: microaneurysms, haemorrhages, hard and soft exudates."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HgnConfig:
+    """One hypothesis network (FRRN type A) and its training. The two scales share these numbers and train apart [T]."""
+
+    width: float = 1.0
+    """Channels over those of FRRN-A as published; 1 is the paper's network [T]."""
+    patch_px: int = 256
+    """Side of a training patch, pixels, the same at both scales [S]."""
+    batch_patches: int = 10
+    """Patches in a mini-batch [T]."""
+    lesion_share: float = 0.5
+    """Share of a mini-batch centred on a lesion pixel; the rest is centred anywhere in the FOV [U]."""
+    suspect_share: float = 0.5
+    """Share of the rest that is centred where the 0.5x network of an earlier training suspects a lesion and none is
+    annotated, where training is given such a network [U]."""
+    haemorrhage_share: float = 0.0
+    """Share of a mini-batch centred on a haemorrhage, where any is annotated [U]."""
+    healthy_share: float = 0.0
+    """Share centred anywhere on photographs without lesions; at 0 these are among those of `anywhere`, and where there
+    are none so is the share [U]."""
+    hard_share: float = 0.0
+    """Share centred where photographs without lesions are taken for one: selective sampling, by the loss ledger [U]."""
+    hard_photographs: int = 24
+    """Photographs without lesions that are searched for such places at the end of each epoch, in turn [U]."""
+    hard_probability: float = 0.2
+    """A microaneurysm's probability above which connected pixels are such a place [U]."""
+    hard_area_px: int = 4
+    """Fewest such pixels, of the network's grid [U]."""
+    per_lesion: bool = False
+    """Draw lesion centres per lesion, not per pixel: large lesions then weigh no more than small ones [U]."""
+    steps: int = 20_000
+    """Optimiser steps in all; the paper's epoch is 1000 mini-batches [T], its number of epochs unknown [U]."""
+    learning_rate: float = 1e-4
+    """Peak rate of the optimiser [U]; sweep 1e-3, 3e-4, 1e-4."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up, after which the rate follows a cosine to zero [U]."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; at 0 AdamW is the paper's Adam [T]."""
+    weight_average: float = 0.0
+    """Decay, for each step, of the exponential moving average of the weights, which is then what validates and ships;
+    0: the weights themselves [U]. In the first steps it is (1 + step) / (10 + step), where that is less."""
+    kinds: tuple[str, ...] = ("MA",)
+    """Lesions told apart in training, each an output beside the background's, of KINDS and in their order. A model
+    keeps the microaneurysm alone: the others teach what it is not [U]."""
+    haemorrhage_weight: float = 0.3
+    """Weight of the haemorrhages' loss; the microaneurysms' is 1 [U]."""
+    exudate_weight: float = 0.15
+    """Weight of the loss of hard exudates, and of soft ones [U]."""
+    lesion_weight: float = 10.0
+    """Cross-entropy weight of a microaneurysm's pixel, a background pixel weighs 1 [U]."""
+    other_lesion_weight: float = 2.0
+    """The same of the other kinds' pixels [U]."""
+    cross_entropy_weight: float = 1.0
+    """Weight of the cross entropy beside the soft Dice term, 1:1 [I]."""
+    dice_weight: float = 1.0
+    """Weight of the soft Dice term [I]."""
+    colour_jitter: float = 0.0
+    """Largest relative change of each channel's gain in augmentation [U]; flips and quarter turns are always on."""
+    any_rotation: bool = False
+    """Rotate patches by any angle [U]."""
+    zoom: float = 1.0
+    """Patches are magnified by 1 / zoom to zoom, log-uniform [U]."""
+    contrast_low: float = 1.0
+    """Least factor on all channels' distance from mid-grey [U]."""
+    contrast_high: float = 1.0
+    """Largest such factor [U]."""
+    offset: float = 0.0
+    """Largest shift of each channel, grey levels of 255 [U]."""
+    blur_share: float = 0.0
+    """Share of patches that are blurred, by a Gaussian of 0.3 to 1 px [U]."""
+    noise_share: float = 0.0
+    """Share of patches with Gaussian noise of 1 to 6 grey levels [U]."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.width <= 4, "hgn.width must lie in (0, 4]")
+        require(self.patch_px % 16 == 0, "hgn.patch_px must be a multiple of 16, the network's overall stride")
+        for name in ("lesion_share", "suspect_share", "haemorrhage_share", "healthy_share", "hard_share"):
+            require(0 <= getattr(self, name) <= 1, f"hgn.{name} must lie in [0, 1]")
+        shares = self.lesion_share + self.haemorrhage_share + self.healthy_share + self.hard_share
+        require(shares <= 1 + 1e-9, "the shares of an HGN's mini-batch add up to more than 1")
+        require(0 <= self.weight_average < 1, "hgn.weight_average must lie in [0, 1)")
+        require(self.kinds == KINDS[: max(1, len(self.kinds))], f"hgn.kinds are the first of {', '.join(KINDS)}")
+        require("HE" in self.kinds or not self.haemorrhage_share, "hgn.haemorrhage_share needs HE among hgn.kinds")
+        require(self.zoom >= 1, "hgn.zoom must be at least 1")
+        require(0 < self.contrast_low <= self.contrast_high, "hgn.contrast_low must lie in (0, contrast_high]")
+        require(self.steps > self.warmup_steps >= 0, "hgn.warmup_steps must be below hgn.steps")
+
+
+TRAINING = frozenset(field.name for field in fields(HgnConfig)) - {"width"}
+"""Fields that train the network, and decide nothing of what it says once trained."""
