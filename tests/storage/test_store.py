@@ -208,6 +208,16 @@ def test_put_replaces_and_create_does_not(store: Store) -> None:
     assert store.get("a") == b"3"
 
 
+@pytest.mark.parametrize("key", ["part-0", "deep/er/Ä ä+%#?.jpg"])
+def test_an_object_that_is_moved_has_the_other_key_alone(store: Store, key: str) -> None:
+    store.put(key, b"1")
+    store.move(key, f"damaged/0001/{key}")
+    assert keys(store) == [f"damaged/0001/{key}"]
+    assert store.get(f"damaged/0001/{key}") == b"1"
+    with pytest.raises(ObjectMissingError):
+        store.move(key, f"damaged/0002/{key}")
+
+
 def test_a_race_to_create_has_one_winner_whose_bytes_stay(local: LocalStore) -> None:
     for round_number in range(20):
         start, key = threading.Barrier(8), f"race/{round_number}"
