@@ -18,12 +18,40 @@ class ImageConfig:
 
     fov_diameter_px: float = 3410.0
     """Diameter of the field of view at canonical 1x, pixels: the median of IDRiD's photographs (measured)."""
+    fov_degrees: float = 50.0
+    """The angle that `fov_diameter_px` shows at canonical 1x: IDRiD's (published)."""
+    field_degrees: float | None = None
+    """Angle of a photograph's disc, where it is known; None assumes `fov_degrees`."""
+    max_field_degrees: float = 100.0
+    """Wider is ultra-widefield, whose projection has no one scale [U]."""
     scale_tolerance: float = 0.03
     """Photographs whose FOV diameter is within this share of the canonical one are cropped but not resampled [U]."""
     contrast_gain: float = 4.0
     """alpha in I' = alpha I - alpha (G * I) + 128 (van Grinsven 2016) [S]."""
     sigma_ratio: float = 1 / 30
     """Standard deviation of G over the FOV diameter, at either scale [U]; 512/30 on 512x512 images in the source."""
+    vessel_contrast: float = 0.098
+    """Contrast of the vessels on a well exposed photograph, 0..1: the median of IDRiD's, of HRF's and of e-ophtha's
+    (measured, 0.099, 0.098 and 0.097). A dim or hazy photograph is brought there."""
+    least_exposure: float = 0.125
+    """Dim is what lies below, the geometric mean of brightness and vessel contrast, 0..1: IDRiD's lie above but for
+    the darkest 5 of 54, IDRiD's at half their brightness below (measured)."""
+    least_contrast: float = 0.05
+    """Hazy is what has less vessel contrast, 0..1; the least of IDRiD's is 0.051 (measured)."""
+    largest_gain: float = 8.0
+    """A photograph is brightened no further [U]: the grey levels of one that is darker are too few."""
+    dark_brightness: float = 0.25
+    """What lacks contrast is called dark below this mean of the green channel, hazy above it, 0..1 [U]."""
+    gradable_contrast: float = 0.04
+    """Vessel contrast at the limit of what can be judged."""
+    gradable_clipped: float = 0.1
+    """Share of the retina that is white in the green channel at that limit."""
+    gradable_focus: float = 0.1
+    """Contrast of structures of a microaneurysm's size over that of vessels at that limit."""
+    gradable_enlargement: float = 5.0
+    """Canonical pixels for each pixel of the photograph at that limit."""
+    least_redness: float = 1.1
+    """A photograph whose red is darker than so many times its green has no colours: red-free, or grey [U]."""
     max_bytes: int = 64 * 2**20
     """Larger objects are refused unread, bytes [U]."""
     max_pixels: int = 80_000_000
@@ -60,8 +88,12 @@ class ImageConfig:
     """Share of the visible part that must lie in the circle."""
     fov_min_disc: float = 0.5
     """Share of the circle that must be visible."""
-    fov_min_photograph: float = 0.1
-    """Share of the photograph that must be visible."""
+    fov_min_photograph: float = 0.03
+    """Share of the photograph that must be disc."""
+    fov_second_disc: float = 0.4
+    """Another bright component of this share of the disc's area is a second disc."""
+    fov_margin: float = 0.03
+    """Share of the photograph's shorter side that is left out where its edge hides the disc."""
     fov_min_texture: float = 2.0
     """Standard deviation of a retina, grey levels; below it the disc is blank."""
     fov_rim_px: float = 1.5
@@ -69,6 +101,7 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         require(self.fov_diameter_px >= 256, "image.fov_diameter_px must be at least 256 pixels")
+        require(self.field_degrees is None or self.field_degrees >= 10, "image.field_degrees must be at least 10")
         require(0 <= self.scale_tolerance < 0.2, "image.scale_tolerance must lie in [0, 0.2)")
         require(0 < self.sigma_ratio < 0.5, "image.sigma_ratio must lie in (0, 0.5)")
         require(self.max_pixels >= self.min_side_px**2, "image.max_pixels is below min_side_px squared")

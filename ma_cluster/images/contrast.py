@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
-import numpy as np
 from jaxtyping import Bool, UInt8
 from numpy import ndarray
 
 from ma_cluster.config import ImageConfig
 from ma_cluster.images.fundus import Fov, Fundus, Grid, half_scale, half_scale_mask
+from ma_cluster.images.quality import Quality, local_mean
 
 MID_GREY = 128
+
+
+def exposure_gain(quality: Quality, config: ImageConfig) -> float:
+    """The factor that brings the vessels of a dim or hazy photograph to their usual contrast; 1 for any other.
+
+    Between both it rises within an eighth of the limit, so that no photograph stands on an edge.
+    """
+    if quality.vessel_contrast <= 0:
+        return 1.0
+    dim = 1 - math.sqrt(quality.brightness * quality.vessel_contrast) / config.least_exposure
+    hazy = 1 - quality.vessel_contrast / config.least_contrast
+    share = min(1.0, 8 * max(dim, hazy, 0.0))
+    gain = min(config.vessel_contrast / quality.vessel_contrast, config.largest_gain)
+    return 1 + share * max(0.0, gain - 1)
 
 
 def enhance(
@@ -20,28 +35,14 @@ def enhance(
 ) -> UInt8[ndarray, "h w 3"]:
     """I' = gain I - gain (G * I) + 128 for each channel, clipped to 0..255; 128 outside the FOV (van Grinsven 2016).
 
-    G * I is the mean over the FOV alone, (G * (I m)) / (G * m) with m the FOV mask, so the dark surround does not
-    darken the mean near the edge, which would paint a bright rim. It is computed on a grid reduced until sigma is
-    about 8 pixels there; the difference to full resolution is under one grey level.
-
     Args:
         rgb: canonical photograph at either scale.
         fov: its field of view.
         sigma_px: standard deviation of G, pixels of this grid.
         gain: alpha, without unit.
     """
-    height, width = fov.shape
-    step = max(1, int(sigma_px // 8))
-    size = -(-width // step), -(-height // step)
-    weight = cv2.resize(fov.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    masked = rgb * fov[:, :, None]
-    light = cv2.resize(masked, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    sigma = sigma_px / step
-    blurred = cv2.GaussianBlur(light, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-    weights = cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-    mean = blurred / np.maximum(weights, 1e-3)[:, :, None]
-    mean_full = cv2.resize(mean, (width, height), interpolation=cv2.INTER_LINEAR)
-    enhanced = cv2.addWeighted(rgb, gain, mean_full, -gain, MID_GREY, dtype=cv2.CV_8U)
+    mean = local_mean(rgb, fov, sigma_px)
+    enhanced = cv2.addWeighted(rgb, gain, mean, -gain, MID_GREY, dtype=cv2.CV_8U)
     enhanced[~fov] = MID_GREY
     return enhanced
 
@@ -60,6 +61,7 @@ class Prepared:
     fov_half: Bool[ndarray, "hh hw"]
     fov: Fov
     grid: Grid
+    quality: Quality
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,16 +69,21 @@ class Prepared:
         return self.pixels.shape[0], self.pixels.shape[1]
 
 
-def prepare(fundus: Fundus, config: ImageConfig) -> Prepared:
-    """Enhance both scales of a photograph; sigma is the same share of the FOV's diameter at each."""
+def prepare(fundus: Fundus, quality: Quality, config: ImageConfig) -> Prepared:
+    """Enhance both scales of a photograph; sigma is the same share of the FOV's diameter at each.
+
+    The gain is larger where the photograph is dim or hazy: at half its brightness it has the lesions of the whole one.
+    """
     sigma = config.sigma_ratio * config.fov_diameter_px
     half, fov_half = half_scale(fundus.canonical), half_scale_mask(fundus.canonical_fov)
+    gain = config.contrast_gain * exposure_gain(quality, config)
     return Prepared(
         pixels=fundus.pixels,
-        enhanced_1x=enhance(fundus.canonical, fundus.canonical_fov, sigma, config.contrast_gain),
+        enhanced_1x=enhance(fundus.canonical, fundus.canonical_fov, sigma, gain),
         fov_1x=fundus.canonical_fov,
-        enhanced_half=enhance(half, fov_half, sigma / 2, config.contrast_gain),
+        enhanced_half=enhance(half, fov_half, sigma / 2, gain),
         fov_half=fov_half,
         fov=fundus.fov,
         grid=fundus.grid,
+        quality=quality,
     )

@@ -102,6 +102,8 @@ class Fundus:
     grid: Grid
     canonical: UInt8[ndarray, "ch cw 3"]
     canonical_fov: Bool[ndarray, "ch cw"]
+    discs: int = 1
+    """How many discs of about this size the photograph shows."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -113,19 +115,60 @@ def locate(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> Fundus:
     """Find the FOV of an upright photograph and resample its box to the canonical scale.
 
     Raises:
-        ImageRefusedError: too_small or no_fov.
+        ImageRefusedError: too_small, no_fov, or unsupported where the field is wider than a fundus camera's.
     """
     height, width = pixels.shape[:2]
     check_size(width, height, config)
-    fov, mask = find_fov(pixels, config)
+    if config.field_degrees is not None and config.field_degrees > config.max_field_degrees:
+        detail = f"a field of {config.field_degrees:g} degrees: ultra-widefield photographs are not read"
+        raise ImageRefusedError(Reason.UNSUPPORTED, detail)
+    fov, mask, discs = _search(pixels, config)
     grid = _grid(fov, (height, width), config)
     canonical = grid.crop(pixels)
     full = cv2.resize(mask.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_LINEAR)
-    return Fundus(pixels, fov, grid, canonical, grid.crop(full) >= 128)
+    return Fundus(pixels, fov, grid, canonical, grid.crop(full) >= 128, discs)
 
 
 def find_fov(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> tuple[Fov, Bool[ndarray, "sh sw"]]:
     """The disc of the camera, and its visible part as a mask on a grid of at most `fov_search_px` a side.
+
+    Raises:
+        ImageRefusedError: no_fov.
+    """
+    fov, mask, _ = _search(pixels, config)
+    return fov, mask
+
+
+def _search(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> tuple[Fov, Bool[ndarray, "sh sw"], int]:
+    """The largest disc, its visible part, and how many there are.
+
+    Where none is found, once more without a margin of the photograph: a frame or a label that runs along its edge
+    joins what it touches.
+    """
+    height, width = pixels.shape[:2]
+    ratio = min(1.0, config.fov_search_px / max(height, width))
+    small = _resample(pixels, max(1, round(height * ratio)), max(1, round(width * ratio)))
+    factors = height / small.shape[0], width / small.shape[1]
+    try:
+        (row, col, radius), hull, discs = _disc(small, config)
+    except ImageRefusedError:
+        margin = round(config.fov_margin * min(small.shape[:2]))
+        bare = np.zeros_like(small)
+        bare[margin:-margin, margin:-margin] = small[margin:-margin, margin:-margin]
+        (row, col, radius), hull, discs = _disc(bare, config)
+    rows, cols = np.indices(hull.shape)
+    fov = Fov(
+        row=(row + 0.5) * factors[0] - 0.5,
+        col=(col + 0.5) * factors[1] - 0.5,
+        diameter_px=(2 * radius + 1) * (factors[0] + factors[1]) / 2,
+    )
+    return fov, hull & (np.hypot(rows - row, cols - col) <= radius - config.fov_rim_px), discs
+
+
+def _disc(
+    small: UInt8[ndarray, "h w 3"], config: ImageConfig
+) -> tuple[tuple[float, float, float], Bool[ndarray, "h w"], int]:
+    """Row, column and radius of the largest disc, the hull of its visible part, and how many discs there are.
 
     The visible part is the convex hull of the largest bright component; a circle is fitted to the round part of its
     border (many cameras cut the disc straight at the top and the bottom), twice, the second time without outliers.
@@ -133,10 +176,8 @@ def find_fov(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> tuple[Fov,
     Raises:
         ImageRefusedError: no_fov.
     """
-    height, width = pixels.shape[:2]
-    ratio = min(1.0, config.fov_search_px / max(height, width))
-    small = _resample(pixels, max(1, round(height * ratio)), max(1, round(width * ratio)))
-    hull = _convex(_bright_component(small, config))
+    component, discs = _bright_component(small, config)
+    hull = _convex(component)
     arc = _arc(hull, config.fov_cut_px)
     if len(arc) < config.fov_min_arc_px:
         raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
@@ -153,13 +194,7 @@ def find_fov(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> tuple[Fov,
     core = hull & (distance <= config.fov_core * radius)
     if inside < config.fov_min_inside or partial or small[core].std() < config.fov_min_texture:
         raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
-    factors = height / small.shape[0], width / small.shape[1]
-    fov = Fov(
-        row=(row + 0.5) * factors[0] - 0.5,
-        col=(col + 0.5) * factors[1] - 0.5,
-        diameter_px=(2 * radius + 1) * (factors[0] + factors[1]) / 2,
-    )
-    return fov, hull & (distance <= radius - config.fov_rim_px)
+    return (row, col, radius), hull, discs
 
 
 def half_scale(canonical: UInt8[ndarray, "h w c"]) -> UInt8[ndarray, "hh hw c"]:
@@ -172,8 +207,11 @@ def half_scale_mask(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "hh hw"]:
     return _resample(mask.astype(np.uint8) * 255, mask.shape[0] // 2, mask.shape[1] // 2) >= 127
 
 
-def _bright_component(small: UInt8[ndarray, "h w 3"], config: ImageConfig) -> Bool[ndarray, "h w"]:
-    """Largest component brighter than the surround, holes filled. The brightest channel sees dark retinas best."""
+def _bright_component(small: UInt8[ndarray, "h w 3"], config: ImageConfig) -> tuple[Bool[ndarray, "h w"], int]:
+    """Largest component brighter than the surround, holes filled, and the number of components of about that size.
+
+    The brightest channel sees dark retinas best.
+    """
     kernel = (config.fov_kernel_px, config.fov_kernel_px)
     bright = cv2.GaussianBlur(small.max(axis=2), kernel, 0)
     surround = float(np.percentile(bright, config.fov_dark_percentile))
@@ -186,10 +224,11 @@ def _bright_component(small: UInt8[ndarray, "h w 3"], config: ImageConfig) -> Bo
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
     if count < 2:
         raise ImageRefusedError(Reason.NO_FOV, _NOT_AN_EYE)
-    largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    largest = 1 + int(areas.argmax())
     contours, _ = cv2.findContours((labels == largest).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = cv2.drawContours(np.zeros_like(mask), contours, -1, 1, cv2.FILLED)
-    return filled.astype(bool)
+    return filled.astype(bool), int((areas >= config.fov_second_disc * areas.max()).sum())
 
 
 def _convex(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
@@ -224,7 +263,8 @@ def _grid(fov: Fov, shape: tuple[int, int], config: ImageConfig) -> Grid:
     top, bottom = (int(np.clip(v, 0, shape[0])) for v in (np.floor(fov.row - radius), np.ceil(fov.row + radius) + 1))
     left, right = (int(np.clip(v, 0, shape[1])) for v in (np.floor(fov.col - radius), np.ceil(fov.col + radius) + 1))
     height, width = bottom - top, right - left
-    scale = config.fov_diameter_px / fov.diameter_px
+    degrees = config.field_degrees or config.fov_degrees
+    scale = config.fov_diameter_px / fov.diameter_px * degrees / config.fov_degrees
     if abs(scale - 1) <= config.scale_tolerance:
         height, width = height - height % 2, width - width % 2
         return Grid(top, left, height, width, height, width)

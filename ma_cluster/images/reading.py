@@ -13,33 +13,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
-import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from numpy import ndarray
 
 from ma_cluster.config import ImageConfig
-from ma_cluster.errors import ImageFailedError, ObjectChangedError, ObjectMissingError, Reason, StoreError
+from ma_cluster.errors import Flag, ImageFailedError, ObjectChangedError, ObjectMissingError, Reason, StoreError
 from ma_cluster.images.contrast import Prepared, prepare
 from ma_cluster.images.decode import Decoded
 from ma_cluster.images.decode import decode as decode_here
-from ma_cluster.images.fundus import Fov, half_scale, half_scale_mask, locate
+from ma_cluster.images.fundus import Fov, locate
+from ma_cluster.images.quality import Quality, assess
 from ma_cluster.storage.manifest import Source
 from ma_cluster.storage.store import Entry
 
 Decode = Callable[[bytes], Decoded]
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """Figures by which a grader sorts out bad photographs. Of the green channel inside the FOV, on the 0.5x grid."""
-
-    brightness: float
-    """Mean, 0..1."""
-    contrast: float
-    """Standard deviation, 0..1."""
-    sharpness: float
-    """Standard deviation of the Laplacian, 0..1: falls with blur, rises with noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,33 +71,23 @@ def read_bytes(data: bytes, config: ImageConfig, decode: Decode | None = None) -
     began = time.perf_counter()
     photograph = decode_here(data, config) if decode is None else decode(data)
     decoded = time.perf_counter()
-    prepared, facts = read_pixels(photograph.pixels, config)
+    prepared, facts = read_pixels(photograph.pixels, config, photograph.flags)
     return prepared, dataclasses.replace(facts, seconds={"decode": decoded - began} | facts.seconds)
 
 
-def read_pixels(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> tuple[Prepared, Facts]:
-    """Find the FOV of an upright photograph and enhance it.
+def read_pixels(
+    pixels: UInt8[ndarray, "h w 3"], config: ImageConfig, noticed: tuple[Flag, ...] = ()
+) -> tuple[Prepared, Facts]:
+    """Find the FOV of an upright photograph, judge it and enhance it; `noticed` are flags from its decoding.
 
     Raises:
         ImageRefusedError: too_small or no_fov.
     """
     began = time.perf_counter()
     fundus = locate(pixels, config)
-    prepared = prepare(fundus, config)
-    quality = measure_quality(half_scale(fundus.canonical), half_scale_mask(fundus.canonical_fov))
+    quality = assess(fundus, noticed, config)
+    prepared = prepare(fundus, quality, config)
     return prepared, Facts(*prepared.shape, prepared.fov, quality, {"prepare": time.perf_counter() - began})
-
-
-def measure_quality(rgb: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]) -> Quality:
-    """Brightness, contrast and sharpness of the green channel, where lesions and vessels show best."""
-    green = rgb[:, :, 1]
-    # Two pixels inside the FOV: the Laplacian at its rim would measure the dark surround.
-    inner = cv2.erode(fov.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
-    if not inner.any():
-        return Quality(0.0, 0.0, 0.0)
-    laplacian = cv2.Laplacian(green, cv2.CV_32F)
-    values = green[inner].astype(np.float32) / 255
-    return Quality(float(values.mean()), float(values.std()), float(laplacian[inner].std() / 255))
 
 
 def _fetch(source: Source, entry: Entry, config: ImageConfig) -> bytes:
