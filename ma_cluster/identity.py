@@ -13,7 +13,7 @@ from ma_cluster.config import Recipe
 from ma_cluster.hgn_config import TRAINING as HGN_TRAINING
 from ma_cluster.image_config import LIMITS
 
-RESULT_VERSION = 3
+RESULT_VERSION = 4
 """Of the code from bytes to outcome. Raise it with a change after which the same photograph, weights and numbers may
 give another outcome: decoding, the field of view, contrast, tiling, fusion, the lesion table, a number in the code, the
 default of a number that decides; also where a plan is cut otherwise. Not for speed, messages or new columns. A run

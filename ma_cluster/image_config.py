@@ -20,8 +20,8 @@ class ImageConfig:
     """Diameter of the field of view at canonical 1x, pixels: the median of IDRiD's photographs (measured)."""
     fov_degrees: float = 50.0
     """The angle that `fov_diameter_px` shows at canonical 1x: IDRiD's (published)."""
-    field_degrees: float | None = None
-    """Angle of a photograph's disc, where it is known; None assumes `fov_degrees`."""
+    field_degrees: float = 0.0
+    """Angle of a photograph's disc, where it is known; 0 assumes `fov_degrees`."""
     max_field_degrees: float = 100.0
     """Wider is ultra-widefield, whose projection has no one scale [U]."""
     scale_tolerance: float = 0.03
@@ -40,18 +40,6 @@ class ImageConfig:
     """Hazy is what has less vessel contrast, 0..1; the least of IDRiD's is 0.051 (measured)."""
     largest_gain: float = 8.0
     """A photograph is brightened no further [U]: the grey levels of one that is darker are too few."""
-    dark_brightness: float = 0.25
-    """What lacks contrast is called dark below this mean of the green channel, hazy above it, 0..1 [U]."""
-    gradable_contrast: float = 0.04
-    """Vessel contrast at the limit of what can be judged."""
-    gradable_clipped: float = 0.1
-    """Share of the retina that is white in the green channel at that limit."""
-    gradable_focus: float = 0.1
-    """Contrast of structures of a microaneurysm's size over that of vessels at that limit."""
-    gradable_enlargement: float = 5.0
-    """Canonical pixels for each pixel of the photograph at that limit."""
-    least_redness: float = 1.1
-    """A photograph whose red is darker than so many times its green has no colours: red-free, or grey [U]."""
     max_bytes: int = 64 * 2**20
     """Larger objects are refused unread, bytes [U]."""
     max_pixels: int = 80_000_000
@@ -101,7 +89,7 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         require(self.fov_diameter_px >= 256, "image.fov_diameter_px must be at least 256 pixels")
-        require(self.field_degrees is None or self.field_degrees >= 10, "image.field_degrees must be at least 10")
+        require(self.field_degrees == 0 or self.field_degrees >= 10, "image.field_degrees must be at least 10")
         require(0 <= self.scale_tolerance < 0.2, "image.scale_tolerance must lie in [0, 0.2)")
         require(0 < self.sigma_ratio < 0.5, "image.sigma_ratio must lie in (0, 0.5)")
         require(self.max_pixels >= self.min_side_px**2, "image.max_pixels is below min_side_px squared")

@@ -36,7 +36,7 @@ class Outcome:
     """None where it was scored."""
     attempts: int
     detail: str | None = None
-    """The reason in words: no key, no name, no path."""
+    """The reason, or the flags, in words: no key, no name, no path."""
     facts: Facts | None = None
     lesions: tuple[Lesion, ...] | None = None
     mask_key: str | None = None
@@ -74,7 +74,7 @@ SCHEMA = pa.schema(
         _field("etag", pa.string(), "", "the object's version when it was planned"),
         _field("status", pa.string(), "", "scored, refused (its content is the cause) or failed (we or the store are)"),
         _field("reason", pa.string(), "", "why it was not scored, from the closed list; null where it was"),
-        _field("detail", pa.string(), "", "the reason in words; null where it was scored"),
+        _field("detail", pa.string(), "", "the reason or the flags in words"),
         _field("attempts", pa.int32(), "", "how often it was tried"),
         _field("height", pa.int32(), "px", "of the upright photograph, on whose grid all positions are"),
         _field("width", pa.int32(), "px", "of the upright photograph"),
@@ -83,7 +83,12 @@ SCHEMA = pa.schema(
         _field("fov_diameter_px", pa.float64(), "px", "diameter of the field of view"),
         _field("quality_brightness", pa.float64(), "1", "mean of the green channel inside the FOV, 0..1"),
         _field("quality_contrast", pa.float64(), "1", "standard deviation of the green channel inside the FOV"),
+        _field("quality_vessel_contrast", pa.float64(), "1", "by how much vessels are darker than what is around them"),
         _field("quality_sharpness", pa.float64(), "1", "standard deviation of its Laplacian inside the FOV"),
+        _field("quality_focus", pa.float64(), "1", "contrast of the smallest structures over that of vessels"),
+        _field("gradable", pa.bool_(), "", "whether the lack of lesions would mean anything"),
+        _field("quality", pa.float64(), "1", "the worst measure, 0..1; ungradable below 0.5"),
+        _field("flags", pa.list_(pa.string()), "", "what a person should know, from the closed list"),
         _field("lesion_count", pa.int32(), "", "number of lesions"),
         _field("lesion_area_px", pa.int64(), "px^2", "area of all lesions"),
         _field("lesions", pa.list_(_LESION), "", "the lesions, surest first"),
@@ -129,7 +134,9 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     if (facts := outcome.facts) is not None:
         row |= {"height": facts.height, "width": facts.width}
         row |= {"fov_row": facts.fov.row, "fov_col": facts.fov.col, "fov_diameter_px": facts.fov.diameter_px}
-        row |= {f"quality_{name}": value for name, value in dataclasses.asdict(facts.quality).items()}
+        measures = dataclasses.asdict(facts.quality)
+        row |= {"gradable": measures.pop("gradable"), "quality": measures.pop("score"), "flags": measures.pop("flags")}
+        row |= {f"quality_{name}": value for name, value in measures.items()}
     if outcome.lesions is not None:
         row["lesion_count"] = len(outcome.lesions)
         row["lesion_area_px"] = sum(lesion.area_px for lesion in outcome.lesions)

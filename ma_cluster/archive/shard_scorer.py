@@ -125,6 +125,7 @@ class ShardScorer:
             key=entry.key,
             etag=entry.etag,
             reason=None,
+            detail=reading.facts.quality.detail,
             attempts=attempt,
             facts=reading.facts,
             lesions=segmentation.lesions,

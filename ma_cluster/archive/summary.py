@@ -18,7 +18,7 @@ from ma_cluster.archive.run import Run, committed_at, mark_finished, read_outcom
 from ma_cluster.errors import MaClusterError
 from ma_cluster.storage.store import Store
 
-COUNTED = ["status", "reason", "detail", "lesion_count", "height", "width", *SECONDS.values()]
+COUNTED = ["status", "reason", "detail", "lesion_count", "gradable", "flags", "height", "width", *SECONDS.values()]
 """Columns that `count_outcomes` reads."""
 
 RUN_SUMMARY = "run_summary.json"
@@ -38,6 +38,11 @@ class PartCounts:
     details: Counter[tuple[str, str]]
     """Reasons with their words, in which each number is a #."""
     lesions: int
+    ungradable: int
+    """Scored photographs on which the lack of lesions means nothing."""
+    clean: int
+    """Gradable photographs without lesions."""
+    flags: Counter[str]
     megapixels: float
     """Of the photographs that could be read."""
     seconds: dict[str, float]
@@ -57,6 +62,12 @@ class Summary:
     details: dict[str, dict[str, int]]
     """By reason, its words and how often they were said, most often first."""
     lesions: int
+    ungradable: int
+    """Scored photographs on which the lack of lesions means nothing."""
+    clean: int
+    """Gradable photographs without lesions."""
+    flags: dict[str, int]
+    """How many photographs have each flag."""
     megapixels: float
     seconds: dict[str, float]
     """By stage, over all photographs."""
@@ -86,17 +97,33 @@ def count_outcomes(outcomes: pa.Table) -> PartCounts:
     said = zip(outcomes["reason"].to_pylist(), outcomes["detail"].to_pylist(), strict=True)
     details = Counter((reason, _NUMBER.sub("#", words)) for reason, words in said if reason and words)
     lesions = sum(count or 0 for count in outcomes["lesion_count"].to_pylist())
+    scored = outcomes.filter(pc.equal(outcomes["status"], "scored"))
+    judged = list(zip(scored["gradable"].to_pylist(), scored["lesion_count"].to_pylist(), strict=True))
+    ungradable = sum(gradable is False for gradable, _ in judged)
+    clean = sum(gradable is True and not count for gradable, count in judged)
+    flags = Counter(flag for told in scored["flags"].to_pylist() for flag in told or ())
     sizes = zip(outcomes["height"].to_pylist(), outcomes["width"].to_pylist(), strict=True)
     megapixels = sum(height * width for height, width in sizes if height is not None) / 1e6
     seconds = {stage: pc.sum(outcomes[column]).as_py() or 0.0 for stage, column in SECONDS.items()}
     return PartCounts(
-        committed_at(outcomes), outcomes.num_rows, statuses, reasons, details, lesions, megapixels, seconds
+        committed_at=committed_at(outcomes),
+        images=outcomes.num_rows,
+        statuses=statuses,
+        reasons=reasons,
+        details=details,
+        lesions=lesions,
+        ungradable=ungradable,
+        clean=clean,
+        flags=flags,
+        megapixels=megapixels,
+        seconds=seconds,
     )
 
 
 def total(parts: Iterable[PartCounts]) -> PartCounts:
     """The sum; `committed_at` is the latest."""
-    out = PartCounts(0.0, 0, Counter(), Counter(), Counter(), 0, 0.0, dict.fromkeys(SECONDS, 0.0))
+    seconds = dict.fromkeys(SECONDS, 0.0)
+    out = PartCounts(0.0, 0, Counter(), Counter(), Counter(), 0, 0, 0, Counter(), 0.0, seconds)
     for part in parts:
         out = PartCounts(
             max(out.committed_at, part.committed_at),
@@ -105,6 +132,9 @@ def total(parts: Iterable[PartCounts]) -> PartCounts:
             out.reasons + part.reasons,
             out.details + part.details,
             out.lesions + part.lesions,
+            out.ungradable + part.ungradable,
+            out.clean + part.clean,
+            out.flags + part.flags,
             out.megapixels + part.megapixels,
             {stage: seconds + part.seconds[stage] for stage, seconds in out.seconds.items()},
         )
@@ -143,6 +173,9 @@ def finish_run(dest: Store, run: Run) -> Summary:
         reasons=dict(sorted(counts.reasons.items())),
         details=by_reason(counts.details),
         lesions=counts.lesions,
+        ungradable=counts.ungradable,
+        clean=counts.clean,
+        flags=dict(sorted(counts.flags.items())),
         megapixels=round(counts.megapixels, 3),
         seconds={stage: round(seconds, 3) for stage, seconds in counts.seconds.items()},
         started=run.started,

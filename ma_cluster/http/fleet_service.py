@@ -71,9 +71,9 @@ class FleetService:
             raise
         facts, lesions = reading.facts, segmentation.lesions
         self._recorder.decided(Outcome(key="", etag="", reason=None, attempts=1, facts=facts, lesions=lesions))
-        values = to_values(lesions, facts.fov, (facts.height, facts.width))
-        more = {"quality": dataclasses.asdict(facts.quality), "seconds": facts.seconds | segmentation.seconds}
-        return Answer(self._model | values | more, segmentation.mask_png, segmentation.overlay_jpeg)
+        values = to_values(lesions, facts.fov, (facts.height, facts.width), facts.quality)
+        values["seconds"] = facts.seconds | segmentation.seconds
+        return Answer(self._model | values, segmentation.mask_png, segmentation.overlay_jpeg)
 
     def _attempt(self, data: bytes) -> tuple[Reading, Segmentation]:
         """Once more where a replica was lost, perhaps to somebody else's photograph, or was dead already."""

@@ -119,7 +119,7 @@ def locate(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> Fundus:
     """
     height, width = pixels.shape[:2]
     check_size(width, height, config)
-    if config.field_degrees is not None and config.field_degrees > config.max_field_degrees:
+    if config.field_degrees > config.max_field_degrees:
         detail = f"a field of {config.field_degrees:g} degrees: ultra-widefield photographs are not read"
         raise ImageRefusedError(Reason.UNSUPPORTED, detail)
     fov, mask, discs = _search(pixels, config)

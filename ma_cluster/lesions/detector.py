@@ -25,6 +25,7 @@ from ma_cluster.hypotheses.step import build_hgn
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.patches import Tiling
+from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import read_bytes, read_pixels
 from ma_cluster.lesions.table import Lesion, find_lesions
 from ma_cluster.networks.folding import fold
@@ -48,6 +49,7 @@ class Detection:
     lesions: tuple[Lesion, ...]
     mask: Bool[ndarray, "h w"]
     fov: Fov
+    quality: Quality
     seconds: dict[str, float] = field(compare=False)
     """Wall time of the stages prepare (where `detect` did it), hgn, prn and lesions."""
 
@@ -181,7 +183,7 @@ class Detector:
         """Fusion and the lesion table alone."""
         config = self.recipe.detector
         lesions, mask = find_lesions(maps.fused(config), prepared.grid, prepared.fov, prepared.shape, config)
-        return Detection(lesions, mask, prepared.fov, {})
+        return Detection(lesions, mask, prepared.fov, prepared.quality, {})
 
     def maps(self, prepared: Prepared) -> Maps:
         """The probability maps of every stage, everywhere."""

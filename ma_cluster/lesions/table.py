@@ -14,6 +14,7 @@ from numpy import ndarray
 from ma_cluster.config import DetectorConfig
 from ma_cluster.errors import Status
 from ma_cluster.images.fundus import Fov, Grid
+from ma_cluster.images.quality import Quality
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,16 @@ class Lesion:
     """From the centre of the field of view to the centroid."""
 
 
-def to_values(lesions: Sequence[Lesion], fov: Fov, shape: tuple[int, int]) -> dict[str, Any]:
+def to_values(lesions: Sequence[Lesion], fov: Fov, shape: tuple[int, int], quality: Quality) -> dict[str, Any]:
     """What is said of a scored photograph in JSON, one file or answer for each; `shape` is its height and width."""
+    measures = asdict(quality)
     return {
         "status": Status.SCORED,
+        "gradable": measures.pop("gradable"),
+        "quality": measures.pop("score"),
+        "flags": measures.pop("flags"),
+        "detail": quality.detail,
+        "measures": measures,
         "height": shape[0],
         "width": shape[1],
         "fov": asdict(fov),

@@ -43,6 +43,8 @@ def summary_lines(summary: Summary, images_per_second: float | None) -> Iterator
     """
     yield f"run {summary.run}: {_photographs(summary.images)}, {summary.lesions} lesions"
     yield from _counts(summary.statuses, summary.reasons, summary.details)
+    if summary.ungradable:
+        yield f"  ungradable {summary.ungradable}: the lack of lesions on them means nothing"
     yield from _skipped(summary.skipped)
     if images_per_second is None:
         yield "nothing was left to score"

@@ -24,13 +24,17 @@ class FileOutcome:
     lesions: int
     seconds: float
     """Wall time from reading the file to its last result written."""
-    fault: ImageError | None
+    fault: ImageError | None = None
     """Why the photograph has no result; None where it was scored."""
+    ungradable: str | None = None
+    """Why the lack of lesions would mean nothing; None where it would."""
 
     def __str__(self) -> str:
         if self.fault is not None:
             return f"{self.name}: {self.fault.reason.status}: {self.fault}"
-        return f"{self.name}: {self.lesions} {'lesion' if self.lesions == 1 else 'lesions'}, {self.seconds:.1f} s"
+        ungradable = f", UNGRADABLE ({self.ungradable})" if self.ungradable is not None else ""
+        lesions = "lesion" if self.lesions == 1 else "lesions"
+        return f"{self.name}: {self.lesions} {lesions}{ungradable}, {self.seconds:.1f} s"
 
 
 def check_stems(images: Sequence[Path]) -> None:
@@ -66,12 +70,13 @@ def detect_file(detector: Detector, image: Path, out: Store) -> FileOutcome:
     out.put(f"{image.stem}_mask.png", encode_mask(detection.mask))
     out.put(f"{image.stem}_overlay.jpg", encode_overlay(prepared.pixels, detection.mask))
     _put_json(out, image, _scored(detector, image, detection))
-    return FileOutcome(image.name, len(detection.lesions), time.perf_counter() - started, None)
+    ungradable = None if detection.quality.gradable else detection.quality.detail or "no measure"
+    return FileOutcome(image.name, len(detection.lesions), time.perf_counter() - started, None, ungradable)
 
 
 def _scored(detector: Detector, image: Path, detection: Detection) -> dict[str, Any]:
     """Positions and lengths are pixels of the upright photograph, (row, col), pixel centres at integers."""
-    values = to_values(detection.lesions, detection.fov, detection.shape)
+    values = to_values(detection.lesions, detection.fov, detection.shape, detection.quality)
     model = {"model_digest": detector.digest, "threshold": detector.recipe.detector.threshold}
     return {"image": image.name} | model | values
 

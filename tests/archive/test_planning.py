@@ -14,14 +14,15 @@ from ma_cluster.archive.status import read_status
 from ma_cluster.archive.summary import finish_run
 from ma_cluster.errors import Reason, RunConflictError, StoreError, UsageError
 from ma_cluster.images.fundus import Fov
-from ma_cluster.images.reading import Facts, Quality
+from ma_cluster.images.quality import Quality
+from ma_cluster.images.reading import Facts
 from ma_cluster.report.console import status_lines, summary_lines
 from ma_cluster.report.run_report import write_report
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.manifest import open_source
 from ma_cluster.storage.store import Store
 
-FACTS = Facts(100, 120, Fov(50.0, 60.0, 90.0), Quality(0.4, 0.1, 0.02), {})
+FACTS = Facts(100, 120, Fov(50.0, 60.0, 90.0), Quality(0.4, 0.1, 0.08, 0.02, 0.2, 0.9, True, ()), {})
 
 
 def scored(source: Store, dest: Store, reason: Reason | None = None) -> None:

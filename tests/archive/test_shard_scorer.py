@@ -17,6 +17,7 @@ from ma_cluster.archive.run import begin_run, committed, read_outcomes
 from ma_cluster.archive.shard_scorer import Reading, Scorer, Segmentation, ShardScorer
 from ma_cluster.cluster.fleet.breaker import Breaker, PlainCount
 from ma_cluster.errors import (
+    Flag,
     FleetBrokenError,
     ImageError,
     ImageFailedError,
@@ -26,13 +27,19 @@ from ma_cluster.errors import (
     WorkerLostError,
 )
 from ma_cluster.images.fundus import Fov
-from ma_cluster.images.reading import Facts, Quality
+from ma_cluster.images.quality import Quality
+from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.table import Lesion
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import Entry
 
+QUALITY = Quality(0.4, 0.1, 0.08, 0.02, 0.2, 0.9, True, (Flag.FIELD_ASSUMED,))
 FACTS = Facts(
-    480, 640, Fov(240.0, 320.0, 470.0), Quality(0.4, 0.1, 0.02), {"fetch": 0.1, "decode": 0.2, "prepare": 0.3}
+    480,
+    640,
+    Fov(240.0, 320.0, 470.0),
+    QUALITY,
+    {"fetch": 0.1, "decode": 0.2, "prepare": 0.3},
 )
 LESION = Lesion(1, 20.5, 30.0, (18, 28, 24, 33), 25, 5.64, 0.7, 0.9, 362.0)
 

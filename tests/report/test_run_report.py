@@ -12,16 +12,18 @@ from ma_cluster.archive.plan import read_shard
 from ma_cluster.archive.run import begin_run, commit, pending
 from ma_cluster.archive.status import open_run
 from ma_cluster.archive.summary import finish_run
-from ma_cluster.errors import Reason, UsageError
+from ma_cluster.errors import Flag, Reason, UsageError
 from ma_cluster.images.fundus import Fov
-from ma_cluster.images.reading import Facts, Quality
+from ma_cluster.images.quality import Quality
+from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.table import Lesion
 from ma_cluster.report.console import summary_lines
 from ma_cluster.report.run_report import Digest, write_report
 from ma_cluster.storage.local import LocalStore
 
 HOSTILE = '<script>alert(1)</script>"onerror=x'
-FACTS = Facts(100, 120, Fov(50.0, 60.0, 90.0), Quality(0.4, 0.1, 0.02), {})
+QUALITY = Quality(0.4, 0.1, 0.08, 0.02, 0.2, 0.9, True, (Flag.FIELD_ASSUMED,))
+FACTS = Facts(100, 120, Fov(50.0, 60.0, 90.0), QUALITY, {})
 LESION = Lesion(1, 5.0, 6.0, (4, 5, 7, 8), 9, 3.4, 0.5, 0.9, 40.0)
 
 

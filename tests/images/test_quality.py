@@ -1,0 +1,96 @@
+"""Gradability: what is lost of a photograph is told, what light alone takes away is given back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from photographs import encode
+from PIL import Image
+
+from ma_cluster.config import ImageConfig
+from ma_cluster.errors import Flag, ImageRefusedError, Reason
+from ma_cluster.images.contrast import Prepared, exposure_gain
+from ma_cluster.images.quality import Quality
+from ma_cluster.images.reading import read_bytes, read_pixels
+from ma_cluster.images.sample import retina
+
+CONFIG = ImageConfig()
+RETINA = retina()
+
+
+def quality(pixels: np.ndarray, config: ImageConfig = CONFIG) -> Quality:
+    return read_pixels(np.ascontiguousarray(pixels.astype(np.uint8)), config)[1].quality
+
+
+def hazy(pixels: np.ndarray, share: float) -> np.ndarray:
+    inside = pixels.max(axis=2, keepdims=True) > 30
+    return np.where(inside, pixels * share + 160 * (1 - share), pixels)
+
+
+def test_a_good_photograph_is_gradable_and_told_of_its_field_alone() -> None:
+    found = quality(RETINA)
+    assert found.gradable and found.score >= 0.5 and found.flags == (Flag.FIELD_ASSUMED,)
+    assert exposure_gain(found, CONFIG) == 1
+
+
+@pytest.mark.parametrize("share", [0.5, 0.35])
+def test_half_the_light_is_given_back(share: float) -> None:
+    whole, dim = (read_pixels(pixels, CONFIG)[0] for pixels in (RETINA, (RETINA * share).astype(np.uint8)))
+    ratio = whole.quality.vessel_contrast / CONFIG.vessel_contrast
+    assert exposure_gain(dim.quality, CONFIG) * share * ratio == pytest.approx(1, abs=0.1)
+    assert spread(dim) * ratio == pytest.approx(spread(whole), rel=0.12)
+
+
+def spread(prepared: Prepared) -> float:
+    """Standard deviation of the enhanced green channel, the rim left out."""
+    inner = cv2.erode(prepared.fov_half.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
+    return float(prepared.enhanced_half[inner, 1].astype(float).std())
+
+
+@pytest.mark.parametrize(
+    ("degraded", "flag"),
+    [
+        (RETINA * 0.12, Flag.DARK),
+        (hazy(RETINA, 0.15), Flag.HAZY),
+        (cv2.GaussianBlur(RETINA, (0, 0), 8), Flag.BLURRED),
+        (cv2.resize(RETINA, (400, 400), interpolation=cv2.INTER_AREA), Flag.COARSE),
+        (np.clip(RETINA.astype(float) * 4, 0, 255), Flag.BRIGHT),
+    ],
+)
+def test_what_cannot_be_judged_is_called_by_its_name(degraded: np.ndarray, flag: Flag) -> None:
+    found = quality(degraded)
+    assert not found.gradable and found.score < 0.5
+    assert flag in found.flags and found.detail is not None
+
+
+def test_the_score_falls_with_every_step_of_blur() -> None:
+    scores = [quality(cv2.GaussianBlur(RETINA, (0, 0), sigma)).focus for sigma in (1, 2, 4, 8)]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_two_discs_are_told_and_none_alone_is_clean() -> None:
+    pair = np.pad(np.hstack([RETINA, RETINA[:, ::-1]])[::2, ::2], ((20, 20), (20, 20), (0, 0)))
+    found = quality(pair)
+    assert Flag.MORE_DISCS in found.flags and not found.gradable
+
+
+def test_a_grey_photograph_is_told() -> None:
+    assert Flag.RED_FREE in quality(np.repeat(RETINA[:, :, 1:2], 3, axis=2)).flags
+
+
+def test_pages_and_field_are_told_from_what_is_known() -> None:
+    quarter = RETINA[::4, ::4]
+    data = encode(RETINA, "MPO", quality=95, save_all=True, append_images=[Image.fromarray(quarter)])
+    _, facts = read_bytes(data, replace(CONFIG, field_degrees=45.0))
+    assert facts.quality.flags == (Flag.MORE_PAGES,)
+
+
+def test_the_scale_is_pixels_for_each_degree() -> None:
+    wide, usual = (read_pixels(RETINA, replace(CONFIG, field_degrees=degrees))[0] for degrees in (60.0, 50.0))
+    assert wide.grid.scale / usual.grid.scale == pytest.approx(1.2, rel=0.01)
+    with pytest.raises(ImageRefusedError, match="ultra-widefield") as caught:
+        read_pixels(RETINA, replace(CONFIG, field_degrees=200.0))
+    assert caught.value.reason is Reason.UNSUPPORTED
