@@ -1,6 +1,7 @@
 """Going over failed photographs again: a retry is a run of its own inside the run, of the photographs that had failed.
 
     retries/0001/run.json, plan/, outcomes/, summary.json     as of any run; masks and overlays lie beside the run's own
+    retries/0001/run_summary.json                             of the whole run, as it stands after this retry
 
 So a retry is resumed as a run is, and nothing that is written is touched: the run's own outcomes keep one row for each
 key, and a retry's row supersedes it.

@@ -5,7 +5,6 @@
     outcomes/part-000000.parquet   one for each shard, create-only: where it is, the shard is done
     retries/0001/...               see retry.py
     summary.json                   create-only, last
-
     damaged/0001/...               see repair.py
 
 Nothing is ever overwritten but `finished` in run.json.

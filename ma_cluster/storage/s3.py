@@ -34,6 +34,7 @@ from ma_cluster.storage.store import Entry, check_size
 
 _Answer = TypeVar("_Answer")
 _CLIENTS = threading.Lock()  # boto3's session is not for threads, though what it makes is
+_LONGEST_KEY = 1024  # bytes
 _PIECE_BYTES = 1024, 65_536  # least and most to read at a time
 _BROKEN = (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError, HTTPError, TimeoutError)
 _AWAY = (EndpointConnectionError, ConnectTimeoutError)
@@ -112,6 +113,8 @@ class S3Store:
             where["ContinuationToken"] = page["NextContinuationToken"]
 
     def head(self, key: str) -> Entry:
+        if len((self.prefix + key).encode()) > _LONGEST_KEY:
+            raise ObjectMissingError("no object of S3 has so long a key; list the source again")
         reply = self._asked("read", partial(self._client.head_object, **self._at(key)))
         return Entry(key, reply["ContentLength"], reply["ETag"].strip('"'))
 

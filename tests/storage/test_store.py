@@ -184,6 +184,11 @@ def test_a_missing_object_is_missing(store: Store) -> None:
             store.get(key)
 
 
+def test_a_key_that_no_object_can_have_is_missing(s3: S3Store) -> None:
+    with pytest.raises(ObjectMissingError, match="so long a key"):
+        s3.head("ä" * 600)
+
+
 def test_a_larger_object_than_allowed_is_refused_and_one_of_the_size_is_read(store: Store) -> None:
     store.put("a", b"12345")
     assert store.get("a", max_bytes=5) == b"12345"
