@@ -5,6 +5,7 @@
     |-- RunConflictError      DEST holds a run of another model, config or source  exit code 2
     |-- BundleError           a model is damaged, foreign or not what it says      exit code 2
     |-- LedgerLostError       losses of the healthy pool are gone and cannot be brought back
+    |-- ClusterError          no Ray cluster answers at an address, or it refuses
     |-- SandboxError          the processes that decode do not start
     |-- FleetBrokenError      the fleet fails whatever it is given
     |-- StoreError            the object store did not do what was asked
@@ -112,6 +113,10 @@ class BundleError(MaClusterError):
 
 class LedgerLostError(MaClusterError):
     """Losses of the healthy pool are gone, or their snapshot is not what it should be."""
+
+
+class ClusterError(MaClusterError):
+    """No Ray cluster answers at the address that was given, or it does not take this process."""
 
 
 class SandboxError(MaClusterError):

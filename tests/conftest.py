@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -50,7 +51,7 @@ def weed(s3_environment: int, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="session")
 def local_ray(s3_environment: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The Ray that all tests of a run share. Six logical CPUs: most of what runs on it waits.
+    """The Ray that all tests of a run share. Six logical CPUs: most of what runs on it waits. The GPU is logical, too.
 
     Its workers find the tests' own modules: the decoders that die.
     """
@@ -60,7 +61,8 @@ def local_ray(s3_environment: int, tmp_path_factory: pytest.TempPathFactory) -> 
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["MA_CLUSTER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    ray.init(address="local", _node_ip_address="127.0.0.1", num_cpus=6, include_dashboard=False, log_to_driver=False)
+    local: dict[str, Any] = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    ray.init(**local, num_cpus=6, num_gpus=1, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -62,6 +62,11 @@ class Shard:
         """How many photographs it holds."""
         return self.stop - self.start
 
+    @property
+    def row(self) -> int:
+        """Of its first photograph in the whole plan: how many come before it."""
+        return self.part * PLAN_PART_IMAGES + self.start
+
 
 def write_plan(entries: Iterable[Entry], dest: Store) -> Plan:
     """Write the photographs into plan parts as they are listed; nothing where there is none.
@@ -117,13 +122,17 @@ def damaged_parts(dest: Store, plan: Plan) -> dict[int, str]:
 
 def shards(dest: Store, plan: Plan) -> Iterator[Shard]:
     """All shards of a plan, numbered in its order; they follow from the plan alone."""
-    largest = min(LARGEST_SHARD_IMAGES, max(1, plan.images // SHARDS_WANTED))
-    number = 0
+    largest, number = largest_shard(plan), 0
     for part in range(_count(plan)):
         sizes = _whole_part(dest, plan, part, ["size"])["size"].to_pylist()
         for start, stop in cut(sizes, largest):
             yield Shard(number, part, start, stop)
             number += 1
+
+
+def largest_shard(plan: Plan) -> int:
+    """The most photographs that a shard of a plan has; where they are large it has fewer."""
+    return min(LARGEST_SHARD_IMAGES, max(1, plan.images // SHARDS_WANTED))
 
 
 def cut(sizes: Sequence[int], largest: int) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import textwrap
@@ -15,6 +16,13 @@ from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import BundleError, MaClusterError, RunConflictError, UsageError
 from ma_cluster.machine import cores
 
+
+def _whole_or_share(gpus: float) -> float:
+    if gpus <= 1 or gpus % 1 == 0:
+        return gpus
+    raise typer.BadParameter("it takes a whole number, or a share of one")
+
+
 app = typer.Typer(
     help="Finds microaneurysms in colour fundus photographs, one at a time or by the archive.",
     add_completion=False,
@@ -23,12 +31,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Model = Annotated[str, typer.Option(help="Name of a model that ships with the package, or a bundle's folder or URL.")]
-Address = Annotated[str | None, typer.Option(help="A running Ray cluster; a local Ray without it.")]
+Address = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Head of a running Ray cluster; a local Ray without it.")
+]
 Replicas = Annotated[
     int | None, typer.Option(min=1, help="Photographs segmented at a time; by default one for each core.")
 ]
 Readers = Annotated[int, typer.Option(min=1, help="Replicas that fetch, decode and enhance.")]
-Gpus = Annotated[float, typer.Option(min=0, help="GPUs for each replica of the networks; a share is allowed.")]
+Gpus = Annotated[
+    float,
+    typer.Option(min=0, callback=_whole_or_share, help="GPUs for each replica of the networks; a share is allowed."),
+]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads of each replica of the networks.")]
 Point = Annotated[
     OperatingPoint,
@@ -45,6 +58,7 @@ _LONGEST_MESSAGE = 300  # characters: torch lists every tensor that does not fit
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script: runs a command and exits with its status. The arguments are the process's own by default."""
     signal.signal(signal.SIGTERM, _leave)
+    _show_log()
     try:
         app(arguments)
     except MaClusterError as error:
@@ -53,6 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         sys.exit(_complain(error, 1))
     sys.exit(0)
+
+
+def _show_log() -> None:
+    """What the package logs goes to stderr as it is: what a command is about, and what it waits for."""
+    lines = logging.StreamHandler()
+    logger = logging.getLogger("ma_cluster")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [lines]
 
 
 def detector_threads() -> int:

@@ -22,6 +22,7 @@ from ma_cluster.cli.app import (
     app,
     detector_threads,
 )
+from ma_cluster.errors import UsageError
 
 
 @app.command()
@@ -83,8 +84,10 @@ def score(
     """
     from rich.console import Console
 
+    if fleet_name is not None and (replicas, readers, gpus, threads) != (None, 1, 0.0, 1):
+        raise UsageError("a warm fleet has its own sizes: leave out --replicas, --readers, --gpus and --threads")
     from ma_cluster.cluster.fleet.driver import Progress, retry_archive, score_archive
-    from ma_cluster.cluster.fleet.scoring_app import Fleet
+    from ma_cluster.cluster.fleet.replicas import Fleet
     from ma_cluster.report.console import progress_display, summary_lines
 
     if repair:

@@ -34,7 +34,7 @@ def serve(
 
     POST /v1/segment, POST /v1/archives, GET /healthz, GET /metrics; /openapi.json says it all.
     """
-    from ma_cluster.cluster.fleet.scoring_app import Fleet
+    from ma_cluster.cluster.fleet.replicas import Fleet
     from ma_cluster.cluster.service.gateway import GatewayConfig, serving
 
     fleet = Fleet(

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ma_cluster.bundle import DETECTING, Bundle
-from ma_cluster.cluster.connection import connected
+from ma_cluster.cluster.connection import check_gpus, connected
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import ImageError, MaClusterError, UsageError
 from ma_cluster.evaluation.tally import ROWS, Tally, evaluate_photograph, network_of, rows_given
@@ -53,10 +53,12 @@ def evaluate(
         on_progress: told how many photographs are done, of how many.
 
     Raises:
-        UsageError: no such row, no photograph, or one that cannot be used.
+        UsageError: no such row, no photograph, or one that cannot be used; or this machine lacks the GPUs where no
+            cluster is given.
         StoreError: a photograph or mask cannot be read.
         MaClusterError: workers died too often.
     """
+    check_gpus(request.address, request.gpus)
     rows = chosen_rows(bundle, request.rows)
     jobs = _jobs(request, bundle.recipe.split, rows)
     with connected(request.address, waiting_cpus=0):

@@ -5,6 +5,7 @@ Loads neither torch nor Ray.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,7 +114,33 @@ def progress_display(console: Console) -> Iterator[Callable[[Progress], None]]:
             text = pace(progress.images_per_second, progress.eta_seconds)
             display.update(task, description="scoring", completed=progress.done, total=progress.total, pace=text)
 
-        yield move
+        with _logged_to(_BesideBar(display, task)):
+            yield move
+
+
+class _BesideBar(logging.Handler):
+    """Shows what the package is about as the bar's description, and warnings above the bar."""
+
+    def __init__(self, display: bars.Progress, task: bars.TaskID) -> None:
+        super().__init__()
+        self._display, self._task = display, task
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            self._display.console.print(self.format(record), markup=False, highlight=False)
+        else:
+            self._display.update(self._task, description=self.format(record))
+
+
+@contextmanager
+def _logged_to(handler: logging.Handler) -> Iterator[None]:
+    """What the package logs goes to `handler` alone within the block."""
+    logger = logging.getLogger("ma_cluster")
+    before, logger.handlers = logger.handlers, [handler]
+    try:
+        yield
+    finally:
+        logger.handlers = before
 
 
 def pace(images_per_second: float | None, eta_seconds: float | None) -> str:

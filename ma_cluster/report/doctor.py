@@ -164,7 +164,7 @@ def loads(model: str) -> Finding:
 
 def ray_starts(timeout_s: float = 120) -> Finding:
     """A local Ray starts and runs a task; in a process of its own, since a Ray that cannot start may also hang."""
-    command = [sys.executable, "-m", "ma_cluster.cluster.probe"]
+    command = [sys.executable, "-m", "ma_cluster.cluster.connection"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:

@@ -77,6 +77,7 @@ def test_small_archives_have_small_shards_numbered_in_the_plans_order(
     assert [shard.number for shard in found] == list(range(len(found)))
     assert {shard.images for shard in found} == expected
     assert list(read_shards(dest, found)) == entries
+    assert [shard.row for shard in found] == [sum(s.images for s in found[:number]) for number in range(len(found))]
 
 
 def test_planning_holds_one_part_of_the_listing(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What an archive run costs beside the photographs: `bench_archive.py --out FILE.json [--sizes 1000 10000 100000]`.
 
-A local archive of empty objects is planned, driven through Ray Data and committed, with a fleet that answers at once:
+A local archive of empty objects is planned, driven through workers and committed, with a fleet that answers at once:
 what is left is the listing, the plan, the streaming of shards, the outcome parts and the summary. Each size runs in a
 process of its own, so that the peak memory is its own; `growth` compares it with the smallest size's.
 """
@@ -114,12 +114,12 @@ def measure(images: int) -> dict[str, Any]:
 
 def drive(dest: LocalStore, run: Run) -> None:
     """Score all that is pending."""
-    todo = list(pending(dest, run))
-    score_shards(todo, WorkerSpec(StubFleet, dest.url, dest.url, run, _IN_FLIGHT), min(_WORKERS, len(todo)), None)
+    spec = WorkerSpec(StubFleet, dest.url, dest.url, run, _IN_FLIGHT)
+    score_shards(pending(dest, run), spec, min(_WORKERS, run.plan.images))
 
 
 def warm_up() -> None:
-    """Ray Data's own modules and workers are up before anything is measured."""
+    """Ray's workers are up before anything is measured."""
     with tempfile.TemporaryDirectory() as folder:
         dest = LocalStore(Path(folder))
         drive(dest, begin_run(EmptyObjects(2), dest, "model", "config"))

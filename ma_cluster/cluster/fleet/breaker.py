@@ -5,6 +5,7 @@ All worker processes of a run share one count, an actor; `Breaker` stands betwee
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, Protocol, runtime_checkable
 
 import ray
@@ -40,11 +41,20 @@ class PlainCount:
 
 
 class SharedCount:
-    """A `Count` that processes of the cluster share, until it is closed."""
+    """A `Count` that processes of a job share, until it is closed. It goes from one to another as a name: of a handle
+    among the arguments of an actor Ray complains, on the terminal, that the actor may not start again.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | None = None) -> None:
+        """The count of that name, or a new one."""
+        self._name = name or f"crashes-{uuid.uuid4().hex}"
         # Without a CPU of its own; after its node's death it counts anew.
-        self._actor: Any = ray.remote(PlainCount).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+        known = {"name": self._name, "get_if_exists": True}
+        actor = ray.remote(PlainCount).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, **known)
+        self._actor: Any = actor.remote()
+
+    def __reduce__(self) -> tuple[type[SharedCount], tuple[str]]:
+        return SharedCount, (self._name,)
 
     def lost(self) -> int:
         in_a_row: int = ray.get(self._actor.lost.remote())
@@ -54,7 +64,7 @@ class SharedCount:
         ray.get(self._actor.won.remote())  # or it might come after `close`, and Ray would complain of it
 
     def close(self) -> None:
-        """End the actor. What Ray Data keeps of a finished run would keep it, too."""
+        """End the actor."""
         ray.kill(self._actor)
 
 

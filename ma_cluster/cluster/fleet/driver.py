@@ -1,49 +1,54 @@
-"""An archive run from plan to summary: Ray Data streams shards of keys through workers that ask the scoring fleet.
+"""An archive run from plan to summary: shards of keys go through worker actors that ask the scoring fleet.
 
     plan -> pending shards -> [ShardScorer -> Reader -> Segmenter -> mask, overlay -> commit] -> summary -> retry
 
-Image bytes never enter Ray Data: it retries a row that kills its worker for ever, a Serve request fails alone.
+A worker touches no image bytes: what they break is a child process of a Reader, or one request of a Segmenter.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from typing import Any
 
-import pyarrow as pa
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 
 from ma_cluster.archive.outcomes import config_digest
-from ma_cluster.archive.plan import Shard
+from ma_cluster.archive.plan import Shard, largest_shard
 from ma_cluster.archive.retry import begin_retry
 from ma_cluster.archive.run import Run, begin_run, pending
 from ma_cluster.archive.shard_scorer import Scorer, ShardScorer
 from ma_cluster.archive.summary import Summary, finish_run
 from ma_cluster.bundle import DETECTING, Bundle, load_bundle, location
 from ma_cluster.cluster import recording
-from ma_cluster.cluster.connection import connected, quieten
+from ma_cluster.cluster.connection import connected, quieten, starts_own
 from ma_cluster.cluster.fleet.breaker import Breaker, SharedCount
-from ma_cluster.cluster.fleet.replicas import Model
-from ma_cluster.cluster.fleet.scoring_app import Fleet, ScoringApp
-from ma_cluster.errors import FleetBrokenError, StoreError
+from ma_cluster.cluster.fleet.replicas import Fleet, Model
+from ma_cluster.cluster.fleet.scoring_app import SAY_S, ScoringApp
+from ma_cluster.errors import FleetBrokenError, MaClusterError, UsageError
 from ma_cluster.storage.manifest import Source, open_source
 from ma_cluster.storage.store import Store, open_store
 
 log = logging.getLogger(__name__)
 _WORKER_IN_FLIGHT = 8
 """Photographs that one worker process may have under way."""
-_WORKER_CPUS = 0.1
-"""A worker waits for the fleet and the store, it computes nothing."""
-_FAULTS = {"store": StoreError, "fleet": FleetBrokenError}
-_ANSWER = pa.schema({"images": pa.int64(), "fault": pa.string(), "error": pa.string()})
+_RESTARTS = 10
+_WORKER: dict[str, Any] = {
+    "num_cpus": 0.1,  # it waits for the fleet and the store, it computes nothing
+    "max_restarts": _RESTARTS,  # those after a node's preemption are not counted
+    "max_task_retries": _RESTARTS,
+    "scheduling_strategy": "SPREAD",  # so that a lost node costs few shards
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ def score_archive(
         on_progress: called after each shard.
 
     Raises:
+        UsageError: no cluster is given, and the fleet needs more than this machine has, or is a warm one.
         BundleError: the model is damaged or not there.
         RunConflictError: `dest` holds another run.
         StoreError: a store does not answer, or refuses writes.
@@ -106,7 +112,12 @@ def retry_archive(
 
 
 def _begin(archive: Source, root: Store, fleet: Fleet, model: str) -> tuple[_Driver, Run]:
+    if starts_own(fleet.address):
+        if fleet.name is not None:
+            raise UsageError(f"fleet {fleet.name} is kept by a cluster: give its address")
+        fleet.check_fits()
     bundle = load_bundle(model, networks=DETECTING)
+    log.info("listing the photographs")
     run = begin_run(archive, root, bundle.digest, config_digest(bundle.recipe, fleet.sandbox.decoder))
     return _Driver(root, model_of(model, bundle), fleet), run
 
@@ -118,7 +129,7 @@ def model_of(model: str, bundle: Bundle) -> Model:
 
 @dataclass(frozen=True, slots=True)
 class _Driver:
-    """Brings up a fleet for a run, or for a retry of it, and streams its shards through."""
+    """Brings up a fleet for a run, or for a retry of it, and sends its shards through."""
 
     root: Store
     """Of the run; masks and overlays of its retries go there, too."""
@@ -127,16 +138,33 @@ class _Driver:
 
     def complete(self, parts: Store, run: Run, on_progress: OnProgress | None) -> None:
         """Score and commit what is pending; `parts` holds the plan and takes the outcomes."""
-        todo = list(pending(parts, run))
-        if not todo:
+        todo = pending(parts, run)
+        first = next(todo, None)
+        if first is None:
             return
+        left = run.plan.images - first.row  # at most
         waiting_cpus = self.fleet.readers + 1  # Readers and workers mostly wait
-        with _sigterm_exits(), connected(self.fleet.address, waiting_cpus=waiting_cpus):
-            fleet = self.fleet.sized(sum(shard.images for shard in todo))
-            with _fleet_up(run, self.model, fleet) as app, closing(SharedCount()) as count:
-                workers, in_flight = _workers(todo, fleet)
-                scorer = partial(_breaking_scorer, app.name, fleet, run.source, count)
-                score_shards(todo, WorkerSpec(scorer, parts.url, self.root.url, run, in_flight), workers, on_progress)
+        ray_up = connected(self.fleet.address, waiting_cpus=waiting_cpus)
+        with _sigterm_exits(), ray_up, self._fleet_up(run, left) as app, closing(SharedCount()) as count:
+            workers, in_flight = _workers(-(-left // largest_shard(run.plan)), app.fleet)
+            scorer = partial(_breaking_scorer, app.name, app.fleet, run.source, count)
+            spec = WorkerSpec(scorer, parts.url, self.root.url, run, in_flight)
+            score_shards(chain([first], todo), spec, workers, on_progress, app.waits_for)
+
+    @contextmanager
+    def _fleet_up(self, run: Run, images: int) -> Iterator[ScoringApp]:
+        """The fleet of a run, stopped at the end, or the warm one that is named. That of a run has the run's name, so
+        that a driver that was killed leaves one behind only until the run is resumed.
+        """
+        quieten()
+        if self.fleet.name is not None:
+            yield ScoringApp.join(self.fleet.name, run.source, self.model, self.fleet.sandbox.decoder)
+            return
+        app = ScoringApp.deploy(f"ma-cluster-{run.id}", run.source, self.model, self.fleet.sized(images))
+        try:
+            yield app
+        finally:
+            app.delete()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,91 +176,112 @@ class WorkerSpec:
     artefacts: str
     run: Run
     in_flight: int
+    """Photographs that it may have under way."""
 
 
 class _Worker:
-    """The Ray Data actor around a `ShardScorer`: a block of one shard in, the number of its photographs out. It is
-    called from several threads.
-
-    What ends the run comes out as a row too: Ray Data would wrap the exception until nobody can tell what it was.
-    """
+    """The actor around a `ShardScorer`: a shard in, the number of its photographs out. Called from several threads."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         dest, artefacts = open_store(spec.dest), open_store(spec.artefacts)
         threads = ThreadPoolExecutor(spec.in_flight)
         self._shards = ShardScorer(spec.scorer(), dest, artefacts, spec.run, threads, recording.Recorder())
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        (row,) = block.to_pylist()
-        try:
-            images, fault, error = self._shards.score(Shard(**row)), None, None
-        except StoreError as failure:
-            images, fault, error = 0, "store", str(failure)
-        except FleetBrokenError as failure:
-            images, fault, error = 0, "fleet", str(failure)
-        return pa.table([[images], [fault], [error]], schema=_ANSWER)
+    def score(self, shard: Shard) -> int:
+        return self._shards.score(shard)
 
 
 def _breaking_scorer(app: str, fleet: Fleet, source: str, count: SharedCount) -> Scorer:
     return Breaker(ScoringApp(app, fleet, source), count, fleet.crashes_in_a_row)
 
 
-def score_shards(todo: Sequence[Shard], spec: WorkerSpec, workers: int, on_progress: OnProgress | None) -> None:
-    """Stream shards through worker processes of the Ray that is up; each shard is a block of its own, built by hand.
+def score_shards(
+    todo: Iterator[Shard],
+    spec: WorkerSpec,
+    workers: int,
+    on_progress: OnProgress | None = None,
+    waits_for: Callable[[], str] = str,
+) -> None:
+    """Send shards through worker processes of the Ray that is up, a few at a time to each.
+
+    A worker that dies, or whose node does, is started again by Ray, which gives it what it had under way; of that only
+    what is not committed is done again.
+
+    Args:
+        todo: in the plan's order.
+        spec: of each worker.
+        workers: how many.
+        on_progress: called after each shard.
+        waits_for: what of the fleet is not up, in a line; asked where no shard ends for half a minute.
 
     Raises:
-        StoreError, FleetBrokenError: as a worker met it.
+        StoreError, FleetBrokenError: as a worker met it; or workers die time and again.
     """
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    quieten()
-    context.issue_detectors_config.detectors = []  # a worker holds the encoded masks of its photographs, no more
-    blocks = [pa.Table.from_pylist([dataclasses.asdict(shard)]) for shard in todo]
-    at_a_time = 1 + -(-spec.in_flight // max(shard.images for shard in todo))  # one more: a shard's end idles nobody
-    scored = ray.data.from_blocks(blocks).map_batches(
-        _Worker,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_constructor_args=(spec,),
-        compute=ray.data.ActorPoolStrategy(
-            size=workers,
-            max_tasks_in_flight_per_actor=at_a_time,
-            max_concurrent_calls_per_actor=at_a_time,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=_WORKER_CPUS,
-    )
-    total, done = spec.run.plan.images, spec.run.plan.images - sum(shard.images for shard in todo)
-    started, before = time.monotonic(), done
-    for row in scored.iter_rows():
-        if row["fault"] is not None:
-            raise _FAULTS[row["fault"]](row["error"])
-        done += row["images"]
-        if on_progress is not None:
-            rate = (done - before) / (time.monotonic() - started)
-            on_progress(Progress(done, total, rate, (total - done) / rate))
-
-
-def _workers(todo: Sequence[Shard], fleet: Fleet) -> tuple[int, int]:
-    """Worker processes, and photographs in flight in each: no replica waits, and memory holds them all."""
-    workers = min(len(todo), -(-fleet.in_flight // _WORKER_IN_FLIGHT))
-    return workers, min(_WORKER_IN_FLIGHT, -(-fleet.in_flight // workers))
-
-
-@contextmanager
-def _fleet_up(run: Run, model: Model, fleet: Fleet) -> Iterator[ScoringApp]:
-    """The fleet of a run, stopped at the end, or the warm one that it names. That of a run has the run's name, so that
-    a driver that was killed leaves one behind only until the run is resumed.
-    """
-    quieten()
-    if fleet.name is not None:
-        yield ScoringApp.join(fleet.name, run.source, model, fleet)
-        return
-    app = ScoringApp.deploy(f"ma-cluster-{run.id}", run.source, model, fleet)
+    at_a_time = 1 + -(-spec.in_flight // largest_shard(spec.run.plan))  # one more: a shard's end idles nobody
+    actor: Any = ray.remote(_Worker).options(max_concurrency=at_a_time, **_WORKER)
+    pool: list[Any] = [actor.remote(spec) for _ in range(workers)]
+    up = [worker.__ray_ready__.remote() for worker in pool]
+    idle, under_way = deque(pool * at_a_time), dict[Any, tuple[Any, Shard]]()
+    began, total, reached, scored = time.monotonic(), spec.run.plan.images, 0, 0
+    log.info("scoring")
     try:
-        yield app
+        while True:
+            while idle and reached < total:
+                shard = next(todo, None)
+                reached = total if shard is None else shard.row + shard.images
+                if shard is not None:
+                    worker = idle.popleft()
+                    under_way[worker.score.remote(shard)] = worker, shard
+            if not under_way:
+                return
+            ended, _ = ray.wait(list(under_way), timeout=SAY_S)
+            if not ended:
+                not_up = ray.wait(up, num_returns=workers, timeout=0)[1]
+                _say(
+                    len(under_way),
+                    waits_for() or (f"{len(not_up)} workers, each for a tenth of a CPU" if not_up else ""),
+                )
+                continue
+            worker, shard = under_way.pop(ended[0])
+            idle.append(worker)
+            scored += _answer(ended[0])
+            done = reached - sum(shard.images for _, shard in under_way.values())
+            if on_progress is not None:
+                rate = scored / (time.monotonic() - began)
+                on_progress(Progress(done, total, rate, (total - done) / rate))
     finally:
-        app.delete()
+        for worker in pool:
+            ray.kill(worker)
+
+
+def _say(shards: int, lacking: str) -> None:
+    """What goes on where nothing moves."""
+    if lacking:
+        log.warning("waiting: %s", lacking)
+    else:
+        log.info("%d shards under way", shards)
+
+
+def _answer(of_worker: Any) -> int:
+    """The number of photographs of a shard that is through; raises what ended it."""
+    try:
+        images: int = ray.get(of_worker)
+    except RayTaskError as error:
+        if isinstance(error.cause, MaClusterError):
+            raise error.cause from None
+        raise
+    except RayActorError as error:
+        raise FleetBrokenError(
+            f"a worker process of the run died more than {_RESTARTS} times: see Ray's logs, look at memory and at the "
+            "installation on each node, and give the command again"
+        ) from error
+    return images
+
+
+def _workers(shards: int, fleet: Fleet) -> tuple[int, int]:
+    """Worker processes, and photographs in flight in each: no replica waits, and memory holds them all."""
+    workers = min(shards, -(-fleet.in_flight // _WORKER_IN_FLIGHT))
+    return workers, min(_WORKER_IN_FLIGHT, -(-fleet.in_flight // workers))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What runs in the replicas of the scoring fleet, and what they answer. Plain classes; Ray appears at `ray.put` alone.
+"""What runs in the replicas of the scoring fleet, how many there are, what each may use, and what they answer.
 
 Reader      CPU         fetch, decode apart, FOV, contrast  -> Prepared, left in the object store
 Segmenter   CPU or GPU  networks, lesions, mask, overlay    <- Prepared, straight from the object store
@@ -10,14 +10,17 @@ import faulthandler
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import ray
 
+from ma_cluster import machine
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.cluster import recording
 from ma_cluster.config import ImageConfig
+from ma_cluster.errors import UsageError
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.reading import Facts, read_bytes, read_photograph
 from ma_cluster.images.sandbox import DecodePool, SandboxConfig
@@ -27,6 +30,8 @@ from ma_cluster.storage.store import Entry
 
 _SOURCES = 16
 """Open sources that a Reader keeps."""
+_DRIVER_CPUS = 1  # left for the workers that ask the fleet
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,94 @@ class Model:
     """A shipped model's name, a folder that each node sees, or a URL."""
     digest: str
     image: ImageConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fleet:
+    """How many replicas, and what each may use. Decides the speed, never the result, but for `sandbox.decoder`."""
+
+    segmenters: int | None = None
+    """Replicas of the Segmenter; None takes as many as free CPUs and GPUs hold, one at least."""
+    readers: int = 1
+    """Replicas of the Reader. On a CPU one feeds many Segmenters, a GPU wants some twenty."""
+    gpus_per_segmenter: float = 0.0
+    """GPUs of a Segmenter, a whole number or a share of one; 0 runs the networks on the CPU."""
+    threads_per_segmenter: int = 1
+    """Tiles that a Segmenter looks at at a time on a CPU. Each has one thread, so that the order of sums, and with it
+    the last digit of a score, never depends on the machine."""
+    name: str | None = None
+    """A warm fleet of the cluster, as `ma-cluster serve` keeps one, by its name; its own sizes and deadlines hold, not
+    these. None starts one for the run."""
+    address: str | None = None
+    """A running Ray cluster; None takes RAY_ADDRESS's, else starts a local one and stops it at the end."""
+
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    """Of each Reader, which has so many photographs at a time as its sandbox has children."""
+    segment_deadline_s: float = 3600.0
+    """Time for one photograph's networks, seconds; a Segmenter that takes longer ends itself. The paper's networks
+    take some 20 minutes on one CPU thread."""
+    stuck_after_s: float = 45.0
+    """A replica whose process does not answer (stopped, swapped out, node lost) is replaced after so many seconds."""
+    crashes_in_a_row: int = 20
+    """Workers lost in a row, with no photograph segmented in between, after which a run ends: a broken fleet must not
+    mark an archive as failed. Each photograph is tried twice: these are some ten, and what else is in flight."""
+
+    def __post_init__(self) -> None:
+        if min(1 if self.segmenters is None else self.segmenters, self.readers, self.threads_per_segmenter) < 1:
+            raise ValueError("fleet.segmenters, readers and threads_per_segmenter must be at least 1")
+        share = self.gpus_per_segmenter
+        if not (0 <= share <= 1 or (share > 1 and share % 1 == 0)):
+            raise ValueError("fleet.gpus_per_segmenter must be a whole number or a share of one")
+        if min(self.segment_deadline_s, self.stuck_after_s, self.crashes_in_a_row) <= 0:
+            raise ValueError("fleet.segment_deadline_s, stuck_after_s and crashes_in_a_row must be positive")
+
+    @property
+    def in_flight(self) -> int:
+        """Photographs under way at a time, so that no replica waits for the next one."""
+        assert self.segmenters is not None
+        return 2 * self.segmenters + self.readers * self.sandbox.children
+
+    def room(self, cpus: int | float, gpus: int | float) -> int:
+        """Segmenters for which so many CPUs and GPUs suffice; a share of a GPU is of one, so two of 0.6 take two."""
+        share, by_cpus = self.gpus_per_segmenter, int(cpus / self.threads_per_segmenter)
+        if share == 0:
+            return by_cpus
+        by_gpus = int(gpus / share) if share >= 1 else int(gpus) * int(1 / share + _ROUNDING)
+        return min(by_cpus, by_gpus)
+
+    def check_fits(self) -> None:
+        """For a Ray of one's own, which no other machine joins.
+
+        Raises:
+            UsageError: a Segmenter, all of them, or the Readers need more than this machine has.
+        """
+        threads, share = self.threads_per_segmenter, self.gpus_per_segmenter
+        cpus, gpus = machine.cores(), machine.gpus() if share else 0
+        most = self.room(cpus, gpus)
+        if threads > cpus:
+            raise UsageError(f"needs {threads} CPUs for each Segmenter, {cpus} here: lower --threads")
+        if share > gpus:
+            raise UsageError(
+                f"needs {share:g} GPU for each Segmenter, {gpus or 'none'} here: lower --gpus; 0 is for CPUs alone"
+            )
+        if self.segmenters is not None and self.segmenters > most:
+            raise UsageError(f"there is room for {most} Segmenters here, not for {self.segmenters}: lower --replicas")
+        if self.readers > cpus:
+            raise UsageError(f"needs a CPU for each of {self.readers} Readers, {cpus} here: lower --readers")
+
+    def sized(self, images: int) -> Fleet:
+        """The fleet with its number of Segmenters, for so many photographs on the Ray this process is connected to.
+
+        As many as its free CPUs and GPUs hold, one at least, which may have to wait for them.
+        """
+        if self.segmenters is not None:
+            return self
+        listed: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = [node["Resources"] for node in listed if node["Alive"]]
+        on_nodes = sum(self.room(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes)
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        in_all = self.room(free.get("CPU", 0.0) - self.readers - _DRIVER_CPUS, free.get("GPU", 0.0))
+        return replace(self, segmenters=max(1, min(on_nodes, in_all, images)))
 
 
 class Reader:
@@ -61,18 +154,19 @@ class Reader:
 class Segmenter:
     """CPU or GPU: from network input to lesions, one photograph at a time: what ends it is that photograph's."""
 
-    def __init__(self, model: Model, device: str, threads: int, deadline_s: float) -> None:
+    def __init__(self, model: Model, fleet: Fleet) -> None:
         from ma_cluster.lesions.detector import Detector  # torch: only the Segmenters wait for it and hold it
 
-        self._deadline_s = deadline_s
+        device, threads = "cuda" if fleet.gpus_per_segmenter else "cpu", fleet.threads_per_segmenter
+        self._fleet = fleet
         self._detector = Detector.load(model.location, device=device, threads=threads, digest=model.digest)
 
-    def digest(self) -> str:
-        """Of its model."""
-        return self._detector.digest
+    def joined(self) -> tuple[str, Fleet]:
+        """What somebody who joins the fleet must know: the digest of its model, and how it was started."""
+        return self._detector.digest, self._fleet
 
     def segment(self, prepared: Prepared) -> Segmentation:
-        with _ended_after(self._deadline_s):
+        with _ended_after(self._fleet.segment_deadline_s):
             detection = self._detector.segment(prepared)
             began = time.perf_counter()
             mask = encode_mask(detection.mask)

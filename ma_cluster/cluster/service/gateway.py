@@ -26,9 +26,10 @@ from ray import serve
 
 from ma_cluster.bundle import load_bundle
 from ma_cluster.cluster import recording
-from ma_cluster.cluster.connection import connected, quieten
+from ma_cluster.cluster.connection import connected, quieten, starts_own
 from ma_cluster.cluster.fleet.driver import model_of
-from ma_cluster.cluster.fleet.scoring_app import Fleet, ScoringApp, reader_app, segmenter_app
+from ma_cluster.cluster.fleet.replicas import Fleet
+from ma_cluster.cluster.fleet.scoring_app import ScoringApp, reader_app, segmenter_app
 from ma_cluster.cluster.service.job_runner import JobRunner
 from ma_cluster.errors import FleetBrokenError, MaClusterError, UsageError
 from ma_cluster.http.api import HttpLimits, create_api
@@ -76,9 +77,7 @@ class Gateway:
 
 def job_runner(jobs: ArchiveJobs, config: GatewayConfig) -> JobRunner:
     """Runs the jobs on the fleet of the service."""
-    fleet = config.fleet
-    options = ("--model", config.model, "--fleet", str(fleet.name), "--replicas", str(fleet.segmenters))
-    return JobRunner(jobs, (*options, "--readers", str(fleet.readers)), config.archives_at_once)
+    return JobRunner(jobs, ("--model", config.model, "--fleet", str(config.fleet.name)), config.archives_at_once)
 
 
 def _keep_reconciled(runner: JobRunner, changed: threading.Event) -> None:
@@ -106,7 +105,8 @@ def serving(config: GatewayConfig, host: str, port: int) -> Iterator[str]:
     """The service is up within the block; its URL. Archive jobs that it leaves unfinished go on with the next one.
 
     Raises:
-        UsageError: it would listen beyond this machine without a token.
+        UsageError: it would listen beyond this machine without a token, or needs more than this machine has, where no
+            cluster is given.
         BundleError: the model is damaged or not there.
         StoreError: the store of the jobs cannot be written.
         FleetBrokenError: the fleet does not start.
@@ -116,6 +116,8 @@ def serving(config: GatewayConfig, host: str, port: int) -> Iterator[str]:
         raise UsageError(
             f"to listen on {host} the service needs a token: set {TOKEN_VARIABLE}, or use --host 127.0.0.1"
         )
+    if starts_own(config.fleet.address):
+        config.fleet.check_fits()
     model, jobs = model_of(config.model, load_bundle(config.model)), ArchiveJobs(config.state)
     limits = dataclasses.replace(config.limits, token_sha256=_sha256(token))
     with connected(config.fleet.address, waiting_cpus=config.fleet.readers + 1):
@@ -165,6 +167,7 @@ class ServiceArguments(BaseModel):
     gpus: float = 0.0
     threads: int = 1
     archives_at_once: int = 1
+    deadline: float = 600.0
 
     def config(self) -> GatewayConfig:
         """As dataclasses. The token's variable must be set: what listens there is unknown here.
@@ -180,6 +183,7 @@ class ServiceArguments(BaseModel):
             readers=self.readers,
             gpus_per_segmenter=self.gpus,
             threads_per_segmenter=self.threads,
+            segment_deadline_s=self.deadline,
         )
         limits = HttpLimits(token_sha256=_sha256(os.environ[TOKEN_VARIABLE]), waiting=2 * fleet.in_flight)
         at_once = self.archives_at_once

@@ -15,7 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 
-from ma_cluster.cluster.connection import connected
+from ma_cluster.cluster.connection import check_gpus, connected
 from ma_cluster.cluster.training.context import RayContext
 from ma_cluster.cluster.training.patch_stream import prepare_photographs
 from ma_cluster.cluster.training.reporting import Reporter, listening
@@ -34,11 +34,13 @@ def train_on_ray(request: TrainRequest, on_progress: Callable[[Progress], None] 
         on_progress: told how far the run is.
 
     Raises:
-        UsageError: the request or the data are of no use, or a run is there that is not to be resumed.
+        UsageError: the request or the data are of no use, this machine lacks the GPUs where no cluster is given, or a
+            run is there that is not to be resumed.
         RunConflictError: the run to be resumed trains something else.
         StoreError: a store does not answer.
         MaClusterError: what the loop raised on purpose; or workers died too often.
     """
+    check_gpus(request.address, request.fewest_and_most[0] * request.gpus_per_worker)
     start = Start.of(request)
     if not start.finished:
         waiting = -(-request.fewest_and_most[1] * request.cpus_per_worker // 1)  # so that patches are cut beside them

@@ -18,7 +18,7 @@ from processes import Process, descendants, kill
 from second_node import STORE_BYTES, second_node
 
 from ma_cluster.cluster.fleet.driver import Progress, score_archive
-from ma_cluster.cluster.fleet.scoring_app import Fleet
+from ma_cluster.cluster.fleet.replicas import Fleet
 
 
 def main() -> None:

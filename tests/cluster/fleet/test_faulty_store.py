@@ -10,7 +10,7 @@ from fault_proxy import Fault, Kind, fault_proxy
 from servers import Weed
 
 from ma_cluster.cluster.fleet.driver import retry_archive, score_archive
-from ma_cluster.cluster.fleet.scoring_app import Fleet
+from ma_cluster.cluster.fleet.replicas import Fleet
 from ma_cluster.storage.store import open_store
 
 pytestmark = pytest.mark.slow

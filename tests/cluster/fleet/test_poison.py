@@ -19,7 +19,7 @@ from ma_cluster.archive.outcomes import config_digest
 from ma_cluster.archive.run import begin_run, committed
 from ma_cluster.bundle import load_bundle
 from ma_cluster.cluster.fleet.driver import retry_archive, score_archive
-from ma_cluster.cluster.fleet.scoring_app import Fleet
+from ma_cluster.cluster.fleet.replicas import Fleet
 from ma_cluster.errors import FleetBrokenError
 from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.storage.local import LocalStore

@@ -22,7 +22,7 @@ from servers import Weed
 
 from ma_cluster.archive.run import committed, read_run
 from ma_cluster.cluster.fleet.driver import Progress, score_archive
-from ma_cluster.cluster.fleet.scoring_app import Fleet
+from ma_cluster.cluster.fleet.replicas import Fleet
 from ma_cluster.storage.store import Store, open_store
 
 FLEET = Fleet(segmenters=1)
@@ -62,7 +62,7 @@ def scored(weed: Weed, local_ray: None, tiny_bundle: Path) -> Scored:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_of_ray_data_costs_nothing(scored: Scored) -> None:
+def test_a_killed_worker_costs_nothing(scored: Scored) -> None:
     """By kill -9. What the worker had under way is done by another, and what it has committed stays."""
     killed: list[Process] = []
 
@@ -139,8 +139,8 @@ def test_two_drivers_of_one_run_share_it(scored: Scored, tmp_path: Path) -> None
 
 
 def workers() -> Iterator[Process]:
-    """Of Ray Data, on this test run's own Ray."""
-    return (each for each in descendants(os.getpid()) if each.title.startswith("ray::MapWorker(MapBatches(_Worker))"))
+    """Of the run, on this test run's own Ray."""
+    return (each for each in descendants(os.getpid()) if each.title.startswith("ray::_Worker"))
 
 
 def parts(dest: Store) -> dict[str, str]:

@@ -25,7 +25,7 @@ from ma_cluster.archive.status import missing_keys, read_status, to_json
 from ma_cluster.archive.summary import Summary
 from ma_cluster.bundle import load_bundle, save_bundle
 from ma_cluster.cluster.fleet.driver import Progress, score_archive
-from ma_cluster.cluster.fleet.scoring_app import Fleet
+from ma_cluster.cluster.fleet.replicas import Fleet
 from ma_cluster.errors import RunConflictError, StoreError
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import open_store
@@ -87,7 +87,7 @@ def scored_folder(
     dest = tmp_path_factory.mktemp("run") / "dest"
     progress: list[Progress] = []
     summary = score_archive(str(photographs), str(dest), FLEET, model=str(tiny_bundle), on_progress=progress.append)
-    actors = ("ray::ServeReplica:", "ray::MapWorker", "ray::PlainCount")
+    actors = ("ray::ServeReplica:", "ray::_Worker", "ray::PlainCount")
     left = [process for process in descendants(os.getpid()) if process.title.startswith(actors)]
     assert wait_until_gone(left, timeout_s=30) == []
     return ScoredFolder(photographs, dest, summary, progress)
