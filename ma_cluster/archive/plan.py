@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -21,8 +22,10 @@ from ma_cluster.errors import ObjectMissingError, PartDamagedError, RunConflictE
 from ma_cluster.storage.parquet import DAMAGED, from_parquet, to_parquet
 from ma_cluster.storage.store import Entry, Store
 
+log = logging.getLogger(__name__)
 PLAN_PART_IMAGES = 16_384
 """Rows of a plan part: a worker that needs a shard reads about a megabyte."""
+_SAID_PARTS = 8  # some half a minute of listing an object store
 LARGEST_SHARD_IMAGES = 256
 """More would be lost with a killed worker, fewer would make tiny parts."""
 LARGEST_SHARD_BYTES = 2**30
@@ -83,6 +86,8 @@ def write_plan(entries: Iterable[Entry], dest: Store) -> Plan:
             )
         running.update(json.dumps(rows).encode())
         images += len(rows)
+        if number % _SAID_PARTS == _SAID_PARTS - 1:
+            log.info("%d photographs listed", images)
     return Plan(images, running.hexdigest())
 
 
