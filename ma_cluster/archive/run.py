@@ -16,7 +16,7 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -98,7 +98,7 @@ def begin_run(
         else:  # another driver was faster
             run = read_run(dest)
         assert run is not None
-    _check_same(run, {"source": source.url, "model_digest": model_digest, "config_digest": config_digest})
+    check_same(run, {"source": source.url, "model_digest": model_digest, "config_digest": config_digest})
     return run
 
 
@@ -121,6 +121,25 @@ def read_run(dest: Store) -> Run | None:
             "run.json of the destination is damaged, or of another version: put it back from a copy, or use that "
             "version"
         ) from error
+
+
+def check_same(run: Run, wanted: Mapping[str, str]) -> None:
+    """Whether a run is the one that is wanted: `wanted` holds its source, model_digest and config_digest.
+
+    Raises:
+        RunConflictError: it is another, or of a version of the code whose results may differ.
+    """
+    if run.versions.get(_RESULTS) != str(RESULT_VERSION):
+        raise RunConflictError(
+            f"run {run.id} of the destination was begun by ma_cluster {run.versions.get('ma_cluster')}, whose results "
+            f"may differ from those of this version, {__version__}: go on with that one, or use an empty destination"
+        )
+    differing = [name.replace("_digest", "") for name, value in wanted.items() if getattr(run, name) != value]
+    if differing:
+        raise RunConflictError(
+            f"the destination holds run {run.id} of another {' and '.join(differing)}; nothing is overwritten: "
+            "use an empty destination"
+        )
 
 
 def undecided(dest: Store, run: Run) -> Iterator[Entry]:
@@ -254,20 +273,6 @@ def _check_apart(source: Source, dest: Store) -> None:
     within = source.url.removeprefix(dest.url.rstrip("/") + "/")
     if source.url == dest.url or (within != source.url and within.partition("/")[0] in FOLDERS):
         raise UsageError("the destination would write into the source: use a destination beside it, or a folder in it")
-
-
-def _check_same(run: Run, wanted: dict[str, str]) -> None:
-    if run.versions.get(_RESULTS) != str(RESULT_VERSION):
-        raise RunConflictError(
-            f"run {run.id} of the destination was begun by ma_cluster {run.versions.get('ma_cluster')}, whose results "
-            f"may differ from those of this version, {__version__}: go on with that one, or use an empty destination"
-        )
-    differing = [name.replace("_digest", "") for name, value in wanted.items() if getattr(run, name) != value]
-    if differing:
-        raise RunConflictError(
-            f"the destination holds run {run.id} of another {' and '.join(differing)}; nothing is overwritten: "
-            "use an empty destination"
-        )
 
 
 def outcomes_key(number: int) -> str:

@@ -27,8 +27,9 @@ _CLAIM_S = 60.0
 class LocalStore:
     """A folder. Keys are paths below it; links that leave it are followed, as the operator put them there."""
 
-    def __init__(self, root: Path) -> None:
-        """Raises UsageError: no path can be made of it."""
+    def __init__(self, root: Path, *, private: bool = False) -> None:
+        """What is created in a `private` store is for this user alone. Raises UsageError: no path can be made of it."""
+        self._modes = (0o700, 0o600) if private else (0o777, 0o644)
         try:
             self.root = root.expanduser().resolve()
         except (RuntimeError, ValueError, OSError) as error:
@@ -67,7 +68,7 @@ class LocalStore:
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        partial = _write_partial(path, data)
+        partial = _write_partial(path, data, self._modes)
         try:
             partial.replace(path)
         except OSError as error:
@@ -78,7 +79,7 @@ class LocalStore:
         path = self._path(key)
         if os.path.lexists(path):
             return False
-        partial = _write_partial(path, data)
+        partial = _write_partial(path, data, self._modes)
         try:
             _name_exclusively(partial, path)
         except FileExistsError:
@@ -120,18 +121,18 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would be waited for
 
 
-def _write_partial(path: Path, data: bytes) -> Path:
-    """The bytes on disk beside `path`, under a name that no listing shows."""
+def _write_partial(path: Path, data: bytes, modes: tuple[int, int]) -> Path:
+    """The bytes on disk beside `path`, under a name that no listing shows. Modes are of the folder and of the file."""
     partial: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(modes[0], parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
         partial = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.chmod(0o644)
+        partial.chmod(modes[1])
     except OSError as error:
         if partial is not None:
             partial.unlink()  # a full disk needs the space

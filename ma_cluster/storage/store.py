@@ -66,10 +66,11 @@ class Store(Protocol):
         """
 
 
-def open_store(url: str | os.PathLike[str]) -> Store:
+def open_store(url: str | os.PathLike[str], *, private: bool = False) -> Store:
     """The store of a local path, `file://` or `s3://bucket/prefix` URL. Nothing is opened or created yet.
 
-    S3-compatible servers by the standard AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
+    S3-compatible servers by the standard AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). What is created
+    locally in a `private` store is for this user alone; in S3 the bucket's own rules decide.
 
     Raises:
         UsageError: another scheme, no bucket, or no path.
@@ -79,11 +80,11 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     text = os.fspath(url)
     scheme, separator, rest = text.partition("://")
     if not separator:
-        return LocalStore(Path(text))
+        return LocalStore(Path(text), private=private)
     if scheme == "file":
         if not rest.startswith(("/", "localhost/")):
             raise UsageError("a file:// URL needs an absolute path: file:///folder")
-        return LocalStore(Path(unquote(urlsplit(text).path)))
+        return LocalStore(Path(unquote(urlsplit(text).path)), private=private)
     if scheme != "s3":
         raise UsageError(
             f"{scheme}:// is not a store this version knows; use a local path, file:// or s3://bucket/prefix"
