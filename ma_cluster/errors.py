@@ -89,7 +89,9 @@ class RequestFault(StrEnum):
 
     BAD_REQUEST = "bad_request"
     UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
+    CONFLICT = "conflict"
     INVALID = "invalid"
     BUSY = "busy"
     UNAVAILABLE = "unavailable"

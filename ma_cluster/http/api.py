@@ -10,29 +10,30 @@ Every error is JSON {reason, detail}: reason is of `Reason` or `RequestFault`, d
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
+import anyio
+from anyio.to_thread import run_sync
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
-from starlette.requests import ClientDisconnect
 
 from ma_cluster import __version__
-from ma_cluster.errors import Reason, RequestFault
+from ma_cluster.errors import RequestFault
 from ma_cluster.http.errors import RefusedError, answer_errors, documented
+from ma_cluster.http.guard import Guard, HttpLimits
 
 NOTICE = "Research software. It is not a medical device, and nothing it says replaces the judgement of a clinician."
-_URL_CHARACTERS = 2048
-_BEARER = HTTPBearer(auto_error=False)
+_Answer = TypeVar("_Answer")
+_Url = Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^[^\x00]+$")]
+_ASKING = 40, 2
+"""Threads that ask the stores at a time, and that ask the fleet for its health: it does not wait for those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,10 @@ class Service(Protocol):
         """Whether photographs can be scored now."""
 
     def request_archive(self, source: str, destination: str) -> dict[str, Any]:
-        """Ask for an archive run; what is known of it."""
+        """Ask for an archive run; what is known of it. Raises RunConflictError where it cannot be."""
 
     def archives(self) -> list[dict[str, Any]]:
-        """All archive runs that were asked for."""
+        """All archive runs that were asked for; one that cannot be told of says why."""
 
     def archive(self, job_id: str) -> dict[str, Any]:
         """One of them, with its counts; raises ObjectMissingError."""
@@ -70,60 +71,64 @@ class Service(Protocol):
         """In Prometheus's text format."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpLimits:
-    """What one client may ask of the service."""
-
-    max_body_bytes: int = 64 * 2**20
-    """Longer bodies are answered with 413, bytes."""
-    body_deadline_s: float = 60.0
-    """Time for a body to arrive, seconds."""
-    waiting: int = 16
-    """Photographs under way at a time; more are answered with 429."""
-    token_sha256: str | None = None
-    """Of the bearer token that every request but `/` and `/healthz` must carry; None asks for none."""
-
-
 class ArchiveRequest(BaseModel):
     """An archive run: URLs as `ma-cluster score` takes them."""
 
-    source: Annotated[str, Field(min_length=1, max_length=_URL_CHARACTERS, examples=["s3://archive/2026"])]
-    destination: Annotated[str, Field(min_length=1, max_length=_URL_CHARACTERS, examples=["s3://results/2026"])]
+    source: Annotated[_Url, Field(examples=["s3://archive/2026"])]
+    destination: Annotated[_Url, Field(examples=["s3://results/2026"])]
 
 
 def create_api(service: Service, limits: HttpLimits) -> FastAPI:
     """The application."""
     api = FastAPI(title="ma_cluster", version=__version__, summary=NOTICE, docs_url=None, redoc_url=None)
+    api.add_middleware(Guard, limits=limits)
     answer_errors(api)
-    _add_root(api, service)
-    checked = [Depends(_token_check(limits.token_sha256))]
+    stores, health = (_Threads(anyio.CapacityLimiter(threads), limits.answer_s) for threads in _ASKING)
+    checked = [Depends(HTTPBearer(auto_error=False))]  # for the OpenAPI document: the guard has looked already
+    _add_root(api, service, health)
     _add_segment(api, service, limits, checked)
-    _add_archives(api, service, checked)
+    _add_archives(api, service, stores, checked)
 
-    @api.get("/metrics", dependencies=checked, responses=documented(401, 503), response_class=Response)
-    def metrics() -> Response:
+    @api.get("/metrics", dependencies=checked, responses=documented(401, 403, 429, 503), response_class=Response)
+    async def metrics() -> Response:
         """Archive metrics, computed from the stores."""
-        return Response(service.metrics(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await stores.answer(service.metrics), media_type=CONTENT_TYPE_LATEST)
 
     return api
 
 
-def _add_root(api: FastAPI, service: Service) -> None:
-    @api.get("/")
-    def root() -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class _Threads:
+    """Some threads for what blocks, and how long an answer may take; the thread of a late one ends when it ends."""
+
+    limiter: anyio.CapacityLimiter
+    answer_s: float
+
+    async def answer(self, function: Callable[[], _Answer]) -> _Answer:
+        try:
+            with anyio.fail_after(self.answer_s):
+                return await run_sync(function, limiter=self.limiter, abandon_on_cancel=True)
+        except TimeoutError as error:
+            detail = f"the stores, or the cluster, did not answer within {self.answer_s:g} s"
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, RequestFault.UNAVAILABLE, detail) from error
+
+
+def _add_root(api: FastAPI, service: Service, health: _Threads) -> None:
+    @api.get("/", responses=documented(403))
+    async def root() -> dict[str, str]:
         """What this is."""
         return {"name": "ma_cluster", "version": __version__, "notice": NOTICE, "api": "/openapi.json"}
 
-    @api.get("/healthz", responses=documented(503))
-    def healthz() -> dict[str, str]:
+    @api.get("/healthz", responses=documented(403, 503))
+    async def healthz() -> dict[str, str]:
         """Whether photographs can be scored now."""
-        if not service.ready():
+        if not await health.answer(service.ready):
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, RequestFault.UNAVAILABLE, "the fleet is not up")
         return {"status": "ok"}
 
 
 def _add_segment(api: FastAPI, service: Service, limits: HttpLimits, checked: list[Any]) -> None:
-    under_way = asyncio.Semaphore(limits.waiting)
+    slots = anyio.CapacityLimiter(limits.waiting)
     files: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}, "image/jpeg": {}}}}
     binary = {"schema": {"type": "string", "format": "binary"}}
     body = {"required": True, "content": {kind: binary for kind in ("application/octet-stream", "image/*")}}
@@ -132,17 +137,18 @@ def _add_segment(api: FastAPI, service: Service, limits: HttpLimits, checked: li
         "/v1/segment",
         dependencies=checked,
         openapi_extra={"requestBody": body},
-        responses=files | documented(400, 401, 413, 415, 422, 429, 503),
+        responses=files | documented(400, 401, 403, 413, 415, 422, 429, 503),
     )
     async def segment(request: Request) -> Response:
         """Find the lesions of one photograph: its encoded bytes are the body."""
-        if under_way.locked():
-            raise RefusedError(
-                HTTPStatus.TOO_MANY_REQUESTS, RequestFault.BUSY, "as many photographs as fit are under way"
-            )
-        async with under_way:
-            data = await _body(request, limits)
-            answer = await run_in_threadpool(service.segment, data)
+        data = await request.body()  # which the guard holds already
+        if not data:
+            detail = "the body is empty; send a photograph's bytes"
+            raise RefusedError(HTTPStatus.BAD_REQUEST, RequestFault.BAD_REQUEST, detail)
+        if slots.available_tokens < 1:
+            detail = "as many photographs as fit are under way"
+            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, RequestFault.BUSY, detail)
+        answer = await run_sync(service.segment, data, limiter=slots)
         accepted = request.headers.get("accept", "")
         if "image/png" in accepted:
             return Response(answer.mask_png, media_type="image/png")
@@ -151,61 +157,26 @@ def _add_segment(api: FastAPI, service: Service, limits: HttpLimits, checked: li
         return JSONResponse(answer.values)
 
 
-def _add_archives(api: FastAPI, service: Service, checked: list[Any]) -> None:
-    @api.post("/v1/archives", status_code=202, dependencies=checked, responses=documented(400, 401, 422, 503))
-    def request_archive(wanted: ArchiveRequest) -> dict[str, Any]:
-        """Score an archive; one that was cancelled or failed goes on."""
-        return service.request_archive(wanted.source, wanted.destination)
+def _add_archives(api: FastAPI, service: Service, stores: _Threads, checked: list[Any]) -> None:
+    listed, one = documented(401, 403, 429, 503), documented(401, 403, 404, 429, 503)
+    taken = documented(400, 401, 403, 409, 413, 415, 422, 429, 503)
 
-    @api.get("/v1/archives", dependencies=checked, responses=documented(401, 503))
-    def archives() -> dict[str, Any]:
-        """All archives that were asked for."""
-        return {"archives": service.archives()}
+    @api.post("/v1/archives", status_code=202, dependencies=checked, responses=taken)
+    async def request_archive(wanted: ArchiveRequest) -> dict[str, Any]:
+        """Score an archive; one that was cancelled or failed goes on. 409 where the destination is another run's."""
+        return await stores.answer(partial(service.request_archive, wanted.source, wanted.destination))
 
-    @api.get("/v1/archives/{job_id}", dependencies=checked, responses=documented(401, 404, 503))
-    def archive(job_id: str) -> dict[str, Any]:
-        """One of them, with its counts."""
-        return service.archive(job_id)
+    @api.get("/v1/archives", dependencies=checked, responses=listed)
+    async def archives() -> dict[str, Any]:
+        """All archives that were asked for, the earliest first."""
+        return {"archives": await stores.answer(service.archives)}
 
-    @api.delete("/v1/archives/{job_id}", dependencies=checked, responses=documented(401, 404, 503))
-    def cancel_archive(job_id: str) -> dict[str, Any]:
+    @api.get("/v1/archives/{job_id}", dependencies=checked, responses=one)
+    async def archive(job_id: str) -> dict[str, Any]:
+        """One of them, with its counts, and the last that its driver wrote."""
+        return await stores.answer(partial(service.archive, job_id))
+
+    @api.delete("/v1/archives/{job_id}", dependencies=checked, responses=one)
+    async def cancel_archive(job_id: str) -> dict[str, Any]:
         """End one of them; what is committed stays, and asking for it again resumes it."""
-        return service.cancel_archive(job_id)
-
-
-def _token_check(token_sha256: str | None) -> Callable[..., None]:
-    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
-        if token_sha256 is None:
-            return
-        digest = hashlib.sha256(given.credentials.encode()).hexdigest() if given else ""
-        if not hmac.compare_digest(digest, token_sha256):
-            raise RefusedError(HTTPStatus.UNAUTHORIZED, RequestFault.UNAUTHORIZED, "send the service's bearer token")
-
-    return check
-
-
-async def _body(request: Request, limits: HttpLimits) -> bytes:
-    """The body, read no further than the limit, and no longer."""
-    too_large = RefusedError(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, Reason.TOO_LARGE, f"the limit is {limits.max_body_bytes} bytes"
-    )
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limits.max_body_bytes:
-        raise too_large
-    data = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_deadline_s):
-            async for chunk in request.stream():
-                data += chunk
-                if len(data) > limits.max_body_bytes:
-                    raise too_large
-    except TimeoutError as error:
-        detail = f"the body did not arrive within {limits.body_deadline_s:g} s"
-        raise RefusedError(HTTPStatus.BAD_REQUEST, RequestFault.BAD_REQUEST, detail) from error
-    except ClientDisconnect as error:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, RequestFault.BAD_REQUEST, "the client left") from error
-    if not data:
-        raise RefusedError(
-            HTTPStatus.BAD_REQUEST, RequestFault.BAD_REQUEST, "the body is empty; send a photograph's bytes"
-        )
-    return bytes(data)
+        return await stores.answer(partial(service.cancel_archive, job_id))

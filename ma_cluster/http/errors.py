@@ -5,7 +5,6 @@ A reason is of `Reason` or `RequestFault`; the detail never holds what was sent,
 
 from __future__ import annotations
 
-import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -27,7 +26,6 @@ from ma_cluster.errors import (
     WorkerLostError,
 )
 
-log = logging.getLogger(__name__)
 Why = Reason | RequestFault
 _RETRY_AFTER_S = "10"
 _OF_REASON = {
@@ -38,6 +36,7 @@ _OF_REASON = {
 _OF_STATUS = {
     HTTPStatus.BAD_REQUEST: RequestFault.BAD_REQUEST,
     HTTPStatus.UNAUTHORIZED: RequestFault.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN: RequestFault.FORBIDDEN,
     HTTPStatus.NOT_FOUND: RequestFault.NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED: RequestFault.NOT_FOUND,
 }
@@ -51,7 +50,7 @@ class Problem(BaseModel):
 
 
 class RefusedError(Exception):
-    """A request has no answer."""
+    """A request is not answered, and why."""
 
     def __init__(self, status: HTTPStatus, reason: Why, detail: str) -> None:
         super().__init__(status, reason, detail)
@@ -64,33 +63,37 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def answer_errors(api: FastAPI) -> None:
-    """Have an application answer whatever goes wrong as a `Problem`."""
-
-    @api.exception_handler(RefusedError)
-    def refused(request: Request, error: RefusedError) -> JSONResponse:
-        return _problem(error.status, error.reason, error.detail)
+    """Have an application answer what it knows as a `Problem`. What nobody foresaw, and a `RefusedError`, is the
+    guard's: starlette lets a handler of `Exception` answer, and then raises all the same.
+    """
 
     @api.exception_handler(MaClusterError)
-    def failed(request: Request, error: MaClusterError) -> JSONResponse:
+    async def failed(request: Request, error: MaClusterError) -> JSONResponse:
         detail = error.detail if isinstance(error, ImageError) else str(error)
-        return _problem(*_why(error), detail)
+        return problem(RefusedError(*_why(error), detail))
 
     @api.exception_handler(RequestValidationError)
-    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         places = {".".join(str(part) for part in fault["loc"]) + ": " + fault["type"] for fault in error.errors()}
-        return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, RequestFault.INVALID, "; ".join(sorted(places)))
+        detail = "; ".join(sorted(places))
+        return problem(RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, RequestFault.INVALID, detail))
 
     @api.exception_handler(HTTPException)
-    def known(request: Request, error: HTTPException) -> JSONResponse:
+    async def known(request: Request, error: HTTPException) -> JSONResponse:
         status = HTTPStatus(error.status_code)
-        answer = _problem(status, _OF_STATUS.get(status, RequestFault.INVALID), status.phrase)
+        answer = problem(RefusedError(status, _OF_STATUS.get(status, RequestFault.INVALID), status.phrase))
         answer.headers.update(error.headers or {})
         return answer
 
-    @api.exception_handler(Exception)
-    def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        log.error("a request failed in a way that nobody foresaw", exc_info=error)
-        return _problem(HTTPStatus.SERVICE_UNAVAILABLE, RequestFault.UNAVAILABLE, "the service's log says more")
+
+def problem(refusal: RefusedError) -> JSONResponse:
+    """The answer that says so."""
+    headers = {}
+    if refusal.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        headers["Retry-After"] = _RETRY_AFTER_S
+    if refusal.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({"reason": refusal.reason, "detail": refusal.detail}, refusal.status, headers)
 
 
 def _why(error: MaClusterError) -> tuple[HTTPStatus, Why]:
@@ -100,17 +103,10 @@ def _why(error: MaClusterError) -> tuple[HTTPStatus, Why]:
         return _OF_REASON.get(error.reason, HTTPStatus.UNPROCESSABLE_ENTITY), error.reason
     if isinstance(error, ObjectMissingError):
         return HTTPStatus.NOT_FOUND, RequestFault.NOT_FOUND
-    if isinstance(error, UsageError | RunConflictError):
+    if isinstance(error, RunConflictError):
+        return HTTPStatus.CONFLICT, RequestFault.CONFLICT
+    if isinstance(error, UsageError):
         return HTTPStatus.UNPROCESSABLE_ENTITY, RequestFault.INVALID
     if isinstance(error, StoreError):
         return HTTPStatus.SERVICE_UNAVAILABLE, Reason.STORE_ERROR
     return HTTPStatus.SERVICE_UNAVAILABLE, RequestFault.UNAVAILABLE
-
-
-def _problem(status: HTTPStatus, reason: Why, detail: str) -> JSONResponse:
-    headers = {}
-    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-        headers["Retry-After"] = _RETRY_AFTER_S
-    if status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"reason": reason, "detail": detail}, status, headers)

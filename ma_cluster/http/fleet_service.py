@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from ma_cluster.archive.outcomes import Outcome
-from ma_cluster.archive.run import read_run
+from ma_cluster.archive.run import Run, read_run
 from ma_cluster.archive.shard_scorer import Reading, Recorder, Segmentation
 from ma_cluster.archive.status import read_status, to_json
 from ma_cluster.bundle import Bundle
-from ma_cluster.errors import ImageError, Reason, WorkerLostError
+from ma_cluster.errors import ImageError, MaClusterError, Reason, WorkerLostError
 from ma_cluster.http.api import Answer
-from ma_cluster.http.archive_metrics import ArchiveMetrics
-from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs, job_state
+from ma_cluster.http.archive_metrics import ArchiveMetrics, Looks
+from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs, JobState
 from ma_cluster.lesions.table import to_values
 from ma_cluster.storage.store import open_store
 
@@ -57,7 +57,10 @@ class FleetService:
         self._fleet, self._jobs, self._running = backing.fleet, backing.jobs, backing.running
         self._model = {"model_digest": bundle.digest, "threshold": bundle.recipe.detector.threshold}
         self._recorder = backing.recorder
-        self._metrics = ArchiveMetrics(lambda: [job.destination for job in backing.jobs.list() if not job.cancelled])
+        self._metrics = ArchiveMetrics(
+            lambda: [job.destination for job in backing.jobs.list().jobs if not job.cancelled]
+        )
+        self._runs = Looks(lambda url: read_run(open_store(url)))
         self.changed = threading.Event()
         """Set where somebody asked for something of the jobs."""
 
@@ -100,17 +103,26 @@ class FleetService:
         return self._known(job, self._running())
 
     def archives(self) -> list[dict[str, Any]]:
-        """All jobs, the earliest first."""
-        running = self._running()
-        return [self._known(job, running) for job in self._jobs.list()]
+        """All jobs, the earliest first; one that cannot be told of says why. Takes some seconds at most for the
+        destinations.
+        """
+        running, listing = self._running(), self._jobs.list()
+        runs = self._runs(job.destination for job in listing.jobs if job.finished is not None)
+        known = [self._known(job, running) | _fault(job, runs.get(job.destination)) for job in listing.jobs]
+        faults = listing.unreadable.items()
+        return known + [{"id": job_id, "state": JobState.FAILED, "error": fault} for job_id, fault in faults]
 
     def archive(self, job_id: str) -> dict[str, Any]:
-        """One job, with the status of its run once that is planned; raises ObjectMissingError."""
+        """One job, with the status of its run once that is planned, and the last lines of its driver; raises
+        ObjectMissingError.
+        """
         job = self._jobs.get(job_id)
-        planned = read_run(open_store(job.destination)) is not None
-        return self._known(job, self._running()) | {
-            "status": to_json(read_status(job.destination)) if planned else None
-        }
+        known = self._known(job, self._running()) | {"status": None, "log": self._jobs.log(job_id)}
+        try:
+            planned = job.run() is not None
+            return known | {"status": to_json(read_status(job.destination)) if planned else None}
+        except MaClusterError as error:
+            return known | {"error": job.error or str(error)}
 
     def cancel_archive(self, job_id: str) -> dict[str, Any]:
         """Want a job no more; raises ObjectMissingError."""
@@ -123,4 +135,18 @@ class FleetService:
         return self._metrics.text()
 
     def _known(self, job: ArchiveJob, running: set[str]) -> dict[str, Any]:
-        return {"state": job_state(job, job.id in running)} | dataclasses.asdict(job)
+        return {"state": job.state(job.id in running)} | dataclasses.asdict(job)
+
+
+def _fault(job: ArchiveJob, found: Run | MaClusterError | None) -> dict[str, str]:
+    """What is wrong with the destination of a finished job, as its entry shows it."""
+    if job.finished is None:
+        return {}
+    try:
+        if isinstance(found, MaClusterError):
+            raise found
+        if job.check(found) is None:
+            return {"error": "the destination does not hold its run any more; ask for it again"}
+    except MaClusterError as error:
+        return {"error": str(error)}
+    return {}

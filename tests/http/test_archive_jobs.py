@@ -1,55 +1,33 @@
-"""Archive jobs as the service's store keeps them, and the metrics that their destinations give."""
+"""Archive jobs as the service's store keeps them."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
+from archive_jobs import CONFIG, MODEL, begun, finish, jobs_of, photographs
 
-from ma_cluster.archive.outcomes import Outcome
-from ma_cluster.archive.plan import Shard, read_shard
-from ma_cluster.archive.retry import begin_retry
-from ma_cluster.archive.run import begin_run, commit, pending, read_run
-from ma_cluster.archive.summary import finish_run
-from ma_cluster.errors import ObjectMissingError, Reason, RunConflictError, StoreError, UsageError
-from ma_cluster.http.archive_metrics import ArchiveMetrics
-from ma_cluster.http.jobs import ArchiveJobs, JobState, job_state
+from ma_cluster.archive.run import begin_run
+from ma_cluster.errors import ObjectMissingError, RunConflictError, StoreError, UsageError
+from ma_cluster.http.jobs import ArchiveJobs, JobState
 from ma_cluster.storage.local import LocalStore
-from ma_cluster.storage.store import Store
 
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> ArchiveJobs:
-    return ArchiveJobs(str(tmp_path / "state"))
+    return jobs_of(tmp_path)
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> LocalStore:
-    store = LocalStore(tmp_path / "source")
-    for number in range(5):
-        store.put(f"eye {number}.jpg", b"x" * (number + 1))
-    return store
-
-
-def begun(source: Store, root: Path) -> LocalStore:
-    """A destination with a planned run."""
-    dest = LocalStore(root)
-    root.mkdir()
-    begin_run(source, dest, "m" * 64, "c" * 64)
-    return dest
-
-
-def decide(dest: Store, shard: Shard, reason: Reason | None) -> None:
-    run = read_run(dest)
-    assert run is not None
-    entries = read_shard(dest, shard)
-    commit(dest, run, shard, [Outcome(key=e.key, etag=e.etag, reason=reason, attempts=1) for e in entries])
+    return photographs(tmp_path)
 
 
 def test_a_job_is_known_to_whoever_serves_next(jobs: ArchiveJobs, tmp_path: Path) -> None:
     asked = jobs.request(str(tmp_path / "a"), str(tmp_path / "b"))
-    later = ArchiveJobs(str(tmp_path / "state"))
-    assert later.list() == [asked]
+    later = ArchiveJobs(str(tmp_path / "state"), MODEL, CONFIG)
+    assert later.list().jobs == [asked]
     assert later.get(asked.id) == asked
 
 
@@ -57,7 +35,7 @@ def test_to_ask_twice_is_to_ask_once(jobs: ArchiveJobs, tmp_path: Path) -> None:
     first = jobs.request(str(tmp_path / "a"), str(tmp_path / "b"))
     assert jobs.request(str(tmp_path / "a") + "/", str(tmp_path / "b")) == first
     assert jobs.request(str(tmp_path / "a"), str(tmp_path / "c")).id != first.id
-    assert len(jobs.list()) == 2
+    assert len(jobs.list().jobs) == 2
 
 
 def test_a_job_that_was_cancelled_or_failed_is_wanted_again_when_it_is_asked_for(
@@ -70,23 +48,88 @@ def test_a_job_that_was_cancelled_or_failed_is_wanted_again_when_it_is_asked_for
         assert jobs.request(*urls) == job
 
 
-def test_the_state_follows_from_what_was_asked_and_what_the_destination_holds(
+def test_the_state_follows_from_what_was_asked_and_how_its_driver_ended(
     jobs: ArchiveJobs, source: LocalStore, tmp_path: Path
 ) -> None:
     job = jobs.request(source.url, str(tmp_path / "dest"))
-    assert job_state(job, running=False) is JobState.QUEUED
-    assert job_state(job, running=True) is JobState.RUNNING
-    assert job_state(jobs.cancel(job.id), running=False) is JobState.CANCELLED
+    assert job.state(running=False) is JobState.QUEUED
+    assert job.state(running=True) is JobState.RUNNING
+    assert jobs.cancel(job.id).state(running=False) is JobState.CANCELLED
     jobs.request(job.source, job.destination)
-    assert job_state(jobs.fail(job.id, "a fault"), running=False) is JobState.FAILED
+    assert jobs.fail(job.id, "a fault").state(running=False) is JobState.FAILED
     dest = begun(source, tmp_path / "dest")
-    assert job_state(jobs.request(job.source, job.destination), running=False) is JobState.QUEUED
-    run = read_run(dest)
-    assert run is not None
-    for shard in pending(dest, run):
-        decide(dest, shard, None)
-    finish_run(dest, run)
-    assert job_state(jobs.cancel(job.id), running=False) is JobState.FINISHED
+    assert jobs.request(job.source, job.destination).state(running=False) is JobState.QUEUED
+    finish(dest)
+    assert jobs.finish(job.id).state(running=False) is JobState.FINISHED
+    assert jobs.cancel(job.id).state(running=False) is JobState.FINISHED
+
+
+def test_a_driver_that_ended_well_without_its_own_finished_run_has_failed(
+    jobs: ArchiveJobs, source: LocalStore, tmp_path: Path
+) -> None:
+    job = jobs.request(source.url, str(tmp_path / "dest"))
+    assert "no finished run" in str(jobs.finish(job.id).error)
+    dest = begun(source, tmp_path / "dest")
+    assert "no finished run" in str(jobs.finish(job.id).error)
+    (tmp_path / "dest" / "run.json").unlink()
+    begin_run(source, dest, "n" * 64, CONFIG)
+    finish(dest)
+    assert "another model" in str(jobs.finish(job.id).error)
+
+
+def test_two_jobs_cannot_have_one_destination(jobs: ArchiveJobs, source: LocalStore, tmp_path: Path) -> None:
+    dest, other = str(tmp_path / "dest"), str(tmp_path / "other")
+    first = jobs.request(source.url, dest)
+    for elsewhere in (dest, dest + "/", "file://" + dest):
+        with pytest.raises(RunConflictError, match=first.id):
+            jobs.request(other, elsewhere)
+    jobs.cancel(first.id)
+    second = jobs.request(other, dest)
+    with pytest.raises(RunConflictError, match=second.id):
+        jobs.request(source.url, dest)
+
+
+def test_of_many_that_ask_for_one_destination_one_gets_it(jobs: ArchiveJobs, tmp_path: Path) -> None:
+    refused = []
+
+    def ask(number: int) -> None:
+        try:
+            jobs.request(str(tmp_path / f"source {number}"), str(tmp_path / "dest"))
+        except RunConflictError:
+            refused.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(refused), len(jobs.list().jobs)) == (7, 1)
+
+
+def test_another_model_is_another_job_and_cannot_have_the_firsts_destination(
+    jobs: ArchiveJobs, source: LocalStore, tmp_path: Path
+) -> None:
+    job = jobs.request(source.url, str(tmp_path / "dest"))
+    finish(begun(source, tmp_path / "dest"))
+    assert jobs.finish(job.id).finished is not None
+    for digests in (("n" * 64, CONFIG), (MODEL, "d" * 64)):
+        later = ArchiveJobs(str(tmp_path / "state"), *digests)
+        with pytest.raises(RunConflictError, match="holds run"):
+            later.request(source.url, str(tmp_path / "dest"))
+        assert not later.possible(job)
+        assert later.request(source.url, str(tmp_path / "elsewhere")).id != job.id
+    assert jobs.request(source.url, str(tmp_path / "dest")).finished is not None
+
+
+def test_a_job_whose_destination_was_emptied_is_queued_when_it_is_asked_for_again(
+    jobs: ArchiveJobs, source: LocalStore, tmp_path: Path
+) -> None:
+    job = jobs.request(source.url, str(tmp_path / "dest"))
+    finish(begun(source, tmp_path / "dest"))
+    jobs.finish(job.id)
+    assert not jobs.request(source.url, str(tmp_path / "dest")).wanted
+    (tmp_path / "dest" / "run.json").unlink()
+    assert jobs.request(source.url, str(tmp_path / "dest")).state(running=False) is JobState.QUEUED
 
 
 def test_a_job_that_cannot_be_is_refused_when_it_is_asked_for(
@@ -97,7 +140,7 @@ def test_a_job_that_cannot_be_is_refused_when_it_is_asked_for(
         jobs.request(str(tmp_path / "other"), str(tmp_path / "dest"))
     with pytest.raises(UsageError, match="not a store"):
         jobs.request("ftp://archive", str(tmp_path / "dest"))
-    assert jobs.list() == []
+    assert jobs.list().jobs == []
 
 
 @pytest.mark.parametrize("job_id", ["nobody", "../service", "a/b", ""])
@@ -106,39 +149,15 @@ def test_an_id_of_no_job_is_missing(jobs: ArchiveJobs, job_id: str) -> None:
         jobs.get(job_id)
 
 
-def test_a_job_of_another_version_is_named(jobs: ArchiveJobs, tmp_path: Path) -> None:
-    LocalStore(tmp_path / "state").put("archives/abc.json", b'{"id": "abc", "colour": "red"}')
-    with pytest.raises(StoreError, match="job abc was not written by this version"):
-        jobs.list()
+def test_what_a_service_keeps_is_for_its_user_alone(jobs: ArchiveJobs, tmp_path: Path) -> None:
+    job = jobs.request(str(tmp_path / "a"), str(tmp_path / "b"))
+    jobs.keep_log(job.id, "a line")
+    assert jobs.log(job.id) == "a line"
+    state = tmp_path / "state"
+    assert {path.stat().st_mode & 0o077 for path in (state, *state.rglob("*"))} == {0}
 
 
 def test_a_store_that_cannot_be_written_says_so_at_once(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file where the folder should be")
     with pytest.raises(StoreError, match="cannot be written"):
-        ArchiveJobs(str(tmp_path / "state"))
-
-
-def test_metrics_follow_the_parts_and_their_retries(source: LocalStore, tmp_path: Path) -> None:
-    dest = begun(source, tmp_path / "dest")
-    run = read_run(dest)
-    assert run is not None
-    metrics = ArchiveMetrics(lambda: [dest.url, str(tmp_path / "not planned yet")])
-
-    def figures() -> tuple[float, float, float]:
-        lines = dict(line.rsplit(" ", 1) for line in metrics.text().decode().splitlines() if line[0] != "#")
-        images = f'ma_archive_images{{run="{run.id}",status='
-        remaining = lines[f'ma_archive_remaining{{run="{run.id}"}}']
-        return float(remaining), float(lines[images + '"scored"}']), float(lines[images + '"failed"}'])
-
-    assert figures() == (5, 0, 0)
-    for shard in pending(dest, run):
-        decide(dest, shard, Reason.STORE_ERROR)
-    assert figures() == figures() == (0, 0, 5)
-    finish_run(dest, run)
-    again = begin_retry(source, dest, run)
-    assert again is not None
-    retry, retried = again
-    assert figures() == (0, 0, 5)
-    for shard in pending(retry, retried):
-        decide(retry, shard, None)
-    assert figures() == (0, 5, 0)
+        ArchiveJobs(str(tmp_path / "state"), MODEL, CONFIG)

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import json
-import socket
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from known_service import GUARDED, LIMITS, REASONS, TOKEN, Server, served
 
-from ma_cluster.errors import (
-    ImageFailedError,
-    ImageRefusedError,
-    ObjectMissingError,
-    Reason,
-    RequestFault,
-    RunConflictError,
-    StoreError,
-    UsageError,
-    WorkerLostError,
-)
-from ma_cluster.http.api import Answer, HttpLimits, create_api
+from ma_cluster.errors import Reason, RequestFault, RunConflictError, StoreError, UsageError
 
-TOKEN = "a token of the tests"
-LIMITS = HttpLimits(max_body_bytes=1000, body_deadline_s=0.5, waiting=2)
 ROUTES = [
     ("POST", "/v1/segment"),
     ("POST", "/v1/archives"),
@@ -42,89 +23,6 @@ ROUTES = [
     ("GET", "/metrics"),
     ("GET", "/healthz"),
 ]
-REASONS = {
-    b"text": (ImageRefusedError(Reason.NOT_AN_IMAGE, "no known format"), 415),
-    b"film": (ImageRefusedError(Reason.UNSUPPORTED, "many frames"), 415),
-    b"vast": (ImageRefusedError(Reason.TOO_LARGE, "more pixels than the limit"), 413),
-    b"half": (ImageRefusedError(Reason.TRUNCATED, "the file ends too soon"), 422),
-    b"dark": (ImageRefusedError(Reason.NO_FOV, "no bright disc"), 422),
-    b"bomb": (ImageFailedError(Reason.CRASHED_WORKER, "the decoder died"), 422),
-    b"lost": (WorkerLostError(Reason.CRASHED_WORKER, "the replica died"), 503),
-    b"late": (WorkerLostError(Reason.TIMEOUT, "not segmented in time"), 503),
-    b"wild": (ImageFailedError(Reason.NOT_FINITE, "values that are no numbers"), 503),
-    b"flaw": (RuntimeError("nobody foresaw this"), 503),
-}
-
-
-@dataclass
-class Known:
-    """A service that knows the bodies of `REASONS`, waits at `gate` for b"wait", and scores all others."""
-
-    gate: threading.Event = field(default_factory=threading.Event)
-    entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    up: bool = True
-    error: Exception | None = None
-
-    def segment(self, data: bytes) -> Answer:
-        if data in REASONS:
-            raise REASONS[data][0]
-        if data == b"wait":
-            self.entered.release()
-            assert self.gate.wait(20)
-        return Answer({"status": "scored", "lesions": [], "bytes": len(data)}, b"a mask", b"an overlay")
-
-    def ready(self) -> bool:
-        return self.up
-
-    def request_archive(self, source: str, destination: str) -> dict[str, Any]:
-        if self.error is not None:
-            raise self.error
-        return {"id": "abc", "source": source, "destination": destination}
-
-    def archives(self) -> list[dict[str, Any]]:
-        return [{"id": "abc"}]
-
-    def archive(self, job_id: str) -> dict[str, Any]:
-        if job_id != "abc":
-            raise ObjectMissingError("there is no such job")
-        return {"id": job_id}
-
-    def cancel_archive(self, job_id: str) -> dict[str, Any]:
-        return self.archive(job_id) | {"state": "cancelled"}
-
-    def metrics(self) -> bytes:
-        return b"ma_archive_remaining 3\n"
-
-
-@dataclass(frozen=True)
-class Server:
-    port: int
-    service: Known
-
-    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, dict[str, str]]:
-        """Status, body (as values where it is JSON) and headers of an answer."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
-            named = {name.replace("_", "-"): value for name, value in headers.items()}
-            connection.request(method, path, body, named)
-            answer = connection.getresponse()
-            data, kept = answer.read(), {name.lower(): value for name, value in answer.getheaders()}
-        return answer.status, json.loads(data) if kept.get("content-type") == "application/json" else data, kept
-
-
-@contextmanager
-def served(limits: HttpLimits) -> Iterator[Server]:
-    service = Known()
-    with closing(socket.socket()) as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()  # a client that comes before the server waits
-        server = uvicorn.Server(uvicorn.Config(create_api(service, limits), log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            yield Server(listening.getsockname()[1], service)
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -150,26 +48,6 @@ def test_each_reason_has_its_status(open_server: Server, body: bytes) -> None:
     assert problem["reason"] == getattr(error, "reason", "unavailable")
     assert ("retry-after" in headers) == (status == 503)
     assert "foresaw" not in problem["detail"]
-
-
-def test_no_more_of_a_body_is_read_than_the_limit(open_server: Server) -> None:
-    assert open_server.ask("POST", "/v1/segment", b"x" * 1000)[0] == 200
-    assert open_server.ask("POST", "/v1/segment", b"x" * 1001)[:2] == (
-        413,
-        {"reason": "too_large", "detail": "the limit is 1000 bytes"},
-    )
-    with closing(socket.create_connection(("127.0.0.1", open_server.port), timeout=10)) as client:
-        client.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-        client.sendall(b"258\r\n" + b"x" * 600 + b"\r\n" + b"258\r\n" + b"x" * 600 + b"\r\n")  # and no end
-        assert client.recv(100).startswith(b"HTTP/1.1 413")
-
-
-def test_a_body_that_does_not_arrive_is_not_waited_for(open_server: Server) -> None:
-    began = time.monotonic()
-    with closing(socket.create_connection(("127.0.0.1", open_server.port), timeout=10)) as client:
-        client.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nslow")
-        assert client.recv(100).startswith(b"HTTP/1.1 400")
-    assert time.monotonic() - began < 5
 
 
 def test_an_empty_body_is_a_bad_request(open_server: Server) -> None:
@@ -217,7 +95,7 @@ def test_a_request_that_is_not_understood_is_answered_without_what_was_sent(open
 def test_what_the_stores_say_of_an_archive_has_its_status() -> None:
     cases: list[tuple[Exception, int, str]] = [
         (UsageError("no such scheme"), 422, "invalid"),
-        (RunConflictError("another run"), 422, "invalid"),
+        (RunConflictError("another run"), 409, "conflict"),
         (StoreError("no answer"), 503, "store_error"),
     ]
     wanted = json.dumps({"source": "a", "destination": "b"}).encode()
@@ -229,16 +107,15 @@ def test_what_the_stores_say_of_an_archive_has_its_status() -> None:
 
 
 def test_everything_but_root_and_health_asks_for_the_token() -> None:
-    limits = HttpLimits(token_sha256=hashlib.sha256(TOKEN.encode()).hexdigest())
     asked = {
         ("POST", "/v1/segment"): 200,
-        ("POST", "/v1/archives"): 422,
+        ("POST", "/v1/archives"): 415,
         ("GET", "/v1/archives"): 200,
         ("GET", "/v1/archives/abc"): 200,
         ("DELETE", "/v1/archives/abc"): 200,
         ("GET", "/metrics"): 200,
     }
-    with served(limits) as server:
+    with served(GUARDED) as server:
         for (method, path), status in asked.items():
             for headers in ({}, {"Authorization": "Bearer another"}, {"Authorization": "Basic YTpi"}):
                 answered, problem, kept = server.ask(method, path, b"eye", **headers)

@@ -10,11 +10,13 @@ the arguments of a Serve config file, as KubeRay's RayService has it.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import ipaddress
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +26,8 @@ from typing import Any
 from pydantic import BaseModel
 from ray import serve
 
-from ma_cluster.bundle import load_bundle
+from ma_cluster.archive.outcomes import config_digest
+from ma_cluster.bundle import Bundle, load_bundle
 from ma_cluster.cluster import recording
 from ma_cluster.cluster.connection import connected, quieten, starts_own
 from ma_cluster.cluster.fleet.driver import model_of
@@ -32,15 +35,16 @@ from ma_cluster.cluster.fleet.replicas import Fleet
 from ma_cluster.cluster.fleet.scoring_app import ScoringApp, reader_app, segmenter_app
 from ma_cluster.cluster.service.job_runner import JobRunner
 from ma_cluster.errors import FleetBrokenError, MaClusterError, UsageError
-from ma_cluster.http.api import HttpLimits, create_api
+from ma_cluster.http.api import create_api
 from ma_cluster.http.fleet_service import Backing, FleetService
+from ma_cluster.http.guard import LOOPBACK, HttpLimits
 from ma_cluster.http.jobs import ArchiveJobs
 
 log = logging.getLogger(__name__)
 TOKEN_VARIABLE = "MA_CLUSTER_TOKEN"
 FLEET_NAME = "ma-cluster"
 _RECONCILE_S = 2.0
-_CONNECTIONS = 256
+_CONNECTIONS = 256  # that reach the Gateway at a time: more than it lets in, so that it can refuse, and tell its health
 _STOP_S = 60.0
 
 
@@ -63,7 +67,7 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig) -> None:
         bundle, fleet = load_bundle(config.model), config.fleet
-        jobs = ArchiveJobs(config.state)
+        jobs = _jobs(config, bundle)
         runner = job_runner(jobs, config)
         assert fleet.name is not None
         self._limits = dataclasses.replace(config.limits, max_body_bytes=bundle.recipe.image.max_bytes)
@@ -73,6 +77,11 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> Any:
         return create_api(self._service, self._limits)
+
+
+def _jobs(config: GatewayConfig, bundle: Bundle) -> ArchiveJobs:
+    """The jobs of a service that scores with this model."""
+    return ArchiveJobs(config.state, bundle.digest, config_digest(bundle.recipe, config.fleet.sandbox.decoder))
 
 
 def job_runner(jobs: ArchiveJobs, config: GatewayConfig) -> JobRunner:
@@ -109,6 +118,7 @@ def serving(config: GatewayConfig, host: str, port: int) -> Iterator[str]:
             cluster is given.
         BundleError: the model is damaged or not there.
         StoreError: the store of the jobs cannot be written.
+        MaClusterError: the port is in use.
         FleetBrokenError: the fleet does not start.
     """
     token = os.environ.get(TOKEN_VARIABLE)
@@ -118,8 +128,10 @@ def serving(config: GatewayConfig, host: str, port: int) -> Iterator[str]:
         )
     if starts_own(config.fleet.address):
         config.fleet.check_fits()
-    model, jobs = model_of(config.model, load_bundle(config.model)), ArchiveJobs(config.state)
-    limits = dataclasses.replace(config.limits, token_sha256=_sha256(token))
+        _check_free(host, port)  # elsewhere it is the cluster's head that listens
+    bundle = load_bundle(config.model)
+    model, jobs = model_of(config.model, bundle), _jobs(config, bundle)
+    limits = dataclasses.replace(config.limits, token_sha256=_sha256(token), hosts=LOOPBACK | {host.lower()})
     with connected(config.fleet.address, waiting_cpus=config.fleet.readers + 1):
         fleet = dataclasses.replace(config.fleet.sized(_MANY), name=config.fleet.name or FLEET_NAME)
         limits = dataclasses.replace(limits, waiting=2 * fleet.in_flight)
@@ -132,9 +144,34 @@ def serving(config: GatewayConfig, host: str, port: int) -> Iterator[str]:
             yield f"http://{host}:{port}"
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the way out is not to be cut short
+            serve.delete(f"{fleet.name}-gateway")  # first: it would start them again
             job_runner(jobs, config).stop(_STOP_S)
-            serve.delete(f"{fleet.name}-gateway")
             app.delete()
+
+
+def _check_free(host: str, port: int) -> None:
+    """Serve's proxy listens with SO_REUSEPORT: it would share a port with whatever has it, and get half the requests.
+
+    Raises:
+        MaClusterError: somebody listens there.
+    """
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise UsageError(f"--host {host} is no address of this machine: {error.strerror}") from error
+    in_use = MaClusterError(f"port {port} of {host} is in use: end what listens there, or give another --port")
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a port counts as in use a minute after its end
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise in_use from error
+            raise UsageError(f"nothing can listen on port {port} of {host}: {error.strerror}") from error
+    with socket.socket(family, kind) as probe:
+        probe.settimeout(1.0)
+        if probe.connect_ex(address) == 0:
+            raise in_use
 
 
 def _listen(host: str, port: int) -> None:

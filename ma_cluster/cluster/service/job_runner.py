@@ -2,11 +2,16 @@
 
 A job's driver is a process beside a detached actor, so it outlives the Gateway; the store says what is wanted, the
 cluster says what runs, and `reconcile` brings the second in line with the first, as often as it is called.
+
+Not Ray Jobs: they need the dashboard, and that the node's agent has got port 52365. A second Ray on a machine does not
+get it, `ray.init` cannot ask for another, and every job is then refused ("No available agent to submit job").
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,37 +21,39 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.util import list_named_actors
 
 from ma_cluster.errors import MaClusterError
-from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs, JobState, job_state
+from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs
 
 log = logging.getLogger(__name__)
 _NAMESPACE, _PREFIX = "ma-cluster", "archive-"
-_ENDED_WELL = (0, 3, 143, -15)  # all scored, some not, cancelled: at its work, or before it had begun
-_MESSAGE_BYTES = 4096
+_COMPLETE = (0, 3)  # all scored; some refused or failed
+_CANCELLED = (128 + signal.SIGTERM, -signal.SIGTERM)  # at its work; before it had begun
+_STARTS = 3  # that fail before a job has
+_LOG_BYTES = 16_384
 _ANSWER_S = 30.0
+_OTHER_MODEL = "it was asked for of another model or other numbers than this service has; ask for it again"
+_ALIVE: tuple[int | None, str] = (None, "")
 
 
 class DriverProcess:
     """The actor beside a driver: starts it, says whether it still runs, ends it."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        self._lines = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors
+            command, stdin=subprocess.DEVNULL, stdout=self._lines, stderr=subprocess.STDOUT, env=environment
         )
 
     def poll(self) -> tuple[int | None, str]:
-        """Its exit status, None while it runs, and the last line that it wrote for people."""
+        """Its exit status, None while it runs, and the last that it wrote."""
         status = self._process.poll()
-        if status is None:
-            return None, ""
-        size = self._errors.seek(0, 2)
-        self._errors.seek(max(0, size - _MESSAGE_BYTES))
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return status, lines[-1].removeprefix("ma-cluster: ") if lines else f"ended with status {status}"
+        size = os.fstat(self._lines.fileno()).st_size
+        last = os.pread(self._lines.fileno(), _LOG_BYTES, max(0, size - _LOG_BYTES))
+        return status, last.decode(errors="replace")
 
     def stop(self) -> None:
         """Ask it to end; it leaves a run that can be resumed."""
@@ -62,7 +69,8 @@ class JobRunner:
     """Of `ma-cluster score`: the model and the warm fleet."""
     at_once: int
     """Jobs that run at a time; the others wait in the order in which they were asked for."""
-    _done: set[str] = field(default_factory=set)
+    _logs: dict[str, str] = field(default_factory=dict)
+    """Of the drivers that run, as they were last kept."""
 
     def running(self) -> set[str]:
         """Ids of the jobs that something drives."""
@@ -71,17 +79,18 @@ class JobRunner:
         return {name.removeprefix(_PREFIX) for name in own if name.startswith(_PREFIX)}
 
     def reconcile(self) -> None:
-        """Take note of drivers that have ended, end those that nobody wants, start those that are wanted.
+        """Take note of drivers that have ended, end those that nobody wants, start those that are wanted. What goes
+        wrong with one job holds up no other.
 
         Raises:
             StoreError: the store of the jobs does not answer.
         """
         running = {job_id for job_id in self.running() if self._still_runs(job_id)}
-        for job in self.jobs.list():
+        for job in self.jobs.list().jobs:
             if job.id in running and not job.wanted:
                 self._ask(job.id, "stop")
-            elif job.wanted and job.id not in running | self._done and len(running) < self.at_once:
-                running |= self._begin(job)
+            elif job.wanted and job.id not in running and len(running) < self.at_once and self._begin(job):
+                running.add(job.id)
 
     def stop(self, timeout_s: float) -> None:
         """End all drivers and wait for them; the jobs stay wanted."""
@@ -91,39 +100,82 @@ class JobRunner:
         while any([self._still_runs(job_id) for job_id in self.running()]) and time.monotonic() < deadline:
             time.sleep(0.2)
 
-    def _begin(self, job: ArchiveJob) -> set[str]:
-        try:
-            finished = job_state(job, running=False) is JobState.FINISHED
-        except MaClusterError as error:
-            log.warning("the destination of job %s: %s", job.id, error)
-            return set()
-        if finished:
-            self._done.add(job.id)
-            return set()
+    def _begin(self, job: ArchiveJob) -> bool:
+        """Whether a driver runs now. A start counts as failed from before it until its driver answers, so that one
+        that takes the Gateway with it is counted, too.
+        """
+        if not self.jobs.possible(job):
+            self.jobs.fail(job.id, _OTHER_MODEL)
+            return False
+        if job.failed_starts >= _STARTS:
+            self.jobs.fail(job.id, f"it was started {job.failed_starts} times, and its driver never answered")
+            return False
+        self.jobs.change(job.id, failed_starts=job.failed_starts + 1)
         address = ray.get_runtime_context().gcs_address
         command = [sys.executable, "-m", "ma_cluster", "score", job.source, job.destination, "--address", address]
-        ray.remote(DriverProcess).options(
+        actor: Any = ray.remote(DriverProcess).options(
             name=_PREFIX + job.id, namespace=_NAMESPACE, lifetime="detached", num_cpus=0, get_if_exists=True
-        ).remote([*command, *self.options])
-        return {job.id}
+        )
+        try:
+            ray.get(actor.remote([*command, *self.options]).poll.remote(), timeout=_ANSWER_S)
+        except GetTimeoutError:  # a slow start is none that has failed
+            return True
+        except RayActorError as error:
+            self._start_failed(job.id, str(error).strip().splitlines()[-1])
+            return False
+        self.jobs.change(job.id, failed_starts=job.failed_starts)
+        return True
+
+    def _start_failed(self, job_id: str, why: str) -> None:
+        log.warning("a driver of job %s failed: %s", job_id, why)
+        if self.jobs.get(job_id).failed_starts >= _STARTS:
+            self.jobs.fail(job_id, f"it was started {_STARTS} times in vain; the last time: {why}")
 
     def _still_runs(self, job_id: str) -> bool:
-        answer = self._ask(job_id, "poll")
-        if answer is None:
+        try:
+            answer = self._ask(job_id, "poll")
+            if answer is None:
+                return False
+            status, lines = answer
+            if lines and lines != self._logs.get(job_id):
+                self.jobs.keep_log(job_id, lines)
+                self._logs[job_id] = lines
+            if status is None:
+                return True
+            self._note(job_id, status, lines)
+        except MaClusterError as error:  # the actor is kept, and asked again: how it ended must not be lost
+            log.warning("of job %s nothing can be noted: %s", job_id, error)
             return False
-        status, message = answer
-        if status is None:
-            return True
-        if status not in _ENDED_WELL:
-            log.warning("job %s ended with %d: %s", job_id, status, message)
-            self.jobs.fail(job_id, message)
+        self._logs.pop(job_id, None)
         ray.kill(ray.get_actor(_PREFIX + job_id, _NAMESPACE))
         return False
 
+    def _note(self, job_id: str, status: int, lines: str) -> None:
+        """Keep how a driver ended."""
+        if status in _COMPLETE:
+            self.jobs.finish(job_id)
+        elif status in _CANCELLED:
+            return
+        elif status < 0:  # killed, as by a machine that is out of memory: the next may fare better
+            failed = self.jobs.get(job_id).failed_starts + 1
+            self.jobs.change(job_id, failed_starts=failed)
+            self._start_failed(job_id, f"its driver was killed ({signal.Signals(-status).name})")
+        else:
+            self.jobs.fail(job_id, _message(lines) or f"its driver ended with status {status}")
+
     def _ask(self, job_id: str, method: str) -> Any:
-        """What the actor of a job answers, None where it is gone."""
+        """What the actor of a job answers, None where it is gone; one that is stuck still runs."""
         try:
             actor: Any = ray.get_actor(_PREFIX + job_id, _NAMESPACE)
             return ray.get(getattr(actor, method).remote(), timeout=_ANSWER_S)
+        except (GetTimeoutError, ActorUnavailableError):
+            return _ALIVE
         except (ValueError, RayActorError):  # there is none, or not any more
             return None
+
+
+def _message(lines: str) -> str:
+    """What a driver said last: in the command's own words, where there are any."""
+    written = lines.strip().splitlines()
+    own = [line for line in written if line.startswith("ma-cluster: ")]
+    return (own or written or [""])[-1].removeprefix("ma-cluster: ")

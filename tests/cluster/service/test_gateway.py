@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,9 @@ def test_an_archive_is_scored_and_told_of(service: Served, archive: str, weed: W
     assert known["status"]["statuses"] == {"refused": 1, "scored": PHOTOGRAPHS - 1}
     assert known["status"]["reasons"] == {"not_an_image": 1}
     assert len(rows(open_store(dest))) == PHOTOGRAPHS
+    assert "scored" in known["log"]
+    other = json.dumps({"source": archive + "/eye", "destination": dest}).encode()
+    assert service.ask("POST", "/v1/archives", other, content_type="application/json")[0] == 409
     run, text = known["status"]["run"], service.ask("GET", "/metrics")[1].decode()
     assert f'ma_archive_images{{run="{run}",status="scored"}} {PHOTOGRAPHS - 1}.0' in text
     assert f'ma_archive_remaining{{run="{run}"}} 0.0' in text
@@ -206,6 +210,37 @@ def test_the_next_service_finishes_what_the_last_one_left(tiny_bundle: Path, arc
     with serving(tiny_bundle, state) as second:
         wait_for(finished(second, job))
     assert len(rows(open_store(dest))) == PHOTOGRAPHS
+
+
+def test_slow_bodies_under_serve_stop_neither_health_nor_photographs(service: Served, eye: bytes) -> None:
+    head = b"POST /v1/%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: 100\r\n\r\nx"
+    with ExitStack() as clients:
+        for number in range(260):
+            kind = (b"archives", b"application/json") if number % 2 else (b"segment", b"image/jpeg")
+            client = clients.enter_context(closing(socket.create_connection(("127.0.0.1", service.port))))
+            client.sendall(head % kind)
+        for _ in range(5):
+            began = time.monotonic()
+            assert service.ask("GET", "/healthz")[0] == 200
+            assert time.monotonic() - began < 10
+    wait_for(lambda: service.ask("POST", "/v1/segment", eye)[0] == 200, 60)
+
+
+@pytest.mark.parametrize("by", ["SO_REUSEPORT", "SO_REUSEADDR"])
+def test_a_port_in_use_is_not_shared(tmp_path: Path, by: str) -> None:
+    with closing(socket.socket()) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, getattr(socket, by), 1)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        for host in ("127.0.0.1", "localhost"):
+            began, options = time.monotonic(), ["--host", host, "--port", str(port), "--state", str(tmp_path)]
+            done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr == (
+                f"ma-cluster: port {port} of {host} is in use: end what listens there, or give another --port\n"
+            )
+            assert time.monotonic() - began < 30
 
 
 def test_beyond_loopback_nothing_is_served_without_a_token(tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""What a service says of its archives, in lists and in metrics, and that one of them which is broken hides no other."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from archive_jobs import begun, decide, finish, jobs_of, photographs
+
+from ma_cluster.archive.outcomes import Outcome
+from ma_cluster.archive.retry import begin_retry
+from ma_cluster.archive.run import pending, read_run
+from ma_cluster.archive.shard_scorer import Reading, Segmentation
+from ma_cluster.archive.summary import finish_run
+from ma_cluster.bundle import load_bundle
+from ma_cluster.errors import Reason
+from ma_cluster.http.archive_metrics import ArchiveMetrics, Looks
+from ma_cluster.http.fleet_service import Backing, FleetService
+from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs, JobState
+from ma_cluster.storage.local import LocalStore
+
+
+class Nothing:
+    """A fleet and a recorder of which nothing is asked."""
+
+    def read_upload(self, data: bytes) -> Reading:
+        raise AssertionError
+
+    def segment(self, reading: Reading) -> Segmentation:
+        raise AssertionError
+
+    def up(self) -> bool:
+        raise AssertionError
+
+    def begun(self) -> None:
+        raise AssertionError
+
+    def decided(self, outcome: Outcome) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> ArchiveJobs:
+    return jobs_of(tmp_path)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> LocalStore:
+    return photographs(tmp_path)
+
+
+@pytest.fixture
+def service(jobs: ArchiveJobs, tiny_bundle: Path) -> FleetService:
+    return FleetService(Backing(Nothing(), jobs, lambda: set(), Nothing()), load_bundle(tiny_bundle))
+
+
+BROKEN: dict[str, Callable[[ArchiveJob], bytes]] = {
+    "archives/0123456789abcdef.json": lambda job: b'{"id": "0123456789abcdef", "colour": "red"}',
+    "archives/1123456789abcdef.json": lambda job: b"[" * 100_000,
+    "archives/2123456789abcdef.json": lambda job: b"\xff",
+    "archives/3123456789abcdef.json": lambda job: json.dumps(
+        {"id": job.id, "source": "a", "destination": "b"}
+    ).encode(),
+    "archives/4123456789abcdef.json": lambda job: b"",
+    "archives/notes.txt": lambda job: b"call the clinic",
+    "archives/old/5123456789abcdef.json": lambda job: b"{}",
+}
+
+
+@pytest.mark.parametrize("key", BROKEN)
+def test_an_entry_that_is_no_job_carries_its_fault_and_hides_no_other(
+    service: FleetService, jobs: ArchiveJobs, tmp_path: Path, key: str
+) -> None:
+    job = jobs.request(str(tmp_path / "a"), str(tmp_path / "b"))
+    LocalStore(tmp_path / "state").put(key, BROKEN[key](job))
+    first, broken = service.archives()
+    assert (first["id"], first["state"]) == (job.id, "queued")
+    assert broken.keys() == {"id", "state", "error"}
+    assert "--state" in broken["error"]
+    assert jobs.request(str(tmp_path / "a"), str(tmp_path / "c")).state(running=False) is JobState.QUEUED
+
+
+def test_a_destination_that_was_damaged_emptied_or_taken_is_its_own_jobs_fault(
+    service: FleetService, jobs: ArchiveJobs, source: LocalStore, tmp_path: Path
+) -> None:
+    faults = {
+        "whole": None,
+        "damaged": "run.json",
+        "deep": "run.json",
+        "emptied": "not hold",
+        "taken": "another source",
+    }
+    for name in faults:
+        job = jobs.request(source.url, str(tmp_path / name))
+        finish(begun(source, tmp_path / name))
+        jobs.finish(job.id)
+    (tmp_path / "damaged" / "run.json").write_bytes(b"{")
+    (tmp_path / "deep" / "run.json").write_bytes(b"[" * 100_000)
+    (tmp_path / "emptied" / "run.json").unlink()
+    text = (tmp_path / "taken" / "run.json").read_text()
+    (tmp_path / "taken" / "run.json").write_text(text.replace(source.url, "another"))
+    known = {Path(entry["destination"]).name: entry for entry in service.archives()}
+    for name, fault in faults.items():
+        error = known[name]["error"]
+        assert (error is None) if fault is None else (fault in error), name
+        alone = service.archive(known[name]["id"])
+        assert (alone["status"] is not None) == (fault is None), name
+
+
+def test_one_destination_that_never_answers_costs_the_others_nothing() -> None:
+    stuck = threading.Event()
+
+    def look(url: str) -> str:
+        if url.startswith("s3://dead/"):
+            stuck.wait(20)
+        if url == "odd":
+            raise ZeroDivisionError
+        return url
+
+    looks = Looks(look, within_s=0.5)
+    urls = ["a", "odd", "s3://alive/x", *(f"s3://dead/{number}" for number in range(50))]
+    for _ in range(3):
+        began = time.monotonic()
+        found = looks(urls)
+        assert time.monotonic() - began < 2
+        assert (found["a"], found["s3://alive/x"]) == ("a", "s3://alive/x")
+        assert "did not answer within 0.5 s" in str(found["s3://dead/7"])
+        assert "cannot be read" in str(found["odd"])
+    assert threading.active_count() < 40
+    stuck.set()
+
+
+def test_metrics_follow_the_parts_and_their_retries(source: LocalStore, tmp_path: Path) -> None:
+    dest = begun(source, tmp_path / "dest")
+    run = read_run(dest)
+    assert run is not None
+    metrics = ArchiveMetrics(lambda: [dest.url, str(tmp_path / "not planned yet")])
+
+    def figures() -> tuple[float, float, float]:
+        lines = dict(line.rsplit(" ", 1) for line in metrics.text().decode().splitlines() if line[0] != "#")
+        images = f'ma_archive_images{{run="{run.id}",status='
+        remaining = lines[f'ma_archive_remaining{{run="{run.id}"}}']
+        return float(remaining), float(lines[images + '"scored"}']), float(lines[images + '"failed"}'])
+
+    assert figures() == (5, 0, 0)
+    for shard in pending(dest, run):
+        decide(dest, shard, Reason.STORE_ERROR)
+    assert figures() == figures() == (0, 0, 5)
+    finish_run(dest, run)
+    again = begin_retry(source, dest, run)
+    assert again is not None
+    retry, retried = again
+    assert figures() == (0, 0, 5)
+    for shard in pending(retry, retried):
+        decide(retry, shard, None)
+    assert figures() == (0, 5, 0)

@@ -1,0 +1,237 @@
+"""What reaches the service: strangers, floods and slow clients against a real server."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from known_service import GUARDED, LIMITS, TOKEN, Server, served
+
+from ma_cluster.http.guard import HttpLimits
+
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def open_server() -> Iterator[Server]:
+    with served(LIMITS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Server]:
+    with served(GUARDED) as server:
+        yield server
+
+
+def head(path: str, *headers: str) -> bytes:
+    """The beginning of a POST, its headers whole."""
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
+
+
+def begun(server: Server, data: bytes) -> socket.socket:
+    """A connection on which so much was sent, and nothing more comes."""
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    client.sendall(data)
+    return client
+
+
+def answer(server: Server, data: bytes) -> tuple[int, str]:
+    """Status and reason of the answer to a request of which only the beginning is sent."""
+    with closing(begun(server, data)) as client:
+        text = client.recv(4096).decode()
+    return int(text.split(" ", 2)[1]), json.loads(text.partition("\r\n\r\n")[2])["reason"]
+
+
+JSON = "Content-Type: application/json"
+ONE = "Content-Length: 100"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "expected"),
+    [
+        ("/v1/archives", (JSON, ONE), (401, "unauthorized")),
+        ("/v1/segment", (ONE,), (401, "unauthorized")),
+        ("/v1/other", (ONE,), (401, "unauthorized")),
+        ("/v1/archives", ("Authorization: Bearer " + TOKEN, "Content-Type: text/plain", ONE), (415, "unsupported")),
+        ("/v1/archives", ("Authorization: Bearer " + TOKEN, ONE), (415, "unsupported")),
+        ("/v1/segment", ("Authorization: Bearer " + TOKEN, "Content-Type: text/html", ONE), (415, "unsupported")),
+        ("/v1/archives", ("Authorization: Bearer " + TOKEN, JSON, f"Content-Length: {20_000}"), (413, "too_large")),
+        ("/v1/segment", ("Authorization: Bearer " + TOKEN, f"Content-Length: {65 * MIB}"), (413, "too_large")),
+        ("/v1/other", ("Authorization: Bearer " + TOKEN, f"Content-Length: {20_000}"), (413, "too_large")),
+        ("/v1/archives", ("Authorization: Bearer " + TOKEN, JSON, ONE, "Origin: http://a.example"), (403, "forbidden")),
+    ],
+)
+def test_what_the_headers_tell_is_answered_before_any_of_the_body_has_come(
+    guarded: Server, path: str, headers: tuple[str, ...], expected: tuple[int, str]
+) -> None:
+    assert answer(guarded, head(path, *headers)) == expected
+
+
+@pytest.mark.parametrize("more", [(), ("Authorization: Bearer " + TOKEN,)])
+def test_a_flood_of_json_is_not_kept(guarded: Server, more: tuple[str, ...]) -> None:
+    server, before = guarded, resident_bytes()
+    chunk = b"%x\r\n" % MIB + b" " * MIB + b"\r\n"
+    with closing(begun(server, head("/v1/archives", JSON, "Transfer-Encoding: chunked", *more))) as client:
+        try:
+            for _ in range(200):
+                client.sendall(chunk)
+        except OSError:  # refused and closed
+            pass
+    assert server.ask("GET", "/healthz")[0] == 200
+    assert resident_bytes() - before < 50 * MIB
+
+
+def resident_bytes() -> int:
+    """Of this process, which holds the server, too."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_no_more_of_a_body_is_read_than_the_limit(open_server: Server) -> None:
+    assert open_server.ask("POST", "/v1/segment", b"x" * 1000)[0] == 200
+    assert open_server.ask("POST", "/v1/segment", b"x" * 1001)[:2] == (
+        413,
+        {"reason": "too_large", "detail": "the limit is 1000 bytes"},
+    )
+    chunks = b"258\r\n" + b"x" * 600 + b"\r\n" + b"258\r\n" + b"x" * 600 + b"\r\n"  # and no end
+    assert answer(open_server, head("/v1/segment", "Transfer-Encoding: chunked") + chunks) == (413, "too_large")
+
+
+@pytest.mark.parametrize("headers", [("/v1/segment", ONE), ("/v1/archives", JSON, ONE), ("/v1/other", ONE)])
+def test_a_body_that_does_not_arrive_is_not_waited_for(open_server: Server, headers: tuple[str, ...]) -> None:
+    began = time.monotonic()
+    assert answer(open_server, head(*headers) + b"slow") == (400, "bad_request")
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("headers", [("/v1/segment", ONE), ("/v1/archives", JSON, ONE)])
+def test_slow_bodies_stop_neither_health_nor_lists_nor_quick_bodies(headers: tuple[str, ...]) -> None:
+    with served(HttpLimits(bodies=20)) as server, ExitStack() as clients:
+        for _ in range(260):
+            clients.enter_context(closing(begun(server, head(*headers) + b"x")))
+        for path in ("/healthz", "/v1/archives"):
+            began = time.monotonic()
+            assert server.ask("GET", path)[0] == 200
+            assert time.monotonic() - began < 2
+        assert server.ask("POST", "/v1/segment", b"eye")[1]["reason"] == "busy"
+        clients.close()  # as those who are patient see
+        deadline = time.monotonic() + 10
+        while (status := server.ask("POST", "/v1/segment", b"eye")[0]) == 429 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert status == 200
+
+
+def test_slow_bodies_take_no_slot_of_the_photographs() -> None:
+    with served(HttpLimits(waiting=2)) as server, ExitStack() as clients:
+        for _ in range(8):
+            clients.enter_context(closing(begun(server, head("/v1/segment", ONE) + b"x")))
+        assert server.ask("POST", "/v1/segment", b"eye")[0] == 200
+
+
+def test_bodies_that_are_arriving_share_a_limit_of_bytes() -> None:
+    with served(HttpLimits(arriving_bytes=1000)) as server:
+        with closing(begun(server, head("/v1/segment", "Content-Length: 900") + b"x" * 800)):
+            deadline = time.monotonic() + 10
+            while (status := server.ask("POST", "/v1/segment", b"x" * 300)[0]) == 200 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert status == 429
+        while (status := server.ask("POST", "/v1/segment", b"x" * 300)[0]) == 429 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert status == 200
+
+
+def test_stores_that_do_not_answer_stop_neither_health_nor_photographs() -> None:
+    with served(HttpLimits(answer_s=3.0)) as server:
+        entered, stuck = threading.Semaphore(0), threading.Event()
+
+        def archives() -> list[dict[str, object]]:
+            entered.release()
+            stuck.wait(20)
+            return []
+
+        server.service.archives = archives  # type: ignore[method-assign]
+        answers = ThreadPoolExecutor(60)
+        asked = [answers.submit(server.ask, "GET", "/v1/archives") for _ in range(60)]
+        assert all(entered.acquire(timeout=2) for _ in range(40))
+        assert server.ask("GET", "/healthz")[0] == server.ask("POST", "/v1/segment", b"eye")[0] == 200
+        assert not any(answer.done() for answer in asked)
+        detail = "the stores, or the cluster, did not answer within 3 s"
+        assert {answer.result()[0] for answer in asked} == {503}
+        assert asked[0].result()[1] == {"reason": "unavailable", "detail": detail}
+        stuck.set()
+        answers.shutdown()
+
+
+def test_more_requests_than_fit_are_told_to_come_again() -> None:
+    with served(HttpLimits(requests=2)) as server, ThreadPoolExecutor(2) as answers:
+        asked = [answers.submit(server.ask, "POST", "/v1/segment", b"wait") for _ in range(2)]
+        assert all(server.service.entered.acquire(timeout=10) for _ in asked)
+        assert server.ask("GET", "/v1/archives")[1]["reason"] == "busy"
+        assert server.ask("GET", "/healthz")[0] == server.ask("GET", "/")[0] == 200
+        server.service.gate.set()
+        assert {answer.result()[0] for answer in asked} == {200}
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::2]", "a:b:c"])
+def test_without_a_token_a_name_that_is_not_the_services_is_not_answered(open_server: Server, host: str) -> None:
+    for method, path in (("GET", "/v1/archives"), ("POST", "/v1/segment"), ("GET", "/"), ("GET", "/healthz")):
+        status, problem, _ = open_server.ask(method, path, None, Host=host)
+        assert (status, problem["reason"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "[::1]", "here.example"])
+def test_the_names_of_loopback_and_of_the_option_are_answered(host: str) -> None:
+    limits = HttpLimits(hosts=HttpLimits().hosts | {"here.example"})
+    with served(limits) as server:
+        assert server.ask("GET", "/v1/archives", None, Host=host)[0] == 200
+
+
+def test_with_a_token_any_name_is_answered(guarded: Server) -> None:
+    assert guarded.ask("GET", "/v1/archives", None, Host="clinic.example", **BEARER)[0] == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:1", "evil", "", "http://["])
+def test_a_page_from_elsewhere_changes_nothing(open_server: Server, origin: str) -> None:
+    for method, path in (("POST", "/v1/archives"), ("DELETE", "/v1/archives/abc"), ("POST", "/v1/segment")):
+        status, problem, _ = open_server.ask(method, path, b"{}", Origin=origin)
+        assert (status, problem["reason"]) == (403, "forbidden")
+    assert open_server.ask("GET", "/v1/archives", None, Origin=origin)[0] == 200
+
+
+def test_a_page_of_the_service_itself_may(open_server: Server) -> None:
+    own = f"http://127.0.0.1:{open_server.port}"
+    assert open_server.ask("DELETE", "/v1/archives/abc", None, Origin=own)[0] == 200
+
+
+def test_what_nobody_foresaw_is_told_to_come_again_on_every_route() -> None:
+    with served(LIMITS) as server:
+
+        def flawed(*_: object) -> None:
+            raise ZeroDivisionError("patient 12")
+
+        for name in ("segment", "ready", "request_archive", "archives", "archive", "cancel_archive", "metrics"):
+            setattr(server.service, name, flawed)
+        body = json.dumps({"source": "a", "destination": "b"}).encode()
+        asked = [("POST", "/v1/segment"), ("POST", "/v1/archives"), ("GET", "/v1/archives"), ("GET", "/v1/archives/a")]
+        for method, path in [*asked, ("DELETE", "/v1/archives/a"), ("GET", "/metrics"), ("GET", "/healthz")]:
+            status, problem, headers = server.ask(method, path, body, content_type="application/json")
+            if path == "/v1/segment":
+                status, problem, headers = server.ask(method, path, body)
+            assert (status, problem["reason"]) == (503, "unavailable"), path
+            assert int(headers["retry-after"]) > 0
+            assert "12" not in problem["detail"]
+
+
+@pytest.mark.parametrize("url", ["a\0b", "", "x" * 3000])
+def test_an_url_that_no_store_can_have_is_refused(open_server: Server, url: str) -> None:
+    body = json.dumps({"source": url, "destination": "b"}).encode()
+    status, problem, _ = open_server.ask("POST", "/v1/archives", body, content_type="application/json")
+    assert (status, problem["reason"]) == (422, "invalid")
