@@ -159,7 +159,11 @@ def _add_segment(api: FastAPI, service: Service, limits: HttpLimits, checked: li
 
 def _add_archives(api: FastAPI, service: Service, stores: _Threads, checked: list[Any]) -> None:
     listed, one = documented(401, 403, 429, 503), documented(401, 403, 404, 429, 503)
-    taken = documented(400, 401, 403, 409, 413, 415, 422, 429, 503)
+    linked = {
+        name: {"operationId": f"{name}_v1_archives__job_id__{method}", "parameters": {"job_id": "$response.body#/id"}}
+        for name, method in (("archive", "get"), ("cancel_archive", "delete"))
+    }
+    taken = documented(400, 401, 403, 409, 413, 415, 422, 429, 503) | {202: {"links": linked}}
 
     @api.post("/v1/archives", status_code=202, dependencies=checked, responses=taken)
     async def request_archive(wanted: ArchiveRequest) -> dict[str, Any]:

@@ -142,6 +142,9 @@ def test_the_document_describes_each_route_and_its_errors(open_server: Server) -
     segment = document["paths"]["/v1/segment"]["post"]
     assert set(segment["responses"]) >= {"200", "400", "401", "413", "415", "422", "429", "503"}
     assert segment["requestBody"]["content"]["application/octet-stream"]["schema"]["format"] == "binary"
+    operations = {operation["operationId"] for path in document["paths"].values() for operation in path.values()}
+    links = document["paths"]["/v1/archives"]["post"]["responses"]["202"]["links"].values()
+    assert {link["operationId"] for link in links} <= operations
     reasons = document["components"]["schemas"]["Problem"]["properties"]["reason"]["anyOf"]
     assert len(reasons) == 2
 
