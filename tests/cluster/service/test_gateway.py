@@ -226,21 +226,17 @@ def test_slow_bodies_under_serve_stop_neither_health_nor_photographs(service: Se
     wait_for(lambda: service.ask("POST", "/v1/segment", eye)[0] == 200, 60)
 
 
-@pytest.mark.parametrize("by", ["SO_REUSEPORT", "SO_REUSEADDR"])
-def test_a_port_in_use_is_not_shared(tmp_path: Path, by: str) -> None:
+@pytest.mark.parametrize(("by", "host"), [("SO_REUSEPORT", "127.0.0.1"), ("SO_REUSEADDR", "localhost")])
+def test_a_port_in_use_is_not_shared(tmp_path: Path, by: str, host: str) -> None:
     with closing(socket.socket()) as listening:
         listening.setsockopt(socket.SOL_SOCKET, getattr(socket, by), 1)
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         port = listening.getsockname()[1]
-        for host in ("127.0.0.1", "localhost"):
-            began, options = time.monotonic(), ["--host", host, "--port", str(port), "--state", str(tmp_path)]
-            done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
-            assert (done.returncode, done.stdout) == (1, "")
-            assert done.stderr == (
-                f"ma-cluster: port {port} of {host} is in use: end what listens there, or give another --port\n"
-            )
-            assert time.monotonic() - began < 30
+        options = ["--host", host, "--port", str(port), "--state", str(tmp_path)]
+        done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
+    in_use = f"ma-cluster: port {port} of {host} is in use: end what listens there, or give another --port\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", in_use)
 
 
 def test_beyond_loopback_nothing_is_served_without_a_token(tmp_path: Path) -> None:
