@@ -61,6 +61,7 @@ def test_what_a_driver_says_is_the_jobs_error_and_its_lines_are_kept(jobs: Archi
     assert runner(jobs).running() == set()
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_again_and_again_fails_and_one_that_is_killed_once_does_not(
     jobs: ArchiveJobs, tmp_path: Path
 ) -> None:
