@@ -88,7 +88,9 @@ def measure_ledger(size: int, shards: int, repeats: int) -> dict[str, Any]:
     from ma_cluster.cluster.training.ledger import LossLedger
 
     if not ray.is_initialized():
-        ray.init(_node_ip_address="127.0.0.1", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address="local", _node_ip_address="127.0.0.1", num_cpus=2, include_dashboard=False, log_to_driver=False
+        )
     rng = np.random.default_rng(0)
     ids, losses = rng.integers(size, size=_BATCH), rng.random(_BATCH, dtype=np.float32)
     ledger = LossLedger.create(size, shards=shards)

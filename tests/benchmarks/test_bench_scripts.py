@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = {
-    "ledger": ["--sizes", "20000", "--repeats", "1"],
+    "ledger": ["--sizes", "20000", "--repeats", "1", "--cluster-shards", "2"],
     "archive": ["--sizes", "20", "40"],
     "poison": ["--photographs", "10"],
     "patch_stream": ["--side-px", "400", "--steps", "4", "--lead-steps", "2", "--rounds", "1", "--step-ms", "1"],
