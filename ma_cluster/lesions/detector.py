@@ -118,10 +118,10 @@ class Detector:
         digest: str | None = None,
         operating_point: OperatingPoint = "default",
     ) -> Detector:
-        """Load a model: one that ships with the package, or the folder or URL of a bundle.
+        """Load what detection uses of a model: not `cls`, which `Detector(load_bundle(model))` has, too.
 
         Args:
-            model: name, folder or URL.
+            model: name of one that ships with the package, or the folder or URL of a bundle.
             device: where the networks run: cpu, cuda, cuda:1, ...
             threads: of the constructor; a process that only detects is fastest with one for each core.
             digest: that the model must have; None takes whichever is there.

@@ -141,7 +141,7 @@ def test_table_md_shows_the_papers_figures_beside(results: Path, values: dict[st
 
 
 def test_a_rows_figure_is_scikit_learns_over_all_pixels(values: dict[str, Any], data: Path, model: Path) -> None:
-    detector = Detector.load(model)
+    detector = Detector(load_bundle(model))
     scores, truths = [], []
     for sample in read_dataset(str(data), detector.recipe.split):
         prepared = detector.prepare(read_object(sample.image))

@@ -79,6 +79,12 @@ def test_a_saved_bundle_answers_as_the_one_in_memory(bundle, photograph, tmp_pat
     assert detector.detect(photograph).lesions == Detector(bundle).detect(photograph).lesions
 
 
+def test_detection_leaves_the_ablation_unread_and_evaluation_has_it():
+    bundle = load_bundle("lite")
+    assert Detector(bundle).refiners == ("prn", "cls")
+    assert Detector.load("lite").refiners == ("prn",)
+
+
 def test_nothing_is_found_outside_the_field_of_view(bundle, photograph):
     detector = Detector(bundle)
     prepared = detector.prepare(photograph)
