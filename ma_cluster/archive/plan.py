@@ -48,7 +48,7 @@ class Plan:
     images: int
     digest: str
     skipped: int = 0
-    """Files of the source that are no photographs and have no row: those of earlier runs."""
+    """Files of the source that are no photographs and have no row: sidecars, system files, those of earlier runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from ma_cluster.archive.plan import Plan, Shard, plan_key, read_shards, shards, 
 from ma_cluster.config import digest
 from ma_cluster.errors import ObjectMissingError, PartDamagedError, RunConflictError, StoreError, UsageError
 from ma_cluster.identity import RESULT_VERSION
-from ma_cluster.storage.manifest import Manifest, Source
+from ma_cluster.storage.manifest import Manifest, Source, is_litter
 from ma_cluster.storage.parquet import DAMAGED, from_parquet, to_parquet
 from ma_cluster.storage.store import Entry, Store
 
@@ -79,8 +79,8 @@ def begin_run(
         listing = Listing(source, dest)
         plan = write_plan(listing if only is None else only, dest)
         if plan.images == 0:
-            earlier = f" but {listing.skipped} files of earlier runs" if listing.skipped else ""
-            raise UsageError(f"there is nothing to score: the source holds no objects{earlier}; check the URL")
+            earlier = f" but {listing.skipped} files that are none or of earlier runs" if listing.skipped else ""
+            raise UsageError(f"there is nothing to score: the source holds no photographs{earlier}; check the URL")
         plan = dataclasses.replace(plan, skipped=listing.skipped)
         new = Run(
             id=digest([source.url, dest.url, plan.digest, model_digest, config_digest])[:16],
@@ -223,8 +223,8 @@ def mark_finished(dest: Store, run: Run) -> Run:
 
 
 class Listing:
-    """The photographs that a source lists, without the files of runs below it; `skipped` counts those of other runs
-    than the one in `dest`. What a manifest names is scored, whatever it is.
+    """The photographs that a source lists, without sidecars, system files and the files of runs below it;
+    `skipped` counts them, but for the run in `dest`. What a manifest names is scored, whatever it is.
     """
 
     def __init__(self, source: Source, dest: Store) -> None:
@@ -239,7 +239,7 @@ class Listing:
         for entry in self._source.list():
             if not named and self._own is not None and entry.key.startswith(self._own):
                 continue
-            if not named and any(self._holds_run(root) for root in _roots(entry.key)):
+            if not named and (is_litter(entry.key) or any(self._holds_run(root) for root in _roots(entry.key))):
                 self.skipped += 1
                 continue
             yield entry

@@ -56,7 +56,7 @@ class Summary:
     run: str
     images: int
     skipped: int
-    """Files of the source that were taken for no photographs: those of earlier runs."""
+    """Files of the source that were taken for no photographs: sidecars, system files, those of earlier runs."""
     statuses: dict[str, int]
     reasons: dict[str, int]
     details: dict[str, dict[str, int]]

@@ -17,7 +17,15 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from ma_cluster.config import ImageConfig
-from ma_cluster.errors import Flag, ImageFailedError, ObjectChangedError, ObjectMissingError, Reason, StoreError
+from ma_cluster.errors import (
+    Flag,
+    ImageFailedError,
+    ObjectChangedError,
+    ObjectMissingError,
+    Reason,
+    StoreError,
+    UsageError,
+)
 from ma_cluster.images.contrast import Prepared, prepare
 from ma_cluster.images.decode import Decoded
 from ma_cluster.images.decode import decode as decode_here
@@ -93,6 +101,8 @@ def read_pixels(
 def _fetch(source: Source, entry: Entry, config: ImageConfig) -> bytes:
     try:
         data = source.get(entry.key, max_bytes=config.max_bytes, etag=entry.etag or None)
+    except UsageError as error:  # a row of a manifest that leads to no store
+        raise ImageFailedError(Reason.MISSING, str(error)) from error
     except ObjectMissingError as error:
         raise ImageFailedError(Reason.CHANGED if entry.etag else Reason.MISSING, str(error)) from error
     except ObjectChangedError as error:

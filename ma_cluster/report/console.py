@@ -164,7 +164,7 @@ def _counts(statuses: dict[str, int], reasons: dict[str, int], details: dict[str
 
 def _skipped(files: int) -> Iterator[str]:
     if files:
-        yield f"  skipped {files} file{'' if files == 1 else 's'} of earlier runs below the source"
+        yield f"  skipped {files} file{'' if files == 1 else 's'} that are no photographs, or of earlier runs"
 
 
 def _stages(seconds: dict[str, float]) -> Iterator[str]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
-from collections.abc import Iterator
+import posixpath
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Protocol, runtime_checkable
@@ -16,7 +19,10 @@ from ma_cluster.errors import ObjectMissingError, UsageError
 from ma_cluster.storage.parquet import DAMAGED, open_parquet
 from ma_cluster.storage.store import Entry, Store, open_store
 
-_SUFFIXES = (".csv", ".parquet")
+_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".parquet")
+_COLUMNS = ("key", "path", "image", "filename", "url")  # any case; the first that is there names the photographs
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_LARGEST_UNPACKED = 2**30  # bytes
 _HEADS = 16  # requests at a time: they wait for the store, not for a core
 _CHUNK = 1024  # keys asked about before the first is handed on
 
@@ -38,7 +44,7 @@ class Source(Protocol):
 
 
 def open_source(url: str) -> Source:
-    """A manifest where the URL ends in .csv or .parquet, else the folder or prefix.
+    """A manifest where the URL ends in .csv, .csv.gz, .tsv or .parquet, else the folder or prefix.
 
     Raises:
         UsageError: no such kind of store.
@@ -47,10 +53,12 @@ def open_source(url: str) -> Source:
 
 
 class Manifest:
-    """A CSV or Parquet file whose column `key` names photographs, in any order, each once.
+    """A table whose column `key` (or path, image, filename, url) names photographs, in any order, each once.
 
-    A key is a URL (s3://..., file://...), an absolute path, or relative to the manifest's folder. One that leads to
-    nothing is listed with size 0 and an empty version, and so ends as one that is missing.
+    A key is a URL (s3://..., file://...), an absolute path, or relative to the manifest's folder, above which it may
+    lead on a file system. One that leads to nothing, or to a store that nobody knows, is listed with size 0 and an
+    empty version, and so ends as one that is missing. Text is UTF-8 or UTF-16 and separated by commas, semicolons or
+    tabs, as its header says.
     """
 
     def __init__(self, url: str) -> None:
@@ -63,7 +71,7 @@ class Manifest:
         """Raises UsageError: it is not there, is no such file, or a row is wrong."""
         keys = _distinct(self._keys())
         with ThreadPoolExecutor(_HEADS) as threads:
-            while chunk := tuple(islice(enumerate(keys, 1), _CHUNK)):
+            while chunk := tuple(islice(keys, _CHUNK)):
                 yield from threads.map(self._look, chunk)
 
     def head(self, key: str) -> Entry:
@@ -75,14 +83,11 @@ class Manifest:
         store, own = self._locate(key)
         return store.get(own, max_bytes=max_bytes, etag=etag)
 
-    def _look(self, numbered: tuple[int, str]) -> Entry:
-        row, key = numbered
+    def _look(self, key: str) -> Entry:
         try:
             return self.head(key)
-        except ObjectMissingError:
+        except (ObjectMissingError, UsageError):
             return Entry(key, 0, "")
-        except UsageError as error:
-            raise UsageError(f"row {row} of the manifest: {error}") from error
 
     def _locate(self, key: str) -> tuple[Store, str]:
         """The store that holds a photograph, and its key there."""
@@ -92,46 +97,87 @@ class Manifest:
             return self._store(f"{scheme}://{bucket}"), own
         if separator:
             return self._store("/"), unquote(rest.removeprefix("localhost")).lstrip("/")
-        return (self._store("/"), key.lstrip("/")) if key.startswith("/") else (self._folder, key)
+        if not key.startswith("/") and (".." not in key.split("/") or not self._folder.url.startswith("/")):
+            return self._folder, key
+        return self._store("/"), posixpath.normpath(posixpath.join(self._folder.url, key)).lstrip("/")
 
     def _store(self, url: str) -> Store:
         if url not in self._stores:
             self._stores[url] = open_store(url)
         return self._stores[url]
 
-    def _keys(self) -> Iterator[str]:
+    def _keys(self) -> Iterator[tuple[int, str]]:
         try:
             data = self._folder.get(self._name)
-            yield from _csv_keys(data) if self._name.lower().endswith(".csv") else _parquet_keys(data)
+            yield from _parquet_keys(data) if self._name.lower().endswith(".parquet") else _text_keys(data)
         except ObjectMissingError as error:
             raise UsageError("there is no manifest of this name; check the URL") from error
-        except (*DAMAGED, UnicodeDecodeError, csv.Error) as error:
+        except UnicodeDecodeError as error:
+            raise UsageError("the manifest is not what its name ends in, or no UTF-8; save it as UTF-8") from error
+        except (*DAMAGED, csv.Error, EOFError, zlib.error) as error:
             raise UsageError("the manifest is not what its name ends in, or its keys are no text") from error
 
 
-def _csv_keys(data: bytes) -> Iterator[str]:
-    table = csv.DictReader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""))
-    _check_column("key" in (table.fieldnames or ()))
-    return (row["key"] for row in table)
+def _text_keys(data: bytes) -> Iterator[tuple[int, str]]:
+    """Line numbers as a spreadsheet shows them, and keys; blank lines are passed by."""
+    if data.startswith(b"\x1f\x8b"):
+        with gzip.open(io.BytesIO(data)) as packed:
+            data = packed.read(_LARGEST_UNPACKED)
+            if packed.read(1):
+                raise UsageError(f"the manifest holds more than {_LARGEST_UNPACKED} bytes; cut it into several")
+    text = data.decode("utf-16" if data.startswith(_UTF_16) else "utf-8-sig")
+    header, _, _ = text.partition("\n")
+    separator = max(",;\t", key=header.count)  # commas where there is but one column
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    column = _column([name.strip() for name in next(lines, [])])
+    for line, cells in enumerate(lines, 2):
+        if any(cell.strip() for cell in cells):
+            yield line, cells[column] if column < len(cells) else ""
 
 
-def _parquet_keys(data: bytes) -> Iterator[str]:
+def _parquet_keys(data: bytes) -> Iterator[tuple[int, str]]:
     file = open_parquet(data)
-    _check_column("key" in file.schema_arrow.names)
-    for batch in file.iter_batches(columns=["key"], use_threads=False):
-        yield from batch.column(0).cast(pa.string()).to_pylist()
+    name = file.schema_arrow.names[_column(file.schema_arrow.names)]
+    line = 2  # as if it had a header
+    for batch in file.iter_batches(columns=[name], use_threads=False):
+        yield from enumerate(batch.column(0).cast(pa.string()).to_pylist(), line)
+        line += len(batch)
 
 
-def _check_column(there: bool) -> None:
-    if not there:
-        raise UsageError("the manifest has no column `key`; it names the photographs, one in each row")
+def _column(names: Sequence[str]) -> int:
+    """Which column names the photographs."""
+    folded = [name.casefold() for name in names]
+    for name in _COLUMNS:
+        if name in folded:
+            return folded.index(name)
+    found = ", ".join(f"`{name[:40]}`" for name in names[:8]) or "none"
+    wanted = f"`key` (or {', '.join(_COLUMNS[1:])})"
+    raise UsageError(f"the manifest has no column {wanted}, which names the photographs; its columns: {found}")
 
 
-def _distinct(keys: Iterator[str]) -> Iterator[str]:
+def _distinct(keys: Iterator[tuple[int, str]]) -> Iterator[str]:
     seen: set[str] = set()
-    for row, key in enumerate(keys, 1):
+    for line, key in keys:
         if not key or key in seen:
             fault = "repeats an earlier key" if key else "has no key"
-            raise UsageError(f"row {row} of the manifest {fault}; each row names one photograph, once")
+            raise UsageError(f"line {line} of the manifest {fault}; each line names one photograph, once")
         seen.add(key)
         yield key
+
+
+_SIDECARS = (".xml", ".json", ".txt", ".pdf", ".csv", ".tsv", ".xls", ".xlsx", ".doc", ".docx", ".md", ".log", ".ini")
+_SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".localized", ".picasa.ini"})
+_SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "#recycle", "$recycle.bin", "__macosx", ".appledouble", ".thumbnails", ".trashes", ".spotlight-v100"}
+)
+
+
+def is_litter(key: str) -> bool:
+    """Whether a file of a folder is no photograph by its name: of Windows, macOS, a NAS or Hadoop, or a sidecar."""
+    *folders, name = key.casefold().split("/")
+    return (
+        name in _SYSTEM_FILES
+        or name.startswith("._")
+        or name.endswith(("_$folder$", *_SIDECARS))
+        or not _SYSTEM_FOLDERS.isdisjoint(folders)
+    )

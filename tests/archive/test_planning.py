@@ -98,7 +98,7 @@ def test_an_earlier_run_below_the_source_is_skipped_and_counted(source: LocalSto
     assert keys(source, dest) == photographs
     status = read_status(dest.url)
     assert status.run.plan.skipped == written > 10
-    assert f"  skipped {written} files of earlier runs below the source" in status_lines(status)
+    assert f"  skipped {written} files that are no photographs, or of earlier runs" in status_lines(status)
 
 
 def test_a_retried_run_below_the_source_is_skipped_with_its_retries(source: LocalStore, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_what_a_manifest_names_is_scored_be_it_of_a_run(source: LocalStore, tmp_
 
 def test_a_source_of_nothing_but_earlier_runs_says_so(source: LocalStore, tmp_path: Path) -> None:
     scored(source, LocalStore(tmp_path / "all/old"))
-    with pytest.raises(UsageError, match=r"holds no objects but \d+ files of earlier runs"):
+    with pytest.raises(UsageError, match=r"holds no photographs but \d+ files that are none or of earlier runs"):
         begin_run(LocalStore(tmp_path / "all"), LocalStore(tmp_path / "dest"), "model", "config")
 
 

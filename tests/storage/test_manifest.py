@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from servers import Weed
 
 from ma_cluster.errors import ObjectMissingError, UsageError
 from ma_cluster.storage.local import LocalStore
-from ma_cluster.storage.manifest import Manifest, Source, open_source
+from ma_cluster.storage.manifest import Manifest, Source, is_litter, open_source
 from ma_cluster.storage.store import Entry, open_store
 
 
@@ -82,11 +83,11 @@ def test_many_keys_come_in_order(folder: LocalStore) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("image\nleft.jpg\n", "no column `key`"),
+        ("eye\nleft.jpg\n", "no column `key`.*its columns: `eye`"),
         ("", "no column `key`"),
-        ("key,n\nleft.jpg,1\n,2\n", "row 2 of the manifest has no key"),
-        ("key\nleft.jpg\nright.jpg\nleft.jpg\n", "row 3 of the manifest repeats an earlier key"),
-        ("key\n\xff\n", "not what its name ends in"),
+        ("key,n\nleft.jpg,1\n,2\n", "line 3 of the manifest has no key"),
+        ("key\nleft.jpg\nright.jpg\nleft.jpg\n", "line 4 of the manifest repeats an earlier key"),
+        ("key\n\xe9.jpg\n", "save it as UTF-8"),
     ],
 )
 def test_a_wrong_csv_is_refused_with_its_row(folder: LocalStore, text: str, fault: str) -> None:
@@ -99,3 +100,48 @@ def test_a_wrong_parquet_is_refused(folder: LocalStore) -> None:
     folder.put("list.parquet", b"key\nleft.jpg\n")
     with pytest.raises(UsageError, match="not what its name ends in"):
         list(open_source(f"{folder.url}/list.parquet").list())
+
+
+TABLE = "{column}{s}eye\r\nleft.jpg{s}OD\r\n{s}\r\n\r\ndeep/right eye.jpg{s}OS\r\n"
+
+
+@pytest.mark.parametrize("column", ["key", "Key", " PATH ", "image", "FileName", "url"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_is_read_as_spreadsheets_write_it(
+    folder: LocalStore, column: str, separator: str, encoding: str
+) -> None:
+    data = TABLE.format(column=column, s=separator).encode(encoding)
+    folder.put("list.csv", data)
+    folder.put("list.csv.gz", gzip.compress(data))
+    for name in ("list.csv", "list.csv.gz"):
+        entries = list(open_source(f"{folder.url}/{name}").list())
+        assert [entry.key for entry in entries] == ["left.jpg", "deep/right eye.jpg"]
+        assert all(entry.size for entry in entries)
+
+
+def test_a_line_is_numbered_as_a_spreadsheet_shows_it(folder: LocalStore) -> None:
+    folder.put("list.csv", b'key,note\n\nleft.jpg,"two\nlines"\nleft.jpg,\n')
+    with pytest.raises(UsageError, match="line 4 of the manifest repeats"):
+        list(open_source(f"{folder.url}/list.csv").list())
+
+
+def test_a_key_may_lead_above_the_folder_of_a_local_manifest(folder: LocalStore) -> None:
+    folder.put("lists/2026/list.csv", b"key\n../../left.jpg\n")
+    source = open_source(f"{folder.url}/lists/2026/list.csv")
+    (entry,) = source.list()
+    assert (entry.key, source.get(entry.key)) == ("../../left.jpg", b"left.jpg")
+
+
+LITTER = [".DS_Store", "a/._eye.jpg", "THUMBS.DB", "desktop.ini", "@eaDir/eye.jpg/SYNOPHOTO_THUMB_XL.jpg"]
+LITTER += ["day/@eaDir/eye.jpg", "__MACOSX/eye.jpg", "photos_$folder$", "eye.xml", "eye.jpg.json", "notes.TXT", "a.pdf"]
+
+
+@pytest.mark.parametrize("key", LITTER)
+def test_litter_and_sidecars_are_known_by_their_names(key: str) -> None:
+    assert is_litter(key)
+
+
+@pytest.mark.parametrize("key", ["eye.jpg", "a/eye", ".hidden.jpg", "thumbs.db/eye.png", "eye.dcm", "x.pdf.jpg"])
+def test_what_may_be_a_photograph_is_no_litter(key: str) -> None:
+    assert not is_litter(key)

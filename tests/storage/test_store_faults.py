@@ -189,6 +189,12 @@ def test_credentials_that_have_expired_are_named_at_once(behind: S3Store, proxy:
     assert proxy.broken == {Kind.ERROR: 1}
 
 
+def test_an_object_in_glacier_is_named_with_the_cure(behind: S3Store, proxy: FaultProxy) -> None:
+    proxy.faults.append(Fault(Kind.ERROR, "GET", "eye.jpg", times=ALWAYS, status=403, code="InvalidObjectState"))
+    with pytest.raises(StoreError, match="restore the object"):
+        behind.get("eye.jpg")
+
+
 def test_an_object_replaced_or_deleted_after_it_was_listed_is_noticed(behind: S3Store) -> None:
     (entry,) = behind.list()
     behind.put("eye.jpg", b"another")
