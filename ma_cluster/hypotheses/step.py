@@ -35,6 +35,15 @@ def of_first_kind(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value[:2].clone() if key.startswith("head.") else value for key, value in weights.items()}
 
 
+def of_kinds(weights: Mapping[str, Tensor], kinds: int) -> dict[str, Tensor]:
+    """The weights of a network of fewer kinds -> those of one of so many, to whose other outputs nothing leads yet."""
+    missing = {key: 1 + kinds - len(value) for key, value in weights.items() if key.startswith("head.")}
+    return {
+        key: torch.cat([value, value.new_zeros(missing[key], *value.shape[1:])]) if missing.get(key, 0) > 0 else value
+        for key, value in weights.items()
+    }
+
+
 def hgn_losses(
     model: nn.Module, batch: HgnBatch, config: HgnConfig, reduce: Reduce = local, dtype: torch.dtype = torch.bfloat16
 ) -> Losses:

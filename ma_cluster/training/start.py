@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
+from torch import nn
 
 from ma_cluster import __version__
 from ma_cluster.bundle import load_bundle, load_weights
@@ -20,7 +21,7 @@ from ma_cluster.config import HgnConfig, PrnConfig, digest, to_dict
 from ma_cluster.errors import ImageError, UsageError
 from ma_cluster.hypotheses.proposals import Proposals
 from ma_cluster.hypotheses.sampling import HgnCuts
-from ma_cluster.hypotheses.step import build_hgn
+from ma_cluster.hypotheses.step import build_hgn, of_kinds
 from ma_cluster.images.annotated import Annotated, load_annotated
 from ma_cluster.images.datasets import Sample, Split, read_dataset
 from ma_cluster.machine import cores
@@ -208,7 +209,11 @@ def _first_weights(request: TrainRequest) -> Weights | None:
             raise UsageError(f"model {request.init} has no network {request.network} to begin with")
         weights = networks[request.network]
     config = request.config
-    network = build_hgn(config, len(config.kinds)) if isinstance(config, HgnConfig) else build_prn(config)
+    if isinstance(config, HgnConfig):
+        network: nn.Module = build_hgn(config, len(config.kinds))
+        weights = of_kinds(weights, len(config.kinds))
+    else:
+        network = build_prn(config)
     load_weights(network, weights, "the network that training is to begin with")  # does it fit?
     return weights
 

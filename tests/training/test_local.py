@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fundus_set import PART, write_training_set
-from PIL import Image
+from fundus_set import PART, rich_recipe, rich_set, write_training_set
 from safetensors.numpy import load
 
 from ma_cluster import Detector
-from ma_cluster.config import HgnConfig, Recipe, lite, tiny
+from ma_cluster.bundle import save_bundle
+from ma_cluster.config import tiny
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.packing import pack
-from ma_cluster.images.datasets import IMAGES_FOLDER, MASKS_FOLDER
+from ma_cluster.images.datasets import IMAGES_FOLDER
 from ma_cluster.training.progress import Progress
 from ma_cluster.training.request import TrainRequest
 from ma_cluster.training.stages import in_order, refreshed
@@ -100,28 +99,10 @@ def test_it_does_without_ray_and_all_that_a_bare_machine_has_not(network: str, d
     assert ("selective" in json.loads((tmp_path / "run" / "run.json").read_text())) == (network == "prn")
 
 
-def rich(data: Path, root: Path) -> tuple[dict[str, Any], Recipe]:
-    """Data with haemorrhages, and with photographs without lesions, and a recipe that asks for all of it."""
-    shutil.copytree(data, root / "data")
-    masks = root / "data" / MASKS_FOLDER / PART
-    (masks / "2. Haemorrhages").mkdir()
-    for mask in (masks / "1. Microaneurysms").iterdir():
-        with Image.open(mask) as image:
-            moved = np.roll(np.asarray(image), 60, axis=0)
-        Image.fromarray(moved).save(masks / "2. Haemorrhages" / mask.name.replace("_MA", "_HE"), compression="group4")
-    (root / "healthy").mkdir()
-    for number, photograph in enumerate(sorted((root / "data" / IMAGES_FOLDER / PART).iterdir())[:2]):
-        shutil.copy(photograph, root / "healthy" / f"healthy_{number}.jpg")
-    names = [field.name for field in fields(HgnConfig)]
-    own = {name: getattr(lite().hgn_half, name) for name in names if name not in ("width", "steps", "warmup_steps")}
-    hgn = replace(tiny().hgn_half, **(own | {"patch_px": 64, "hard_probability": 0.02}))
-    return {"data": str(root / "data"), "healthy": str(root / "healthy")}, replace(RECIPE, hgn_half=hgn)
-
-
 def test_a_network_of_several_kinds_goes_on_from_its_own_weights_and_ships_the_average_of_one(
-    data: Path, request_for: Callable[..., TrainRequest], tmp_path: Path
+    request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
-    where, recipe = rich(data, tmp_path)
+    where, recipe = rich_set(tmp_path), rich_recipe()
     request = replace(request_for("hgn_half", tmp_path / "whole", batch_norm="batch"), recipe=recipe, **where)
     whole = train_local(request)
     halves = replace(request, out=str(tmp_path / "halves"))
@@ -139,6 +120,9 @@ def test_a_network_of_several_kinds_goes_on_from_its_own_weights_and_ships_the_a
     one = train_local(replace(short, recipe=replace(recipe, hgn_1x=recipe.hgn_half)))
     bundle = pack({"hgn_1x": [one.last], "hgn_half": [whole.last]}, None, "drawn lesions")
     assert np.array_equal(bundle.weights["hgn_half"]["head.weight"].numpy(), kept["model.head.weight"][:2])
+    save_bundle(bundle, tmp_path / "model")
+    begun = train_local(replace(short, network="hgn_half", out=str(tmp_path / "begun"), init=str(tmp_path / "model")))
+    assert begun.epochs[0].losses["total"] < 0.9 * whole.epochs[0].losses["total"]
     photograph = next((Path(where["data"]) / IMAGES_FOLDER / PART).iterdir())
     assert Detector(bundle).detect(photograph).shape == (600, 600)
 

@@ -14,7 +14,7 @@ import pytest
 import ray
 import torch
 import torch.distributed as dist
-from fundus_set import NAMES, PART, write_training_set
+from fundus_set import NAMES, PART, rich_recipe, rich_set, write_training_set
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from train_faults import Killer
@@ -87,6 +87,18 @@ def test_two_workers_of_ray_learn_what_one_learns_and_one_what_a_process_without
     assert_same(alone, runs[network], tolerance=0.04)  # bfloat16: kernels differ with the size of the part
     assert_same(alone, local, tolerance=1e-6)
     assert [epoch.average_precision for epoch in alone.epochs] == [epoch.average_precision for epoch in local.epochs]
+
+
+@pytest.mark.slow
+def test_hard_places_and_other_lesions_train_on_ray_as_they_do_in_one_process(
+    request_for: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    given = replace(request_for("hgn_half", tmp_path / "local", workers=1), recipe=rich_recipe(), **rich_set(tmp_path))
+    local = train_local(given)
+    alone = train_on_ray(replace(given, out=str(tmp_path / "alone")))
+    shared = train_on_ray(replace(given, out=str(tmp_path / "shared"), workers=2))
+    assert_same(alone, local, tolerance=1e-6)
+    assert_same(shared, local, tolerance=0.04)
 
 
 @pytest.mark.slow
