@@ -188,7 +188,7 @@ def _claimed(partial: Path, path: Path) -> Iterator[None]:
 
 def _walk(root: Path, start: str) -> Iterator[str]:
     """Names below the folder `start`, relative to the root and in the order of their keys, one directory in memory on
-    each level: of all that is no folder, and, ending in "/", of folders that cannot be read or lie within themselves.
+    each level: of all that is no folder, and, ending in "/", of folders that cannot be read.
 
     Raises:
         StoreError: `start` cannot be read.
@@ -210,9 +210,7 @@ def _walk(root: Path, start: str) -> Iterator[str]:
                     raise StoreError(f"the folder cannot be read: {error.strerror}; check its permissions") from error
                 yield inner
                 continue
-            if identity in around:  # a link to a folder that it lies in
-                yield inner
-            else:
+            if identity not in around:  # a link to a folder that it lies in shows nothing new
                 levels.append((inner, iter(below), around | {identity}))
 
 
