@@ -17,7 +17,7 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_benchmark_runs_and_describes_its_machine(name: str, tmp_path: Path) -> None:
     script, out = Path(__file__).with_name(f"bench_{name}.py"), tmp_path / "figures.json"
