@@ -33,7 +33,7 @@ _WORDS = {
 # undegraded, by degradation: brightness 0.5, 0.25, 0.12: 0.79, 0.73, 0.25 (contrast 0.056, 0.028, 0.014); haze that
 # leaves 0.35 and 0.2 of the contrast, of the first two: 0.81, 0.55 (0.040, 0.023); defocus of 1/350, 1/200, 1/120 of
 # the radius: 0.45, 0.13, 0 (focus 0.16, 0.13, 0.10); FOV of 1000, 700, 470 pixels: 0.69, 0.53, 0.34.
-_CONTRAST = 0.03, 0.098
+_CONTRAST = 0.04, 0.098
 _FOCUS = 0.15, 0.2
 _DIAMETER_PX = 900.0, 1400.0  # of a FOV of the usual field, where the canonical one is 3410
 _CANONICAL_PX = 3410.0
