@@ -48,7 +48,7 @@ def test_a_run_through_a_breaking_store_ends_as_a_clean_one_and_what_failed_is_s
     source, clean, dest = open_store(f"{bucket}/eyes"), open_store(f"{bucket}/clean"), open_store(f"{bucket}/run")
     upload_eyes(source, EYES)
     score_archive(source.url, clean.url, FLEET, model=str(tiny_bundle))
-    expected = results(clean)
+    expected = results(clean, "attempts")  # how often one is tried depends on how busy the machine is
 
     with fault_proxy(weed.endpoint) as proxy:
         proxy.faults += (told := faults())
@@ -59,11 +59,11 @@ def test_a_run_through_a_breaking_store_ends_as_a_clean_one_and_what_failed_is_s
 
     denied = rows(dest)["eye-11.jpg"]
     assert (denied["status"], denied["reason"], denied["attempts"]) == ("failed", "store_error", 2)
-    assert {key: row for key, row in results(dest).items() if key != denied["key"]} == {
+    assert {key: row for key, row in results(dest, "attempts").items() if key != denied["key"]} == {
         key: row for key, row in expected.items() if key != denied["key"]
     }
 
     summary = retry_archive(source.url, dest.url, FLEET, model=str(tiny_bundle))
     assert summary.statuses == {"scored": EYES}
-    assert results(dest) == expected
+    assert results(dest, "attempts") == expected
     assert masks(dest) == masks(clean)
