@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from untrained import calibrated_frrn
 
+from ma_cluster.networks import folding
 from ma_cluster.networks.folding import OneDnnConv2d, fold
 
 
@@ -60,15 +61,18 @@ JOINING = torch.ops.mkldnn._convolution_pointwise_
     ],
 )
 def test_where_torch_has_other_private_operators_the_public_ones_answer_the_same(
-    private: type[OneDnnConv2d], caplog: pytest.LogCaptureFixture
+    private: type[OneDnnConv2d], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told: list[tuple[Any, ...]] = []
+    # the log itself, as some library that other tests load switches off the loggers that are there
+    monkeypatch.setattr(folding, "log", SimpleNamespace(warning=lambda *words: told.append(words)))
     network = calibrated_frrn()
     plain, ours = copy.deepcopy(network), copy.deepcopy(network)
     fold(ours)
     fold(plain, private)
     fold(copy.deepcopy(network), private)
     expected = 1 if torch.backends.mkldnn.is_available() else 0
-    assert caplog.text.count("networks run on public") == expected, "one line, however many networks"
+    assert len(told) == expected, "one line, however many networks"
     assert not any(isinstance(module, OneDnnConv2d) for module in plain.modules())
     x = torch.randn(1, 3, 48, 64).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
