@@ -22,7 +22,7 @@ DEFAULTS = {
         "fov_bright_percentile": 95.0, "fov_max_surround": 60.0, "fov_contrast_share": 0.15, "fov_min_contrast": 8.0,
         "fov_cut_px": 2, "fov_min_arc_px": 40, "fov_outlier_px": 2.0, "fov_outlier_share": 0.02,
         "fov_min_arc_share": 0.5, "fov_core": 0.9, "fov_min_inside": 0.95, "fov_min_disc": 0.5,
-        "fov_min_photograph": 0.1, "fov_min_texture": 2.0, "fov_rim_px": 1.5,
+        "fov_min_photograph": 0.03, "fov_min_texture": 2.0, "fov_rim_px": 1.5,
     },
     "hgn_1x": {"width": 1.0},
     "prn": {"width": 1.0, "scale": "1x", "patch_px": 128, "context_px": 0},
