@@ -169,9 +169,12 @@ class Detector:
         seconds: dict[str, float] = {}
         with _timed(seconds, "hgn"):
             half = self._half(prepared)
-            at_best = Maps(np.ones_like(half), half, None, None)
-            needed = self._undecided(prepared, at_best) & (self.recipe.detector.weight_1x > 0)
-            maps = Maps(self._one(prepared, needed), half, None, None)
+            if self.recipe.detector.weight_1x > 0:
+                at_best = Maps(np.ones_like(half), half, None, None)
+                one = self._one(prepared, self._undecided(prepared, at_best))
+            else:
+                one = np.zeros_like(half)
+            maps = Maps(one, half, None, None)
         if self.stage == "prn":
             with _timed(seconds, "prn"):
                 maps = self._refinements(prepared, maps, "prn", self._undecided(prepared, maps))
