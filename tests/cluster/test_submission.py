@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("ma-cluster"))
 PROBE = """
 import os, sys, ma_cluster
-print(ma_cluster.GREETING, sys.argv[1:], sorted(os.listdir(".")), "AWS_SECRET_ACCESS_KEY" in os.environ)
+print(ma_cluster.GREETING, sys.argv[1:], sorted(os.listdir(".")), "wJalrXUtnFEMI" in os.environ.values())
 sys.exit(int(sys.argv[1]))
 """
 
