@@ -1,13 +1,16 @@
-"""What this process may use of the machine, and what that machine is.
+"""What this process may use of the machine, how it uses that where it has nothing else to do, and what it is.
 
 The one place that counts cores and memory: a container has less than its host.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,12 @@ _ROOT = Path("/")
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "ray", "monai")
 _UNLIMITED_BYTES = 2**60
 """From here on a memory limit of cgroup v1 means none: its default is the largest multiple of a page."""
+_SETTINGS = (("MALLOC_MMAP_THRESHOLD_", -3, 2**30), ("MALLOC_TRIM_THRESHOLD_", -1, 2**30), ("MALLOC_ARENA_MAX", -8, 1))
+"""Of glibc's allocator: variable, number in malloc.h, value."""
+MALLOC = {variable: str(value) for variable, _, value in _SETTINGS}
+"""Environment of a process whose threads are there before `dedicate` is called: they keep the arena that they have."""
+TileMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""`map`, or one like it that works on several items at a time."""
 
 
 def cores(root: Path = _ROOT) -> int:
@@ -49,6 +58,22 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
+def dedicate(threads: int) -> TileMap:
+    """Give this process's cores to what `map` is asked, an item to each, instead of sharing each item out among them.
+
+    So no core waits for another within a tile (two cores are a tenth faster), and as each sum has its one order, the
+    answers do not depend on how many there are. torch has one thread from now on, and memory that it frees is kept:
+    else feature maps of over 32 MiB come from the kernel each time, cleared page by page, a fifth of the time.
+    """
+    import torch  # not for those who start such a process
+
+    torch.set_num_threads(1)
+    _keep_memory()
+    if threads == 1:
+        return map
+    return ThreadPoolExecutor(threads, thread_name_prefix="tile").map
+
+
 def describe(device: str = "cpu") -> dict[str, Any]:
     """What a benchmark's figures hold for: processor, vector extensions, load, versions, the GPU where `device` is one.
 
@@ -68,6 +93,16 @@ def describe(device: str = "cpu") -> dict[str, Any]:
 
         described["gpu"] = torch.cuda.get_device_name(device)
     return described
+
+
+def _keep_memory() -> None:
+    """Settings of glibc's allocator; any other is left as it is."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for _, number, value in _SETTINGS:
+            mallopt(number, value)
 
 
 def _cpu_field(name: str) -> str:

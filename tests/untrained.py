@@ -8,8 +8,7 @@ import torch
 
 from ma_cluster.bundle import Bundle
 from ma_cluster.config import ImageConfig, tiny
-from ma_cluster.hypotheses.frrn import Frrn
-from ma_cluster.hypotheses.step import build_hgn
+from ma_cluster.hypotheses.frrn import Frrn, build_hgn
 
 
 def calibrated_frrn(width: float = 1 / 16, seed: int = 0) -> Frrn:

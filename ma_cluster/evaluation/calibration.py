@@ -18,7 +18,7 @@ from ma_cluster.bundle import Bundle
 from ma_cluster.config import DetectorConfig, Fusion
 from ma_cluster.evaluation.scoring import PixelCounts, auc_pr_33, average_precision, best_f1, threshold_keeping
 from ma_cluster.evaluation.tally import own_grid, row_map, rows_given
-from ma_cluster.hypotheses.fusion import scale_odds
+from ma_cluster.hypotheses.maps import scale_odds
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import Sample, decode_mask, read_object
 from ma_cluster.lesions.detector import Detector, Maps

@@ -13,7 +13,7 @@ from ma_cluster.bundle import Bundle, load_weights
 from ma_cluster.checkpoint import checkpoint_about, checkpoint_weights, read_checkpoint
 from ma_cluster.config import Recipe, recipe_from_dict
 from ma_cluster.errors import BundleError, UsageError
-from ma_cluster.hypotheses.step import of_first_kind
+from ma_cluster.hypotheses.frrn import of_first_kind
 from ma_cluster.identity import deciding
 from ma_cluster.lesions.detector import build_network
 

@@ -24,11 +24,15 @@ keeps z pooled and the sum of what was added. Full size is read once and written
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ma_cluster.networks.folding import Join
+from ma_cluster.config import HgnConfig
+from ma_cluster.networks.inference import Join
 
 STRIDE = 16
 """Overall stride of the pooling stream: input sides are multiples of it."""
@@ -161,3 +165,22 @@ def _he_uniform(module: nn.Module) -> None:
         nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def build_hgn(config: HgnConfig, kinds: int = 1) -> Frrn:
+    """The network of a recipe, freshly initialised; of one kind of lesion, as a model has it, or more to be trained."""
+    return Frrn(config.width, classes=1 + kinds)
+
+
+def of_first_kind(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a network of any number of kinds -> those of the same network of the first kind alone."""
+    return {key: value[:2].clone() if key.startswith("head.") else value for key, value in weights.items()}
+
+
+def of_kinds(weights: Mapping[str, Tensor], kinds: int) -> dict[str, Tensor]:
+    """The weights of a network of fewer kinds -> those of one of so many, to whose other outputs nothing leads yet."""
+    missing = {key: 1 + kinds - len(value) for key, value in weights.items() if key.startswith("head.")}
+    return {
+        key: torch.cat([value, value.new_zeros(missing[key], *value.shape[1:])]) if missing.get(key, 0) > 0 else value
+        for key, value in weights.items()
+    }

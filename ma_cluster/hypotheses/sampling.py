@@ -6,15 +6,12 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import torch
-from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int32, Int64
 from numpy import ndarray
 
 from ma_cluster.config import HgnConfig
-from ma_cluster.hypotheses.step import HgnBatch
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, changed, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
-from ma_cluster.networks.tensors import channels_first
 
 _PLACES_PER_IMAGE = 10**6
 _HEALTHY_PLACES = 20_000  # of a photograph without lesions: each has a loss in the ledger
@@ -128,12 +125,6 @@ def apportioned(share: float, rows: int, step: int) -> int:
     """
     done = [int(share * rows * steps + 1e-6) for steps in (step, step + 1)]
     return done[1] - done[0]
-
-
-def hgn_batch(patches: UInt8[ndarray, "n s s 3"], lesions: UInt8[ndarray, "n s s"], kinds: int) -> HgnBatch:
-    """Patches as they are cut, in the layout that the network takes; bit k of a pixel's lesions is kind k."""
-    bits = torch.from_numpy(lesions)[:, None] >> torch.arange(kinds, dtype=torch.uint8)[:, None, None]
-    return HgnBatch(channels_first(patches), (bits & 1).bool())
 
 
 def _haemorrhages(photograph: Annotated | Marks, config: HgnConfig) -> Bool[ndarray, "h w"]:

@@ -19,22 +19,19 @@ from torch import nn
 from ma_cluster.bundle import DETECTING, Bundle, load_bundle, load_weights
 from ma_cluster.config import DetectorConfig, OperatingPoint, Recipe
 from ma_cluster.errors import ImageFailedError, Reason
-from ma_cluster.hypotheses.fusion import can_reach, fuse, scale_odds, upsample_half
-from ma_cluster.hypotheses.probability import probability_map
-from ma_cluster.hypotheses.step import build_hgn
+from ma_cluster.hypotheses.frrn import build_hgn
+from ma_cluster.hypotheses.maps import can_reach, fuse, probability_map, scale_odds, upsample_half
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.patches import Tiling
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import read_bytes, read_pixels
 from ma_cluster.lesions.table import Lesion, find_lesions
-from ma_cluster.networks.folding import fold
-from ma_cluster.networks.test_time_augmentation import FlipAugmented
-from ma_cluster.networks.tile_executor import TileExecutor, dedicate
+from ma_cluster.machine import dedicate
+from ma_cluster.networks.inference import FlipAugmented, TileExecutor, fold
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.patchwise import Patchwise, refine
-from ma_cluster.refinement.resnet import Prn
-from ma_cluster.refinement.step import build_prn
+from ma_cluster.refinement.resnet import Prn, build_prn
 
 Map = Float32[ndarray, "ch cw"]
 Refiner = Literal["prn", "cls"]

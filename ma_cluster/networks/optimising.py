@@ -1,9 +1,10 @@
-"""What the training of every network shares: a step's losses, the optimiser, its learning rate by step, the descent."""
+"""What the training of every network shares: a step's losses, their sums over workers, the optimiser, the descent."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,20 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from ma_cluster.config import HgnConfig, PrnConfig
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums (k) of this part of a mini-batch -> sums of the whole mini-batch, where several workers share one."""
+
+
+def local(sums: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
+    """The reduce of a single worker: its part is the whole."""
+    return sums
+
+
+def reduced_mean(values: Float[Tensor, "..."], reduce: Reduce) -> Float[Tensor, ""]:
+    """Mean over the whole mini-batch, however it is shared out."""
+    total, count = reduce(torch.stack([values.sum(), values.new_tensor(values.numel())]))
+    return total / count
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
-from torch import nn
+from torch import Tensor, nn
 
 from ma_cluster.images.contrast import MID_GREY
-from ma_cluster.networks.tile_executor import TileMap
-from ma_cluster.refinement.step import prn_probability
+from ma_cluster.machine import TileMap
+from ma_cluster.networks.tensors import normalise, probability
 
 BATCH = 32
 """Patches in one forward pass, whose feature maps then stay in a CPU's cache: 512 take a tenth longer."""
@@ -81,3 +81,11 @@ def interpolate(lattice: Float32[ndarray, "lh lw"], shape: tuple[int, int], stri
         return lattice
     down = np.array([[1 / stride_px, 0, 0], [0, 1 / stride_px, 0]])
     return cv2.warpAffine(lattice, down, shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+
+
+@torch.inference_mode()
+def prn_probability(model: nn.Module, patches: UInt8[Tensor, "n 3 s s"]) -> Float32[Tensor, "n"]:
+    """Probability that the centre pixel of each patch is a lesion; the model is in eval mode."""
+    device = next(model.parameters()).device
+    _, logits = model(normalise(patches.to(device)))
+    return probability((logits[:, 1] - logits[:, 0]).float()).cpu()

@@ -18,6 +18,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ma_cluster.config import PrnConfig
+
 STRIDE = 16
 _EXPANSION = 4
 
@@ -79,3 +81,8 @@ def _conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Seq
 def _he_normal(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def build_prn(config: PrnConfig) -> Prn:
+    """The network of a recipe, freshly initialised."""
+    return Prn(config.width, context=config.context_px // STRIDE)

@@ -12,8 +12,6 @@ from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
-from ma_cluster.networks.tensors import channels_first
-from ma_cluster.refinement.step import TripletBatch
 
 _VALIDATION_LESIONS, _VALIDATION_HEALTHY = 200, 1000  # patches of a photograph
 
@@ -67,10 +65,3 @@ def validation_patches(
     centres = np.concatenate([lesions.centres(ids), healthy.centres(np.arange(_VALIDATION_HEALTHY))])
     plain = Cuts(centres, np.zeros(len(centres), np.int32), np.ones((len(centres), 3)))
     return cut([photograph], plain, config.cut_px)[0], np.arange(len(centres)) < len(ids)
-
-
-def triplet_batch(
-    anchor: UInt8[ndarray, "n s s 3"], positive: UInt8[ndarray, "n s s 3"], negative: UInt8[ndarray, "n s s 3"]
-) -> TripletBatch:
-    """Patches as they are cut, in the layout that the network takes."""
-    return TripletBatch(channels_first(anchor), channels_first(positive), channels_first(negative))

@@ -19,14 +19,14 @@ from ma_cluster.bundle import load_bundle, load_weights
 from ma_cluster.checkpoint import BEST, LAST, checkpoint_weights, read_checkpoint
 from ma_cluster.config import HgnConfig, PrnConfig, digest, to_dict
 from ma_cluster.errors import ImageError, UsageError
-from ma_cluster.hypotheses.proposals import Proposals
+from ma_cluster.hypotheses.frrn import build_hgn, of_kinds
+from ma_cluster.hypotheses.maps import Proposals
 from ma_cluster.hypotheses.sampling import HgnCuts
-from ma_cluster.hypotheses.step import build_hgn, of_kinds
 from ma_cluster.images.annotated import Annotated, load_annotated
 from ma_cluster.images.datasets import Sample, Split, read_dataset
 from ma_cluster.machine import cores
+from ma_cluster.refinement.resnet import build_prn
 from ma_cluster.refinement.sampling import TripletCuts
-from ma_cluster.refinement.step import build_prn
 from ma_cluster.training.batches import LocalPhotographs, Photographs
 from ma_cluster.training.context import InProcess
 from ma_cluster.training.loop import TrainRun, Weights, train

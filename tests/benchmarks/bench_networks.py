@@ -30,16 +30,16 @@ from torch import nn
 from ma_cluster.bundle import load_weights
 from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
-from ma_cluster.hypotheses.probability import probability_map
+from ma_cluster.hypotheses.maps import probability_map
 from ma_cluster.images.contrast import MID_GREY, Prepared
 from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.detector import Detector
-from ma_cluster.networks.folding import fold
+from ma_cluster.machine import dedicate
+from ma_cluster.networks.inference import fold
 from ma_cluster.networks.tensors import normalise
-from ma_cluster.networks.tile_executor import dedicate
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.patchwise import Patchwise, lattice_nodes, refine
-from ma_cluster.refinement.step import build_prn
+from ma_cluster.refinement.resnet import build_prn
 from ma_cluster.report.bench import NETWORKS, Benchmark, Map, Rows, run_benchmarks
 from ma_cluster.report.bench_subject import Subject, hypothesis_network, peak_mb
 

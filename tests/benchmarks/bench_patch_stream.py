@@ -39,7 +39,8 @@ from ma_cluster.cluster.training.patch_stream import (
     read_stream,
 )
 from ma_cluster.config import HgnConfig, ImageConfig, SplitConfig, lite
-from ma_cluster.hypotheses.sampling import HgnCuts, hgn_batch
+from ma_cluster.hypotheses.losses import hgn_batch
+from ma_cluster.hypotheses.sampling import HgnCuts
 from ma_cluster.images.datasets import Sample, read_dataset
 from ma_cluster.training.batches import HgnCutter, Work, share
 

@@ -25,7 +25,7 @@ from ma_cluster.evaluation.tally import ROWS, Tally, evaluate_photograph, row_ma
 from ma_cluster.images.datasets import IMAGES_FOLDER, TEST_PART, decode_mask, read_dataset, read_object
 from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.detector import Detector
-from ma_cluster.refinement.step import build_prn
+from ma_cluster.refinement.resnet import build_prn
 from ma_cluster.report.evaluation_tables import table
 from ma_cluster.report.model_card import write_card
 

@@ -15,7 +15,7 @@ from ma_cluster.evaluation.tally import ROWS
 from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
 from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.detector import Detector
-from ma_cluster.refinement.step import build_prn
+from ma_cluster.refinement.resnet import build_prn
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import torch
 from ma_cluster.bundle import Bundle, load_bundle, save_bundle
 from ma_cluster.config import tiny
 from ma_cluster.errors import ImageFailedError, ImageRefusedError, Reason
-from ma_cluster.hypotheses.fusion import fuse, upsample_half
-from ma_cluster.hypotheses.step import build_hgn
+from ma_cluster.hypotheses.frrn import build_hgn
+from ma_cluster.hypotheses.maps import fuse, upsample_half
 from ma_cluster.images.sample import retina
 from ma_cluster.lesions.detector import Detector, Maps, at_operating_point
 from ma_cluster.refinement.dense import DensePrn, refine_dense
-from ma_cluster.refinement.step import build_prn
+from ma_cluster.refinement.resnet import build_prn
 
 
 @pytest.fixture(scope="module")

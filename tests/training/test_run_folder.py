@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 from ma_cluster.config import tiny
-from ma_cluster.hypotheses.step import build_hgn
+from ma_cluster.hypotheses.frrn import build_hgn
 from ma_cluster.networks.optimising import build_optimizer
 from ma_cluster.training.run_folder import Epoch, TrainFolder
 

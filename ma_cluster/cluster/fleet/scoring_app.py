@@ -28,7 +28,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.cluster.fleet.replicas import Fleet, Model, Reader, Segmenter
 from ma_cluster.errors import FleetBrokenError, ImageError, Reason, UsageError, WorkerLostError
-from ma_cluster.networks.tile_executor import MALLOC
+from ma_cluster.machine import MALLOC
 from ma_cluster.storage.store import Entry
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from ray.exceptions import RayTaskError
 
 from ma_cluster.config import ImageConfig, Scale
 from ma_cluster.errors import ImageError, MaClusterError
-from ma_cluster.hypotheses.proposals import Proposals
+from ma_cluster.hypotheses.maps import Proposals
 from ma_cluster.images.annotated import Annotated, Marks, load_annotated
 from ma_cluster.images.datasets import Sample
 from ma_cluster.training.batches import Columns, Cutter, Work, share

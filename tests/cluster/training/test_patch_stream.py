@@ -23,9 +23,9 @@ from ma_cluster.cluster.training.patch_stream import (
 )
 from ma_cluster.config import ImageConfig, SplitConfig, tiny
 from ma_cluster.errors import UsageError
-from ma_cluster.hypotheses.proposals import Proposals
+from ma_cluster.hypotheses.frrn import build_hgn
+from ma_cluster.hypotheses.maps import Proposals
 from ma_cluster.hypotheses.sampling import HgnCuts
-from ma_cluster.hypotheses.step import build_hgn
 from ma_cluster.images.annotated import Annotated, cut, load_annotated
 from ma_cluster.images.datasets import read_dataset
 from ma_cluster.networks.optimising import build_optimizer

@@ -27,7 +27,7 @@ from ma_cluster.cluster.training.launch import train_on_ray
 from ma_cluster.config import tiny
 from ma_cluster.errors import BundleError, MaClusterError, RunConflictError, UsageError
 from ma_cluster.evaluation.packing import pack
-from ma_cluster.hypotheses.step import HgnBatch, hgn_losses
+from ma_cluster.hypotheses.losses import HgnBatch, hgn_losses
 from ma_cluster.images.datasets import IMAGES_FOLDER
 from ma_cluster.training.progress import Progress
 from ma_cluster.training.request import TrainRequest

@@ -1,4 +1,4 @@
-"""Folding batch norms leaves a network's answers as they are."""
+"""A folded network answers as before, and one that is shown flips is unmoved by them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from untrained import calibrated_frrn
 
-from ma_cluster.networks import folding
-from ma_cluster.networks.folding import OneDnnConv2d, fold
+from ma_cluster.networks import inference
+from ma_cluster.networks.inference import FLIPS, FlipAugmented, OneDnnConv2d, fold
 
 
 def test_a_folded_network_answers_as_before_without_a_batch_norm() -> None:
@@ -65,7 +65,7 @@ def test_where_torch_has_other_private_operators_the_public_ones_answer_the_same
 ) -> None:
     told: list[tuple[Any, ...]] = []
     # the log itself, as some library that other tests load switches off the loggers that are there
-    monkeypatch.setattr(folding, "log", SimpleNamespace(warning=lambda *words: told.append(words)))
+    monkeypatch.setattr(inference, "log", SimpleNamespace(warning=lambda *words: told.append(words)))
     network = calibrated_frrn()
     plain, ours = copy.deepcopy(network), copy.deepcopy(network)
     fold(ours)
@@ -77,3 +77,29 @@ def test_where_torch_has_other_private_operators_the_public_ones_answer_the_same
     x = torch.randn(1, 3, 48, 64).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         assert torch.allclose(plain(x), ours(x), rtol=1e-4, atol=1e-3)  # of logits up to 100
+
+
+class Slope(nn.Module):
+    """As one-sided as can be: adds the number of the column and ten times that of the row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, cols = torch.meshgrid(torch.arange(x.shape[2]), torch.arange(x.shape[3]), indexing="ij")
+        return x + cols + 10 * rows
+
+
+def test_one_flip_is_the_network_itself() -> None:
+    x = torch.rand(1, 3, 2, 4)
+    assert torch.equal(FlipAugmented(Slope(), 1)(x), Slope()(x))
+
+
+def test_the_answers_of_two_and_four_flips_are_averaged() -> None:
+    x = torch.zeros(1, 3, 2, 4)
+    assert FlipAugmented(Slope(), 2)(x)[0, 0].tolist() == [[1.5] * 4, [11.5] * 4]
+    assert FlipAugmented(Slope(), 4)(x)[0, 0].tolist() == [[6.5] * 4] * 2
+
+
+@pytest.mark.parametrize("axes", FLIPS)
+def test_a_flipped_tile_gets_the_flipped_answer(axes: tuple[int, ...]) -> None:
+    network, x = FlipAugmented(calibrated_frrn(), len(FLIPS)), torch.randn(1, 3, 32, 48)
+    with torch.inference_mode():
+        assert torch.allclose(network(x.flip(axes)), network(x).flip(axes), atol=1e-4)

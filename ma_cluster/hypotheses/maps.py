@@ -1,0 +1,145 @@
+"""Probability maps of whole photographs: of one network, of several scales and stages fused, and what they propose.
+
+enhanced grid -> tiles within the FOV -> probability map
+maps of several scales and stages -> one        (Sarhan et al., section 2.4 and Figure 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, UInt8
+from numpy import ndarray
+from torch import Tensor, nn
+
+from ma_cluster.bundle import load_weights
+from ma_cluster.checkpoint import checkpoint_weights, read_checkpoint
+from ma_cluster.config import Fusion, Recipe
+from ma_cluster.hypotheses.frrn import build_hgn, of_first_kind
+from ma_cluster.images.contrast import MID_GREY, Prepared
+from ma_cluster.images.patches import Tiling, Window
+from ma_cluster.networks.inference import ONE_AT_A_TIME, TileExecutor, fold
+from ma_cluster.networks.tensors import normalise, probability
+
+_ROUNDING = 1e-5  # far more than means of a few float32 probabilities are off by
+
+
+def probability_map(
+    model: nn.Module,
+    enhanced: UInt8[ndarray, "h w 3"],
+    fov: Bool[ndarray, "h w"],
+    tiling: Tiling,
+    executor: TileExecutor = ONE_AT_A_TIME,
+) -> Float32[ndarray, "h w"]:
+    """Lesion probability of each pixel, 0 outside the FOV. Only tiles that meet the FOV are computed.
+
+    Args:
+        model: in eval mode.
+        enhanced: the photograph on the network's grid.
+        fov: its field of view.
+        tiling: of the same shape.
+        executor: tiles in a forward pass, and passes at a time; neither changes the answer.
+    """
+    # those of one shape make a batch; the largest first, as smaller ones fit into the memory that they leave
+    windows = sorted(tiling.covering(fov), key=lambda window: window.shape, reverse=True)
+    padded = tiling.pad(enhanced, fill=MID_GREY)
+
+    def answer(batch: Sequence[Window]) -> Iterable[Float32[ndarray, "_ _"]]:
+        tiles = torch.from_numpy(np.stack([tiling.crop(padded, window) for window in batch])).permute(0, 3, 1, 2)
+        return hgn_probability(model, tiles).numpy()
+
+    alike = (tuple(same) for _, same in groupby(windows, key=lambda window: window.shape))
+    batches = (same[start : start + executor.tiles] for same in alike for start in range(0, len(same), executor.tiles))
+    return tiling.stitch(windows, [tile for tiles in executor.tile_map(answer, batches) for tile in tiles]) * fov
+
+
+@torch.inference_mode()
+def hgn_probability(model: nn.Module, patches: UInt8[Tensor, "n 3 h w"]) -> Tensor:
+    """Lesion probability (n h w, float32, on the CPU) of patches; the model is in eval mode."""
+    device = next(model.parameters()).device
+    logits = model(normalise(patches.to(device))).float()
+    return probability(logits[:, 1] - logits[:, 0]).cpu()
+
+
+def upsample_half(probability: Float32[ndarray, "hh hw"], shape: tuple[int, int]) -> Float32[ndarray, "h w"]:
+    """The 0.5x map on the 1x grid of `shape`, bilinear, pixel centres aligned as `Grid` has them."""
+    return cv2.resize(probability, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def fuse(
+    maps: Sequence[Float32[ndarray, "h w"]], how: Fusion, weights: Sequence[float] | None = None
+) -> Float32[ndarray, "h w"]:
+    """Pixelwise mean: (w1 p1 + .. + wk pk) / W, or (p1^w1 .. pk^wk)^(1/W), which is 0 where any map is.
+
+    W is w1 + .. + wk.
+
+    Args:
+        maps: of one shape, 0..1.
+        how: which mean.
+        weights: of each map, 1 where None. A map of weight 0 has no say.
+    """
+    used = [(m, np.float32(w)) for m, w in zip(maps, weights or [1.0] * len(maps), strict=True) if w > 0]
+    arithmetic = how == "arithmetic"
+    terms = (m if w == 1 else m * w if arithmetic else np.power(m, w) for m, w in used)
+    total = next(terms).copy()
+    for term in terms:
+        np.add(total, term, out=total) if arithmetic else np.multiply(total, term, out=total)
+    whole = np.float32(sum(w for _, w in used))
+    return total / whole if arithmetic else np.power(total, 1 / whole)
+
+
+def scale_odds(probability: Float32[ndarray, "h w"], factor: float) -> Float32[ndarray, "h w"]:
+    """The probability whose odds p / (1 - p) are `factor` times as large; 0 and 1 stay, and so does the order."""
+    return probability * np.float32(factor) / (1 + np.float32(factor - 1) * probability)
+
+
+def can_reach(
+    threshold: float,
+    maps: Sequence[Float32[ndarray, "h w"]],
+    regions: Sequence[Bool[ndarray, "h w"]],
+    fusion: tuple[Fusion, Sequence[float]],
+) -> Bool[ndarray, "h w"]:
+    """Pixels whose fused probability may yet be `threshold` or more, before the maps of the regions are known.
+
+    Such a map is 0 outside its region and at best 1 inside, and neither mean falls where a map rises. So they are
+
+        arithmetic:  p1 + p2 + [in region 1] + [in region 2] >= 4 threshold
+        geometric:   p1 p2 >= threshold^4, within both regions
+
+    for equal weights. `fusion` is which mean, and the weights of the maps and then of the regions' maps.
+    """
+    best = fuse([*maps, *(region.astype(np.float32) for region in regions)], *fusion)
+    return best >= threshold - _ROUNDING
+
+
+class Proposals:
+    """Where the 0.5x hypothesis network suspects lesions, rightly or not: on such places training learns most.
+
+    There the refinement will be asked. Of healthy places at large few look like a lesion, and those it would hardly
+    meet. The 1x network would cost four times as much, and propose no better.
+    """
+
+    def __init__(self, checkpoint: str, recipe: Recipe) -> None:
+        """`checkpoint` is the URL of one that the training of `hgn_half` has written.
+
+        Raises:
+            UsageError: there is none.
+            BundleError: it is of another network.
+        """
+        self._network = build_hgn(recipe.hgn_half)
+        weights = of_first_kind(checkpoint_weights(read_checkpoint(checkpoint), "hgn_half"))
+        load_weights(self._network, weights, "hgn_half")
+        fold(self._network.eval())
+        self._recipe = recipe
+
+    def __call__(self, prepared: Prepared) -> Bool[ndarray, "ch cw"]:
+        """Pixels at 1x with a lesion's probability of `prn.proposal_probability` or more."""
+        detector, fov = self._recipe.detector, prepared.fov_half
+        tiling = Tiling(fov.shape[0], fov.shape[1], detector.tile_px, detector.halo_px)
+        probability = probability_map(self._network, prepared.enhanced_half, fov, tiling)
+        likely = upsample_half(probability, prepared.fov_1x.shape) >= np.float32(self._recipe.prn.proposal_probability)
+        return likely & prepared.fov_1x
