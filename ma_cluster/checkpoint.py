@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ma_cluster.bundle import load_safetensors, load_weights
@@ -34,17 +33,15 @@ def read_checkpoint(url: str) -> bytes:
         raise UsageError(f"no checkpoint at {url}; give its URL, or the folder of a run that has validated") from error
 
 
-def save_checkpoint(
-    path: Path,
+def checkpoint_bytes(
     model: torch.nn.Module | Networks,
     optimizer: torch.optim.Optimizer,
     position: Mapping[str, int],
     about: Mapping[str, Any] | None = None,
-) -> None:
-    """Weights and optimiser state in one safetensors file, replaced atomically.
+) -> bytes:
+    """Weights and optimiser state as the bytes of one safetensors file.
 
     Args:
-        path: of the file.
         model: the network; or several by name, of which `model` is the one that ships.
         optimizer: of the network that is trained.
         position: where training is: step, seed, ...
@@ -61,26 +58,17 @@ def save_checkpoint(
     for number, state in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{number}.{key}": value.contiguous() for key, value in state.items()})
     metadata = {key: str(value) for key, value in position.items()} | {_ABOUT: json.dumps(about or {})}
-    open_store(path.parent).put(path.name, save(tensors, metadata=metadata))
-
-
-def load_checkpoint(
-    path: Path, model: torch.nn.Module | Networks, optimizer: torch.optim.Optimizer | None = None
-) -> dict[str, int]:
-    """Restore what `save_checkpoint` wrote, and return the position.
-
-    Raises:
-        BundleError: no safetensors file, or of another network.
-    """
-    if not path.is_file():
-        raise BundleError(f"there is no checkpoint {path.name}")
-    return restore_checkpoint(path.read_bytes(), path.name, model, optimizer)
+    return save(tensors, metadata=metadata)
 
 
 def restore_checkpoint(
     data: bytes, name: str, model: torch.nn.Module | Networks, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, int]:
-    """Restore what `save_checkpoint` wrote from its bytes, and return the position; errors call it `name`."""
+    """Restore what `checkpoint_bytes` gave, and return the position; errors call it `name`.
+
+    Raises:
+        BundleError: no safetensors file, or of another network.
+    """
     tensors = load_safetensors(data, name)
     for prefix, network in _by_name(model).items():
         load_weights(network, _of_network(tensors, prefix), name)

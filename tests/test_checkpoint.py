@@ -12,10 +12,9 @@ from torch import nn
 
 from ma_cluster.checkpoint import (
     checkpoint_about,
-    load_checkpoint,
+    checkpoint_bytes,
     read_checkpoint,
     restore_checkpoint,
-    save_checkpoint,
 )
 from ma_cluster.errors import BundleError, UsageError
 
@@ -32,12 +31,12 @@ def descend(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def test_a_checkpoint_restores_weights_optimiser_and_position(tmp_path: Path) -> None:
+def test_a_checkpoint_restores_weights_optimiser_and_position() -> None:
     model, optimizer = linear()
     descend(model, optimizer)
-    save_checkpoint(tmp_path / "last.safetensors", model, optimizer, {"step": 1, "seed": -5})
+    data = checkpoint_bytes(model, optimizer, {"step": 1, "seed": -5})
     copy, copy_optimizer = linear()
-    assert load_checkpoint(tmp_path / "last.safetensors", copy, copy_optimizer) == {"step": 1, "seed": -5}
+    assert restore_checkpoint(data, "last", copy, copy_optimizer) == {"step": 1, "seed": -5}
     for _ in range(3):
         descend(model, optimizer)
         descend(copy, copy_optimizer)
@@ -45,36 +44,26 @@ def test_a_checkpoint_restores_weights_optimiser_and_position(tmp_path: Path) ->
         assert torch.equal(ours, theirs)
 
 
-def test_a_checkpoint_replaces_the_last_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_is_refused() -> None:
     model, optimizer = linear()
-    for step in (1, 2):
-        save_checkpoint(tmp_path / "last.safetensors", model, optimizer, {"step": step})
-    assert [path.name for path in tmp_path.iterdir()] == ["last.safetensors"]
-    assert load_checkpoint(tmp_path / "last.safetensors", model) == {"step": 2}
-
-
-def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    model, optimizer = linear()
-    save_checkpoint(tmp_path / "last.safetensors", model, optimizer, {})
+    data = checkpoint_bytes(model, optimizer, {})
     with pytest.raises(BundleError, match="do not fit"):
-        load_checkpoint(tmp_path / "last.safetensors", nn.Linear(3, 5))
+        restore_checkpoint(data, "last", nn.Linear(3, 5))
 
 
 @pytest.mark.parametrize("data", [b"", pickle.dumps({"model": 1}), b"PK\x03\x04" + bytes(100)])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "last.safetensors").write_bytes(data)
+def test_what_is_no_checkpoint_is_refused(data: bytes) -> None:
     with pytest.raises(BundleError, match="no safetensors file"):
-        load_checkpoint(tmp_path / "last.safetensors", nn.Linear(3, 2))
+        restore_checkpoint(data, "last", nn.Linear(3, 2))
 
 
 def test_a_checkpoint_says_what_run_wrote_it(tmp_path: Path) -> None:
     model, optimizer = linear()
     about = {"network": "prn", "recipe": {"name": "tiny"}, "photographs": "2f"}
-    save_checkpoint(tmp_path / "best.safetensors", model, optimizer, {"step": 1}, about)
+    (tmp_path / "best.safetensors").write_bytes(checkpoint_bytes(model, optimizer, {"step": 1}, about))
     assert checkpoint_about(read_checkpoint(str(tmp_path / "best.safetensors")), "prn") == about
-    assert load_checkpoint(tmp_path / "best.safetensors", model) == {"step": 1}
-    save_checkpoint(tmp_path / "plain.safetensors", model, optimizer, {"step": 1})
-    assert checkpoint_about((tmp_path / "plain.safetensors").read_bytes(), "prn") == {}
+    assert restore_checkpoint((tmp_path / "best.safetensors").read_bytes(), "best", model) == {"step": 1}
+    assert checkpoint_about(checkpoint_bytes(model, optimizer, {"step": 1}), "prn") == {}
 
 
 def test_a_runs_folder_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
@@ -82,17 +71,17 @@ def test_a_runs_folder_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no checkpoint at"):
         read_checkpoint(str(tmp_path))
     for name, step in (("best", 3), ("last", 9)):
-        save_checkpoint(tmp_path / f"{name}.safetensors", model, optimizer, {"step": step})
+        (tmp_path / f"{name}.safetensors").write_bytes(checkpoint_bytes(model, optimizer, {"step": step}))
     assert read_checkpoint(str(tmp_path)) == (tmp_path / "best.safetensors").read_bytes()
 
 
-def test_a_checkpoint_that_diverged_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_checkpoint_that_diverged_is_not_gone_on_with() -> None:
     model, optimizer = linear()
     with torch.no_grad():
         model.weight[0, 0] = torch.nan  # type: ignore[index]
-    save_checkpoint(tmp_path / "last.safetensors", model, optimizer, {"step": 1})
+    data = checkpoint_bytes(model, optimizer, {"step": 1})
     with pytest.raises(BundleError, match="holds NaN or infinity"):
-        load_checkpoint(tmp_path / "last.safetensors", linear()[0])
+        restore_checkpoint(data, "last", linear()[0])
 
 
 @pytest.mark.parametrize("about", ["{", "[1]", "[" * 100_000])

@@ -20,7 +20,7 @@ from ma_cluster.archive.outcomes import Outcome, config_digest
 from ma_cluster.archive.plan import read_shard, shards
 from ma_cluster.archive.run import begin_run, commit
 from ma_cluster.bundle import load_bundle, save_bundle
-from ma_cluster.checkpoint import save_checkpoint
+from ma_cluster.checkpoint import checkpoint_bytes
 from ma_cluster.cli import main
 from ma_cluster.config import tiny, to_dict
 from ma_cluster.errors import Reason
@@ -217,7 +217,7 @@ def test_bundle_packs_checkpoints_and_overwrites_nothing(ma_cluster: Command, tm
     for name, seed in (("hgn_1x", 0), ("hgn_half", 1)):
         network = calibrated_frrn(seed=seed)
         optimizer = build_optimizer(network, tiny().hgn_1x)
-        save_checkpoint(tmp_path / f"{name}.safetensors", network, optimizer, {"step": 4})
+        (tmp_path / f"{name}.safetensors").write_bytes(checkpoint_bytes(network, optimizer, {"step": 4}))
     arguments = ["bundle", "--hgn-1x", tmp_path / "hgn_1x.safetensors", "--hgn-half", tmp_path / "hgn_half.safetensors"]
     done = ma_cluster(*arguments, "--recipe", "tiny", "--attribution", "ours", "--out", tmp_path / "model")
     packed = load_bundle(tmp_path / "model")

@@ -6,7 +6,7 @@ import os
 
 from processes import Process, descendants, kill
 
-from ma_cluster.training.progress import Progress
+from ma_cluster.training.loop import Progress
 
 
 class Killer:

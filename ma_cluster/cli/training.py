@@ -13,7 +13,7 @@ from ma_cluster.config import RECIPES, Negatives, Recipe
 from ma_cluster.errors import ObjectMissingError, UsageError
 
 if TYPE_CHECKING:
-    from ma_cluster.training.progress import Progress
+    from ma_cluster.training.loop import Progress
     from ma_cluster.training.request import Network
 
 
@@ -202,9 +202,9 @@ def bundle(
     """
     from ma_cluster.bundle import save_bundle
     from ma_cluster.evaluation.calibration import calibrate
-    from ma_cluster.evaluation.packing import pack
     from ma_cluster.images.datasets import read_dataset
     from ma_cluster.storage.store import open_store
+    from ma_cluster.training.packing import pack
 
     chosen = None if recipe is None else _recipe(recipe)
     with suppress(ObjectMissingError):

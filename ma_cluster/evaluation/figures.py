@@ -1,19 +1,29 @@
-"""A `Tally` of all photographs -> the figures of the paper's Table 2, with intervals, and a word on each claim."""
+"""A `Tally` of all photographs -> the figures of the paper's Table 2, with intervals, and a word on each claim.
+
+Intervals are over photographs drawn again with replacement, all rows with the same ones: differences of rows are
+paired.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy import ndarray
 
 from ma_cluster.errors import UsageError
-from ma_cluster.evaluation.bootstrap import Interval, draw_weights, interval, resampled_precision, verdict
 from ma_cluster.evaluation.froc import RATES, sensitivity_at
-from ma_cluster.evaluation.scoring import Operating, at_threshold, auc_pr_33, average_precision, best_f1
+from ma_cluster.evaluation.scoring import (
+    Operating,
+    at_threshold,
+    auc_pr_33,
+    average_precision,
+    best_f1,
+)
 from ma_cluster.evaluation.tally import RowCounts, Tally
 
 CLAIMS = (
@@ -28,6 +38,20 @@ CLAIMS = (
 )
 """What the paper says is better than what: two scales than one, refinement than none, triplet loss than none."""
 DECIMALS = 4
+RESAMPLES = 2000
+SEED = 0
+COVERAGE = 0.95
+FEWEST = 5
+"""Photographs that a verdict needs: so few resamples differ below that their interval means little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Bounds of the middle 95 % of the resamples, and the share of them above 0."""
+
+    low: float
+    high: float
+    above_zero: float
 
 
 def table_figures(tally: Tally, thresholds: Mapping[str, float]) -> dict[str, Any]:
@@ -106,3 +130,36 @@ def _difference(
 
 def _rounded(value: float) -> float:
     return round(value, DECIMALS) + 0.0  # no -0.0
+
+
+def draw_weights(photographs: int, resamples: int = RESAMPLES, seed: int = SEED) -> Int64[ndarray, "r n"]:
+    """How often each photograph is in each resample."""
+    return np.random.default_rng(seed).multinomial(photographs, np.full(photographs, 1 / photographs), resamples)
+
+
+def resampled_precision(
+    photographs: Sequence[Int64[ndarray, "2 b"]], weights: Int64[ndarray, "r n"]
+) -> Float[ndarray, "r"]:
+    """The average precision of each resample; NaN where it drew no lesion."""
+    stacked = np.stack(photographs).astype(float)
+    lesion, background = (weights @ stacked[:, kind, ::-1] for kind in (0, 1))
+    true, called = np.cumsum(lesion, axis=1), np.cumsum(lesion + background, axis=1)
+    positives = true[:, -1]
+    total = (lesion * true / np.maximum(called, 1)).sum(axis=1)
+    return np.divide(total, positives, out=np.full(len(weights), np.nan), where=positives > 0)
+
+
+def interval(values: Float[ndarray, "r"]) -> Interval:
+    """Percentile interval of a resampled figure, without the resamples that have none."""
+    known = values[~np.isnan(values)]
+    low, high = np.quantile(known, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    return Interval(float(low), float(high), float((known > 0).mean()))
+
+
+def verdict(difference: Interval, photographs: int) -> str:
+    """What the interval of a difference over so many photographs says of "the first is better"."""
+    if photographs < FEWEST:
+        return "cannot be told"
+    if difference.low > 0:
+        return "holds"
+    return "does not" if difference.high < 0 else "cannot be told"

@@ -11,8 +11,7 @@ from typing import Any
 
 from ma_cluster.bundle import Bundle
 from ma_cluster.config import digest
-from ma_cluster.evaluation.bootstrap import COVERAGE, FEWEST, RESAMPLES, SEED
-from ma_cluster.evaluation.figures import healthy_figures, table_figures
+from ma_cluster.evaluation.figures import COVERAGE, FEWEST, RESAMPLES, SEED, healthy_figures, table_figures
 from ma_cluster.evaluation.tally import ROWS, Tally, network_of, rows_given
 from ma_cluster.report.evaluation_pictures import draw_froc, draw_pr, sheets
 from ma_cluster.storage.store import Store

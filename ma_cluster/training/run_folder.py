@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ma_cluster.checkpoint import BEST, LAST, restore_checkpoint, save_checkpoint
+from ma_cluster.checkpoint import BEST, LAST, checkpoint_bytes, restore_checkpoint
 from ma_cluster.errors import ObjectMissingError, RunConflictError, UsageError
 from ma_cluster.storage.store import open_store
 
@@ -123,10 +123,7 @@ class TrainFolder:
         Of the networks `model` is the one that ships; where that is an average, another is the one that is trained.
         """
         store = open_store(self.url)
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / LAST
-            save_checkpoint(file, networks, optimizer, {"step": step}, self.about)
-            data = file.read_bytes()
+        data = checkpoint_bytes(networks, optimizer, {"step": step}, self.about)
         if epoch is not None:
             before = [record for record in self.epochs if record.step < step]
             if all(epoch.average_precision > record.average_precision for record in before):

@@ -29,8 +29,7 @@ from ma_cluster.refinement.resnet import build_prn
 from ma_cluster.refinement.sampling import TripletCuts
 from ma_cluster.training.batches import LocalPhotographs, Photographs
 from ma_cluster.training.context import InProcess
-from ma_cluster.training.loop import TrainRun, Weights, train
-from ma_cluster.training.progress import Listener, Progress
+from ma_cluster.training.loop import Listener, Progress, TrainRun, Weights, train
 from ma_cluster.training.request import TrainRequest
 from ma_cluster.training.run_folder import Epoch, TrainFolder
 from ma_cluster.training.stages import HgnStage, PrnStage, Stage

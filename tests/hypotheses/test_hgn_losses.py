@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ma_cluster.checkpoint import load_checkpoint, save_checkpoint
+from ma_cluster.checkpoint import checkpoint_bytes, restore_checkpoint
 from ma_cluster.config import HgnConfig, tiny
 from ma_cluster.hypotheses.frrn import Frrn, build_hgn
 from ma_cluster.hypotheses.losses import HgnBatch, hgn_losses, kind_logits, soft_dice, weighted_cross_entropy
@@ -179,16 +178,16 @@ def test_training_finds_the_dots() -> None:
     assert overlap > 0.8
 
 
-def test_two_steps_and_two_resumed_equal_four(tmp_path: Path) -> None:
+def test_two_steps_and_two_resumed_equal_four() -> None:
     model, optimizer = fresh()
     losses = run(model, optimizer, range(4))
     stopped, stopped_optimizer = fresh()
     first = run(stopped, stopped_optimizer, range(2))
-    save_checkpoint(tmp_path / "last.safetensors", stopped, stopped_optimizer, {"step": 2})
+    data = checkpoint_bytes(stopped, stopped_optimizer, {"step": 2})
     torch.manual_seed(1)
     resumed = build_hgn(CONFIG)
     resumed_optimizer = build_optimizer(resumed, CONFIG)
-    position = load_checkpoint(tmp_path / "last.safetensors", resumed, resumed_optimizer)
+    position = restore_checkpoint(data, "last", resumed, resumed_optimizer)
     second = run(resumed, resumed_optimizer, range(position["step"], 4))
     assert first + second == losses
     for name, ours in model.state_dict().items():

@@ -14,7 +14,7 @@ from fundus_set import NAMES, write_training_set
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ma_cluster.checkpoint import save_checkpoint
+from ma_cluster.checkpoint import checkpoint_bytes
 from ma_cluster.cluster.training.patch_stream import (
     StoredPhotographs,
     open_streams,
@@ -126,7 +126,9 @@ def test_photographs_are_prepared_as_a_single_process_would(tmp_path: Path, loca
     recipe = tiny()
     torch.manual_seed(0)
     network = build_hgn(recipe.hgn_half)
-    save_checkpoint(tmp_path / "hgn.safetensors", network, build_optimizer(network, recipe.hgn_half), {"step": 0})
+    (tmp_path / "hgn.safetensors").write_bytes(
+        checkpoint_bytes(network, build_optimizer(network, recipe.hgn_half), {"step": 0})
+    )
     propose = Proposals(str(tmp_path / "hgn.safetensors"), recipe)
     prepared = prepare_photographs(samples, "0.5x", recipe.image, propose)
     assert [sample.name for sample in samples] == list(NAMES)

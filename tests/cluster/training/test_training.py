@@ -26,10 +26,10 @@ from ma_cluster.cluster.training.context import RayContext
 from ma_cluster.cluster.training.launch import train_on_ray
 from ma_cluster.config import tiny
 from ma_cluster.errors import BundleError, MaClusterError, RunConflictError, UsageError
-from ma_cluster.evaluation.packing import pack
 from ma_cluster.hypotheses.losses import HgnBatch, hgn_losses
 from ma_cluster.images.datasets import IMAGES_FOLDER
-from ma_cluster.training.progress import Progress
+from ma_cluster.training.loop import Progress
+from ma_cluster.training.packing import pack
 from ma_cluster.training.request import TrainRequest
 from ma_cluster.training.run_folder import TrainFolder
 from ma_cluster.training.start import TrainResult, train_local

@@ -22,7 +22,7 @@ _SECTION = {"hgn_1x": "hgn_1x", "hgn_half": "hgn_half", "prn": "prn", "cls": "pr
 
 
 def pack(checkpoints: Mapping[str, Sequence[str]], recipe: Recipe | None, attribution: str) -> Bundle:
-    """A bundle of what `save_checkpoint` wrote.
+    """A bundle of checkpoints.
 
     Args:
         checkpoints: URLs of each network's checkpoints, or of their runs' folders, by the network's name (hgn_1x,

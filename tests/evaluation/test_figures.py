@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ma_cluster.evaluation.bootstrap import Interval, coarse, draw_weights, interval, resampled_precision, verdict
-from ma_cluster.evaluation.scoring import PixelCounts, average_precision
+from ma_cluster.evaluation.figures import Interval, draw_weights, interval, resampled_precision, verdict
+from ma_cluster.evaluation.scoring import PixelCounts, average_precision, coarse
 
 
 def photograph(rng: np.random.Generator, skill: float) -> PixelCounts:
