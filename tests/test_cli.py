@@ -20,7 +20,6 @@ from ma_cluster.archive.outcomes import Outcome, config_digest
 from ma_cluster.archive.plan import read_shard, shards
 from ma_cluster.archive.run import begin_run, commit
 from ma_cluster.bundle import load_bundle, save_bundle
-from ma_cluster.checkpoint import checkpoint_bytes
 from ma_cluster.cli import main
 from ma_cluster.config import tiny, to_dict
 from ma_cluster.errors import Reason
@@ -29,7 +28,8 @@ from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.lesions.overlay import encode_mask
 from ma_cluster.networks.optimising import build_optimizer
 from ma_cluster.storage.store import open_store
-from ma_cluster.training.run_folder import Epoch, TrainFolder
+from ma_cluster.training.checkpoints import checkpoint_bytes
+from ma_cluster.training.run import Epoch, TrainFolder
 
 IMAGES = "A. Segmentation/1. Original Images/b. Testing Set"
 

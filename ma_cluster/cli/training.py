@@ -14,7 +14,7 @@ from ma_cluster.errors import ObjectMissingError, UsageError
 
 if TYPE_CHECKING:
     from ma_cluster.training.loop import Progress
-    from ma_cluster.training.request import Network
+    from ma_cluster.training.run import Network
 
 
 train = typer.Typer(help="Train a network; ends with a checkpoint that `bundle` packs.", no_args_is_help=True)
@@ -150,7 +150,7 @@ def _place(options: dict[str, Any], *, local: bool, device: str | None) -> dict[
 
 def _train(network: Network, recipe: Recipe, data: str, out: str, given: dict[str, Any]) -> None:
     from ma_cluster.storage.store import open_store
-    from ma_cluster.training.request import TrainRequest
+    from ma_cluster.training.run import TrainRequest
 
     device = given.pop("device", None)
     url = open_store(out).url  # a relative path leads elsewhere in the workers
@@ -204,7 +204,7 @@ def bundle(
     from ma_cluster.evaluation.calibration import calibrate
     from ma_cluster.images.datasets import read_dataset
     from ma_cluster.storage.store import open_store
-    from ma_cluster.training.packing import pack
+    from ma_cluster.training.checkpoints import pack
 
     chosen = None if recipe is None else _recipe(recipe)
     with suppress(ObjectMissingError):

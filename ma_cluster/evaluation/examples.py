@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 from numpy import ndarray
 
-from ma_cluster.evaluation.froc import label
+from ma_cluster.evaluation.scoring import label
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.patches import crop
 

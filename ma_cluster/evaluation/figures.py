@@ -16,13 +16,14 @@ from jaxtyping import Float, Int64
 from numpy import ndarray
 
 from ma_cluster.errors import UsageError
-from ma_cluster.evaluation.froc import RATES, sensitivity_at
 from ma_cluster.evaluation.scoring import (
+    RATES,
     Operating,
     at_threshold,
     auc_pr_33,
     average_precision,
     best_f1,
+    sensitivity_at,
 )
 from ma_cluster.evaluation.tally import RowCounts, Tally
 

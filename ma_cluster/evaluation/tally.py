@@ -15,8 +15,7 @@ from numpy import ndarray
 
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.examples import Example, Judged, find_examples, worst_first
-from ma_cluster.evaluation.froc import LesionCounts, label
-from ma_cluster.evaluation.scoring import PixelCounts, coarse
+from ma_cluster.evaluation.scoring import LesionCounts, PixelCounts, coarse, label
 from ma_cluster.hypotheses.maps import fuse
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import Sample, decode_mask, read_object

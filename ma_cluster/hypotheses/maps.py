@@ -16,13 +16,10 @@ from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
-from ma_cluster.bundle import load_weights
-from ma_cluster.checkpoint import checkpoint_weights, read_checkpoint
-from ma_cluster.config import Fusion, Recipe
-from ma_cluster.hypotheses.frrn import build_hgn, of_first_kind
-from ma_cluster.images.contrast import MID_GREY, Prepared
+from ma_cluster.config import Fusion
+from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.images.patches import Tiling, Window
-from ma_cluster.networks.inference import ONE_AT_A_TIME, TileExecutor, fold
+from ma_cluster.networks.inference import ONE_AT_A_TIME, TileExecutor
 from ma_cluster.networks.tensors import normalise, probability
 
 _ROUNDING = 1e-5  # far more than means of a few float32 probabilities are off by
@@ -114,32 +111,3 @@ def can_reach(
     """
     best = fuse([*maps, *(region.astype(np.float32) for region in regions)], *fusion)
     return best >= threshold - _ROUNDING
-
-
-class Proposals:
-    """Where the 0.5x hypothesis network suspects lesions, rightly or not: on such places training learns most.
-
-    There the refinement will be asked. Of healthy places at large few look like a lesion, and those it would hardly
-    meet. The 1x network would cost four times as much, and propose no better.
-    """
-
-    def __init__(self, checkpoint: str, recipe: Recipe) -> None:
-        """`checkpoint` is the URL of one that the training of `hgn_half` has written.
-
-        Raises:
-            UsageError: there is none.
-            BundleError: it is of another network.
-        """
-        self._network = build_hgn(recipe.hgn_half)
-        weights = of_first_kind(checkpoint_weights(read_checkpoint(checkpoint), "hgn_half"))
-        load_weights(self._network, weights, "hgn_half")
-        fold(self._network.eval())
-        self._recipe = recipe
-
-    def __call__(self, prepared: Prepared) -> Bool[ndarray, "ch cw"]:
-        """Pixels at 1x with a lesion's probability of `prn.proposal_probability` or more."""
-        detector, fov = self._recipe.detector, prepared.fov_half
-        tiling = Tiling(fov.shape[0], fov.shape[1], detector.tile_px, detector.halo_px)
-        probability = probability_map(self._network, prepared.enhanced_half, fov, tiling)
-        likely = upsample_half(probability, prepared.fov_1x.shape) >= np.float32(self._recipe.prn.proposal_probability)
-        return likely & prepared.fov_1x

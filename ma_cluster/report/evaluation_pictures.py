@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ma_cluster.evaluation.examples import OUTLINE_RGB, TILE_PX, Example, Kind
-from ma_cluster.evaluation.froc import RATES
-from ma_cluster.evaluation.scoring import precision_recall
+from ma_cluster.evaluation.scoring import RATES, precision_recall
 from ma_cluster.evaluation.tally import Tally
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ma_cluster.archive.run import Run
 from ma_cluster.archive.status import open_run
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import UsageError
-from ma_cluster.evaluation.froc import label
+from ma_cluster.evaluation.scoring import label
 from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
 from ma_cluster.storage.store import Store
 

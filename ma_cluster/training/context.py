@@ -1,14 +1,17 @@
-"""What a training loop asks of where it runs: who this worker is, and the few things that all workers do together.
+"""What a training loop asks of where it runs: photographs, mini-batches, and the few things all workers do together.
 
-A mini-batch is shared out, and the sums behind each loss are pooled (`TrainContext.reduce`), so the loss and the
-gradient are those of the whole mini-batch and W workers take the step that one would take. Batch norm is the exception:
-see `BatchNorm`. `InProcess` is the one worker of a process; cluster/training/context.py has the workers of Ray.
+    Work (a step and the pool ids it is made of) -> a cutter: the rows asked for -> columns of arrays
+
+The rows of a step are a pure function of its number and its ids: whoever cuts them gets the same. A mini-batch is
+shared out, and the sums behind each loss are pooled (`TrainContext.reduce`), so the loss and the gradient are those of
+the whole mini-batch and W workers take the step that one would take. Batch norm is the exception: see `BatchNorm`.
+`InProcess` is the one worker of a process; cluster/training/launch.py has the workers of Ray.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
@@ -16,16 +19,118 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
+from numpy import ndarray
 from torch import Tensor, nn
 
-from ma_cluster.training.batches import Columns, Cutter, Work
+from ma_cluster.hypotheses.hgn_training import HgnCuts
+from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut
+from ma_cluster.refinement.prn_training import TripletCuts
 from ma_cluster.training.ledger import Ledger, LocalLedger
-from ma_cluster.training.request import BatchNorm
+from ma_cluster.training.run import BatchNorm
 
 T = TypeVar("T")
 _AHEAD = 4  # mini-batches cut before they are asked for
 _CUTTERS = 2  # threads: OpenCV and numpy let others run
+Columns = dict[str, ndarray]
+Rows = Int64[ndarray, "n"]
+
+
+@runtime_checkable
+class Photographs(Protocol):
+    """Prepared photographs by their number."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, numbers: Iterable[int]) -> Mapping[int, Annotated]:
+        """Some of them; their arrays are to be read only."""
+
+    def marks(self) -> Sequence[Annotated | Marks]:
+        """The masks of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPhotographs:
+    """Photographs in the memory of this process."""
+
+    photographs: tuple[Annotated, ...]
+
+    def __len__(self) -> int:
+        return len(self.photographs)
+
+    def fetch(self, numbers: Iterable[int]) -> dict[int, Annotated]:
+        return {number: self.photographs[number] for number in numbers}
+
+    def marks(self) -> Sequence[Annotated]:
+        return self.photographs
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A step to be cut: its number, and the pool ids that it is made of where its number alone does not say."""
+
+    step: int
+    ids: Rows | None = None
+
+
+Cutter = Callable[[Work, Rows], Columns]
+"""Cuts some rows of a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class HgnCutter:
+    """Rows: an augmented patch and the lesions in it, as `cut` has them. A step's ids are its hard places'."""
+
+    photographs: Photographs
+    cuts: Callable[[], HgnCuts]
+    patch_px: int
+
+    def __call__(self, work: Work, rows: Rows) -> Columns:
+        patch, lesion = _cut(self.photographs, self.cuts().of_step(work.step, work.ids), rows, self.patch_px)
+        return {"patch": patch, "lesion": lesion}
+
+
+@dataclass(frozen=True, slots=True)
+class TripletCutter:
+    """Rows: an augmented anchor, positive and negative, and the negative's id. A step's ids are its negatives'."""
+
+    photographs: Photographs
+    cuts: Callable[[], TripletCuts]
+    patch_px: int
+
+    def __call__(self, work: Work, rows: Rows) -> Columns:
+        assert work.ids is not None
+        cuts = self.cuts().of_step(work.step, work.ids)
+        parts = {"anchor": rows, "positive": rows + len(work.ids), "negative": rows + 2 * len(work.ids)}
+        patches = {name: _cut(self.photographs, cuts, part, self.patch_px)[0] for name, part in parts.items()}
+        return patches | {"id": work.ids[rows]}
+
+
+@dataclass(frozen=True, slots=True)
+class HealthyCutter:
+    """Rows: a healthy patch of the pool as it is, and its id."""
+
+    photographs: Photographs
+    cuts: Callable[[], TripletCuts]
+    patch_px: int
+
+    def __call__(self, work: Work, rows: Rows) -> Columns:
+        assert work.ids is not None
+        cuts = self.cuts().plain(work.ids)
+        return {"patch": _cut(self.photographs, cuts, rows, self.patch_px)[0], "id": work.ids[rows]}
+
+
+def share(rows: int, worker: int, workers: int) -> range:
+    """The rows of a step that a worker gets: one after the other, sizes differ by one at most.
+
+    rows 10, workers 4:    0 1 | 2 3 4 | 5 6 | 7 8 9
+    """
+    return range(rows * worker // workers, rows * (worker + 1) // workers)
+
+
+def _cut(photographs: Photographs, cuts: Cuts, rows: Rows, patch_px: int) -> tuple[ndarray, ndarray]:
+    mine = cuts[rows]
+    return cut(photographs.fetch(mine.centres[:, 0].tolist()), mine, patch_px)
 
 
 @runtime_checkable

@@ -22,11 +22,9 @@ from ma_cluster.bundle import load_weights
 from ma_cluster.evaluation.scoring import average_precision
 from ma_cluster.networks.optimising import WeightAverage, build_optimizer, descend, learning_rate
 from ma_cluster.refinement.selection import probability_of_error
-from ma_cluster.training.batches import share
-from ma_cluster.training.context import TrainContext, place
+from ma_cluster.training.context import TrainContext, place, share
 from ma_cluster.training.ledger import Ledger
-from ma_cluster.training.request import TrainRequest
-from ma_cluster.training.run_folder import Epoch, TrainFolder
+from ma_cluster.training.run import Epoch, TrainFolder, TrainRequest
 from ma_cluster.training.stages import Scored, Stage, in_order
 
 _INTERVAL_S = 5.0

@@ -19,28 +19,26 @@ from torch import nn
 from ma_cluster.config import DetectorConfig, HgnConfig, PrnConfig
 from ma_cluster.evaluation.scoring import PixelCounts
 from ma_cluster.hypotheses.frrn import build_hgn
-from ma_cluster.hypotheses.losses import hgn_batch, hgn_losses
+from ma_cluster.hypotheses.hgn_training import HgnCuts, hgn_batch, hgn_losses
 from ma_cluster.hypotheses.maps import probability_map
-from ma_cluster.hypotheses.sampling import HgnCuts
 from ma_cluster.images.annotated import Annotated
 from ma_cluster.images.patches import Tiling
 from ma_cluster.networks.optimising import Losses, Reduce
 from ma_cluster.networks.tensors import channels_first
-from ma_cluster.refinement.losses import prn_losses, triplet_batch
 from ma_cluster.refinement.patchwise import prn_probability
+from ma_cluster.refinement.prn_training import TripletCuts, prn_losses, triplet_batch, validation_patches
 from ma_cluster.refinement.resnet import build_prn
-from ma_cluster.refinement.sampling import TripletCuts, validation_patches
 from ma_cluster.refinement.selection import FLOOR
-from ma_cluster.training.batches import (
+from ma_cluster.training.context import (
     Columns,
     Cutter,
     HealthyCutter,
     HgnCutter,
     Photographs,
+    TrainContext,
     TripletCutter,
     Work,
 )
-from ma_cluster.training.context import TrainContext
 from ma_cluster.training.ledger import Ledger
 
 SCORE_ROWS = 512

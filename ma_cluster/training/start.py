@@ -16,22 +16,19 @@ from torch import nn
 
 from ma_cluster import __version__
 from ma_cluster.bundle import load_bundle, load_weights
-from ma_cluster.checkpoint import BEST, LAST, checkpoint_weights, read_checkpoint
 from ma_cluster.config import HgnConfig, PrnConfig, digest, to_dict
 from ma_cluster.errors import ImageError, UsageError
 from ma_cluster.hypotheses.frrn import build_hgn, of_kinds
-from ma_cluster.hypotheses.maps import Proposals
-from ma_cluster.hypotheses.sampling import HgnCuts
+from ma_cluster.hypotheses.hgn_training import HgnCuts
 from ma_cluster.images.annotated import Annotated, load_annotated
 from ma_cluster.images.datasets import Sample, Split, read_dataset
 from ma_cluster.machine import cores
+from ma_cluster.refinement.prn_training import TripletCuts
 from ma_cluster.refinement.resnet import build_prn
-from ma_cluster.refinement.sampling import TripletCuts
-from ma_cluster.training.batches import LocalPhotographs, Photographs
-from ma_cluster.training.context import InProcess
+from ma_cluster.training.checkpoints import BEST, LAST, Proposals, checkpoint_weights, read_checkpoint
+from ma_cluster.training.context import InProcess, LocalPhotographs, Photographs
 from ma_cluster.training.loop import Listener, Progress, TrainRun, Weights, train
-from ma_cluster.training.request import TrainRequest
-from ma_cluster.training.run_folder import Epoch, TrainFolder
+from ma_cluster.training.run import Epoch, TrainFolder, TrainRequest
 from ma_cluster.training.stages import HgnStage, PrnStage, Stage
 
 T = TypeVar("T")

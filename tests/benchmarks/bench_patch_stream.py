@@ -39,10 +39,9 @@ from ma_cluster.cluster.training.patch_stream import (
     read_stream,
 )
 from ma_cluster.config import HgnConfig, ImageConfig, SplitConfig, lite
-from ma_cluster.hypotheses.losses import hgn_batch
-from ma_cluster.hypotheses.sampling import HgnCuts
+from ma_cluster.hypotheses.hgn_training import HgnCuts, hgn_batch
 from ma_cluster.images.datasets import Sample, read_dataset
-from ma_cluster.training.batches import HgnCutter, Work, share
+from ma_cluster.training.context import HgnCutter, Work, share
 
 _AHEAD_BYTES = 2**28  # of patches cut before they are asked for: fewer than `--lead-steps` deliver
 

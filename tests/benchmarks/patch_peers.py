@@ -14,8 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from ma_cluster.config import HgnConfig, ImageConfig
-from ma_cluster.hypotheses.losses import hgn_batch
-from ma_cluster.hypotheses.sampling import HgnCuts
+from ma_cluster.hypotheses.hgn_training import HgnCuts, hgn_batch
 from ma_cluster.images.annotated import SYMMETRIES, Cuts, cut, draw_gains, load_annotated, scale_contrast, turn
 from ma_cluster.images.datasets import Sample
 

@@ -19,7 +19,7 @@ from ma_cluster.cluster.submission import copy_source, entrypoint, exit_status
 from ma_cluster.errors import UsageError
 from ma_cluster.images.sample import retina
 from ma_cluster.storage.local import LocalStore
-from ma_cluster.training.run_folder import TrainFolder
+from ma_cluster.training.run import TrainFolder
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("ma-cluster"))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ma_cluster.evaluation.froc import RATES, THRESHOLDS, LesionCounts, label, sensitivity_at
+from ma_cluster.evaluation.scoring import RATES, THRESHOLDS, LesionCounts, label, sensitivity_at
 
 PICTURE = """
     9 9 . . . . 7 .

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ma_cluster.checkpoint import checkpoint_bytes, restore_checkpoint
 from ma_cluster.config import HgnConfig, tiny
 from ma_cluster.hypotheses.frrn import Frrn, build_hgn
-from ma_cluster.hypotheses.losses import HgnBatch, hgn_losses, kind_logits, soft_dice, weighted_cross_entropy
+from ma_cluster.hypotheses.hgn_training import HgnBatch, hgn_losses, kind_logits, soft_dice, weighted_cross_entropy
 from ma_cluster.hypotheses.maps import hgn_probability
 from ma_cluster.networks.optimising import build_optimizer, descend, learning_rate
 from ma_cluster.networks.tensors import normalise
+from ma_cluster.training.checkpoints import checkpoint_bytes, restore_checkpoint
 
 
 def logit_of(*probabilities: list[list[float]]) -> Tensor:

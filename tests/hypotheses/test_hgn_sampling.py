@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ma_cluster.config import HgnConfig
-from ma_cluster.hypotheses.losses import hgn_batch
-from ma_cluster.hypotheses.sampling import HgnCuts, apportioned
+from ma_cluster.hypotheses.hgn_training import HgnCuts, apportioned, hgn_batch
 from ma_cluster.images.annotated import Marks
 
 CONFIG = HgnConfig(patch_px=16, batch_patches=16, lesion_share=0.5, suspect_share=0.5)

@@ -11,7 +11,7 @@ import torch
 
 from ma_cluster.config import PrnConfig, tiny
 from ma_cluster.networks.optimising import Losses, build_optimizer, descend, learning_rate
-from ma_cluster.refinement.losses import TripletBatch, classification_loss, prn_losses, triplet_loss
+from ma_cluster.refinement.prn_training import TripletBatch, classification_loss, prn_losses, triplet_loss
 from ma_cluster.refinement.resnet import build_prn
 
 EAST = torch.tensor([[2.0, 0.0]])

@@ -20,9 +20,9 @@ from ma_cluster.bundle import save_bundle
 from ma_cluster.config import tiny
 from ma_cluster.errors import UsageError
 from ma_cluster.images.datasets import IMAGES_FOLDER
+from ma_cluster.training.checkpoints import pack
 from ma_cluster.training.loop import Progress
-from ma_cluster.training.packing import pack
-from ma_cluster.training.request import TrainRequest
+from ma_cluster.training.run import TrainRequest
 from ma_cluster.training.stages import in_order, refreshed
 from ma_cluster.training.start import TrainResult, train_local
 

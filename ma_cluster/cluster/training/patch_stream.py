@@ -27,10 +27,10 @@ from ray.exceptions import RayTaskError
 
 from ma_cluster.config import ImageConfig, Scale
 from ma_cluster.errors import ImageError, MaClusterError
-from ma_cluster.hypotheses.maps import Proposals
 from ma_cluster.images.annotated import Annotated, Marks, load_annotated
 from ma_cluster.images.datasets import Sample
-from ma_cluster.training.batches import Columns, Cutter, Work, share
+from ma_cluster.training.checkpoints import Proposals
+from ma_cluster.training.context import Columns, Cutter, Work, share
 from ma_cluster.training.start import of_no_use
 
 _BLOCK_BYTES = 16 * 2**20  # far below Ray Data's target block size, at which it would split a block

@@ -14,7 +14,6 @@ from fundus_set import NAMES, write_training_set
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ma_cluster.checkpoint import checkpoint_bytes
 from ma_cluster.cluster.training.patch_stream import (
     StoredPhotographs,
     open_streams,
@@ -24,13 +23,13 @@ from ma_cluster.cluster.training.patch_stream import (
 from ma_cluster.config import ImageConfig, SplitConfig, tiny
 from ma_cluster.errors import UsageError
 from ma_cluster.hypotheses.frrn import build_hgn
-from ma_cluster.hypotheses.maps import Proposals
-from ma_cluster.hypotheses.sampling import HgnCuts
+from ma_cluster.hypotheses.hgn_training import HgnCuts
 from ma_cluster.images.annotated import Annotated, cut, load_annotated
 from ma_cluster.images.datasets import read_dataset
 from ma_cluster.networks.optimising import build_optimizer
-from ma_cluster.refinement.sampling import TripletCuts
-from ma_cluster.training.batches import HealthyCutter, HgnCutter, TripletCutter, Work, share
+from ma_cluster.refinement.prn_training import TripletCuts
+from ma_cluster.training.checkpoints import Proposals, checkpoint_bytes
+from ma_cluster.training.context import HealthyCutter, HgnCutter, TripletCutter, Work, share
 
 PATCHES = 7  # divides by no number of workers
 HGN = replace(tiny().hgn_half, batch_patches=PATCHES, colour_jitter=0.1)

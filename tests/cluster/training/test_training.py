@@ -21,17 +21,14 @@ from train_faults import Killer
 
 from ma_cluster import Detector
 from ma_cluster.bundle import Bundle, save_bundle
-from ma_cluster.checkpoint import checkpoint_weights, read_checkpoint
-from ma_cluster.cluster.training.context import RayContext
-from ma_cluster.cluster.training.launch import train_on_ray
+from ma_cluster.cluster.training.launch import RayContext, train_on_ray
 from ma_cluster.config import tiny
 from ma_cluster.errors import BundleError, MaClusterError, RunConflictError, UsageError
-from ma_cluster.hypotheses.losses import HgnBatch, hgn_losses
+from ma_cluster.hypotheses.hgn_training import HgnBatch, hgn_losses
 from ma_cluster.images.datasets import IMAGES_FOLDER
+from ma_cluster.training.checkpoints import checkpoint_weights, pack, read_checkpoint
 from ma_cluster.training.loop import Progress
-from ma_cluster.training.packing import pack
-from ma_cluster.training.request import TrainRequest
-from ma_cluster.training.run_folder import TrainFolder
+from ma_cluster.training.run import TrainFolder, TrainRequest
 from ma_cluster.training.start import TrainResult, train_local
 
 RECIPE = tiny()

@@ -17,8 +17,7 @@ from ma_cluster.cluster.training.launch import train_on_ray
 from ma_cluster.config import ImageConfig, Recipe, paper, tiny
 from ma_cluster.errors import MaClusterError
 from ma_cluster.storage.store import open_store
-from ma_cluster.training.request import TrainRequest
-from ma_cluster.training.run_folder import TrainFolder
+from ma_cluster.training.run import TrainFolder, TrainRequest
 
 
 def small_paper() -> Recipe:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ma_cluster.cluster.training.launch import train_on_ray
 from ma_cluster.config import ImageConfig, tiny
-from ma_cluster.training.request import TrainRequest
+from ma_cluster.training.run import TrainRequest
 
 STORE_BYTES = 80 * 2**20
 """Little more than Ray's least."""

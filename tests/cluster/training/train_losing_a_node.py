@@ -21,8 +21,7 @@ from second_node import STORE_BYTES, second_node
 from ma_cluster.cluster.training.launch import train_on_ray
 from ma_cluster.config import tiny
 from ma_cluster.training.loop import Progress
-from ma_cluster.training.request import TrainRequest
-from ma_cluster.training.run_folder import Epoch
+from ma_cluster.training.run import Epoch, TrainRequest
 
 HEAD_CPUS = 3
 

@@ -10,7 +10,7 @@ import pytest
 from ma_cluster.config import Negatives, PrnConfig, tiny
 from ma_cluster.errors import UsageError
 from ma_cluster.images.annotated import Annotated
-from ma_cluster.refinement.sampling import TripletCuts
+from ma_cluster.refinement.prn_training import TripletCuts
 
 CONFIG = replace(tiny().prn, negative_margin_px=5)
 

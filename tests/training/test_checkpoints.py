@@ -10,13 +10,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from ma_cluster.checkpoint import (
-    checkpoint_about,
-    checkpoint_bytes,
-    read_checkpoint,
-    restore_checkpoint,
-)
 from ma_cluster.errors import BundleError, UsageError
+from ma_cluster.training.checkpoints import checkpoint_about, checkpoint_bytes, read_checkpoint, restore_checkpoint
 
 
 def linear() -> tuple[nn.Module, torch.optim.Optimizer]:
