@@ -19,7 +19,7 @@ PACKAGE = ROOT / "ma_cluster"
 ORDER = ["base", "storage", "bundle", "images", "networks", "hypotheses", "refinement", "lesions", "evaluation"]
 ORDER += ["training", "archive", "http", "cluster", "report", "cli"]
 """Each imports only itself and what stands to its left; `base` is what lies beside the folders."""
-_BASE = ["config", "hgn_config", "image_config", "identity", "errors", "machine", "metrics", "__init__"]
+_BASE = ["config", "network_config", "image_config", "errors", "machine", "metrics", "__init__"]
 TOP_LEVEL = dict.fromkeys(_BASE, "base") | {"bundle": "bundle", "__main__": "cli"}
 STORAGE = {"boto3", "botocore", "obstore", "s3fs", "fsspec", "smart_open", "minio"}
 DISTRIBUTIONS = {

@@ -14,9 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ma_cluster.config import Recipe, digest
+from ma_cluster.config import RESULT_VERSION, Recipe, deciding, digest
 from ma_cluster.errors import Reason, Status
-from ma_cluster.identity import RESULT_VERSION, deciding
 from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.table import Lesion
 from ma_cluster.metrics import STAGES

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
@@ -13,79 +15,122 @@ from ma_cluster.config import RECIPES, Negatives, Recipe
 from ma_cluster.errors import ObjectMissingError, UsageError
 
 if TYPE_CHECKING:
-    from ma_cluster.training.loop import Progress
     from ma_cluster.training.run import Network
-
 
 train = typer.Typer(help="Train a network; ends with a checkpoint that `bundle` packs.", no_args_is_help=True)
 app.add_typer(train, name="train")
-
-Data = Annotated[str, typer.Option(metavar="URL", help="Data set: IDRiD's layout, or a manifest.")]
-Out = Annotated[str, typer.Option(metavar="URL", help="Where checkpoints and log go.")]
-RecipeName = Annotated[str, typer.Option("--recipe", help=f"One of {', '.join(RECIPES)}.")]
-Healthy = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="Photographs without retinopathy as well: a folder, or a CSV of image and grade."),
-]
-HgnHalf = Annotated[str | None, typer.Option(metavar="URL", help="Train more where this one errs.")]
-Init = Annotated[str | None, typer.Option(metavar="MODEL|URL", help="Begin with these weights.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's.")]
-Rate = Annotated[float | None, typer.Option(help="Peak learning rate, instead of the recipe's.")]
-EpochSteps = Annotated[int | None, typer.Option(min=1, help="Steps between two checkpoints.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of first weights and draws.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run at --out.")]
-TorchThreads = Annotated[int | None, typer.Option(min=1, help="Threads of torch in each worker.")]
-Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
-Device = Annotated[str | None, typer.Option(help="With --local: cpu, cuda, cuda:1, ...")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Train workers of Ray; 1 by default.")]
-MinWorkers = Annotated[int | None, typer.Option(min=1, help="Go on with as few where nodes are lost.")]
-WorkerGpus = Annotated[float | None, typer.Option(min=0, help="GPUs of each worker; none by default.")]
-StoreMib = Annotated[
-    int | None, typer.Option(min=80, help="A local Ray's memory for photographs, MiB; the rest is spilled to disk.")
-]
+_HEALTHY = "Photographs without retinopathy as well: a folder, or a CSV of image and grade."
+_ON_RAY = ("workers", "min_workers", "gpus", "store_mib", "address")
+"""Options that say what of Ray a training takes."""
 
 
-@train.command()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainOptions:
+    """The options of both kinds of network: each becomes one of the command line."""
+
+    data: Annotated[str, typer.Option(metavar="URL", help="Data set: IDRiD's layout, or a manifest.")]
+    out: Annotated[str, typer.Option(metavar="URL", help="Where checkpoints and log go.")]
+    recipe: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = "lite"
+    healthy: Annotated[str | None, typer.Option(metavar="URL", help=_HEALTHY)] = None
+    hgn_half: Annotated[str | None, typer.Option(metavar="URL", help="Train more where this one errs.")] = None
+    init: Annotated[str | None, typer.Option(metavar="MODEL|URL", help="Begin with these weights.")] = None
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's.")] = None
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate, instead of the recipe's.")] = None
+    epoch_steps: Annotated[int | None, typer.Option(min=1, help="Steps between two checkpoints.")] = None
+    seed: Annotated[int, typer.Option(min=0, help="Seed of first weights and draws.")] = 1
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out.")] = False
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch in each worker.")] = None
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False
+    device: Annotated[str | None, typer.Option(help="With --local: cpu, cuda, cuda:1, ...")] = None
+    workers: Annotated[int | None, typer.Option(min=1, help="Train workers of Ray; 1 by default.")] = None
+    min_workers: Annotated[int | None, typer.Option(min=1, help="Go on with as few where nodes are lost.")] = None
+    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of each worker; none by default.")] = None
+    store_mib: Annotated[
+        int | None, typer.Option(min=80, help="A local Ray's memory for photographs, MiB; the rest is spilled to disk.")
+    ] = None
+    address: Address = None
+
+    def train(
+        self, network: Network, recipe: Recipe, *, selective: bool = True, ledger_shards: int | None = None
+    ) -> None:
+        """Train a network of a recipe and say where its checkpoints are."""
+        from ma_cluster.storage.store import open_store
+        from ma_cluster.training.run import TrainRequest
+
+        self._check_place(ledger_shards)
+        most = self.workers or 1
+        request = TrainRequest(
+            network=network,
+            data=self.data,
+            out=open_store(self.out).url,  # a relative path leads elsewhere in the workers
+            recipe=recipe,
+            healthy=self.healthy,
+            hgn_half=self.hgn_half,
+            init=self.init,
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            epoch_steps=self.epoch_steps,
+            seed=self.seed,
+            resume=self.resume,
+            threads=self.threads,
+            workers=most if self.min_workers is None else (self.min_workers, most),
+            gpus_per_worker=self.gpus or 0.0,
+            object_store_bytes=None if self.store_mib is None else self.store_mib * 2**20,
+            address=self.address,
+            selective=selective,
+            ledger_shards=ledger_shards or 1,
+        )
+        if self.local:
+            from ma_cluster.training.start import train_local
+
+            done = train_local(request, self.device or "cpu", typer.echo)
+        else:
+            from ma_cluster.cluster.training.launch import train_on_ray
+
+            done = train_on_ray(request, typer.echo)
+        typer.echo(f"best  {done.best}")
+        typer.echo(f"last  {done.last}")
+
+    def _check_place(self, ledger_shards: int | None) -> None:
+        """Options of Ray and those of --local exclude each other."""
+        given = {name: getattr(self, name) for name in _ON_RAY} | {"ledger_shards": ledger_shards}
+        named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+        if self.local and named:
+            raise UsageError(f"{', '.join(named)} is for training on Ray; leave it out, or --local")
+        if self.device is not None and not self.local:
+            raise UsageError("--device is for training with --local; on Ray --gpus says what each worker has")
+
+
+def _train_command(command: Callable[..., None]) -> Callable[..., None]:
+    """A command of `train` whose options are those of `TrainOptions`, which it is given first, and its own."""
+
+    def run(**given: Any) -> None:
+        options = TrainOptions(**{each.name: given.pop(each.name) for each in fields(TrainOptions)})
+        command(options, **given)
+
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+    shared = inspect.signature(TrainOptions, eval_str=True).parameters.values()
+    options = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*shared, *own)]
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in options}
+    train.command(command.__name__, help=command.__doc__)(run)
+    return command
+
+
+@_train_command
 def hgn(
-    data: Data,
-    out: Out,
-    recipe: RecipeName = "lite",
+    options: TrainOptions,
     scale: Annotated[str, typer.Option(help="Scale of the network: 1x or 0.5x.")] = "1x",
-    healthy: Healthy = None,
-    hgn_half: HgnHalf = None,
-    init: Init = None,
-    steps: Steps = None,
-    learning_rate: Rate = None,
-    epoch_steps: EpochSteps = None,
-    seed: Seed = 1,
-    resume: Resume = False,
-    threads: TorchThreads = None,
-    local: Local = False,
-    device: Device = None,
-    workers: Workers = None,
-    min_workers: MinWorkers = None,
-    gpus: WorkerGpus = None,
-    store_mib: StoreMib = None,
-    address: Address = None,
 ) -> None:
     """Train a hypothesis network."""
     if scale not in ("1x", "0.5x"):
         raise UsageError(f"scales are 1x and 0.5x, not '{scale}'")
-    given = {"healthy": healthy, "hgn_half": hgn_half, "init": init, "steps": steps, "learning_rate": learning_rate}
-    given |= {"epoch_steps": epoch_steps, "seed": seed, "resume": resume, "threads": threads}
-    place = {"workers": workers, "min_workers": min_workers, "gpus": gpus, "store_mib": store_mib, "address": address}
-    network: Network = "hgn_1x" if scale == "1x" else "hgn_half"
-    _train(network, _recipe(recipe), data, out, given | _place(place, local=local, device=device))
+    options.train("hgn_1x" if scale == "1x" else "hgn_half", _recipe(options.recipe))
 
 
-@train.command()
+@_train_command
 def prn(
-    data: Data,
-    out: Out,
-    recipe: RecipeName = "lite",
-    healthy: Healthy = None,
-    hgn_half: HgnHalf = None,
-    init: Init = None,
+    options: TrainOptions,
     triplet: Annotated[bool, typer.Option(help="Without it: the ablation `cls`.")] = True,
     uniform: Annotated[bool, typer.Option("--uniform", help="Draw negatives uniformly, not by their loss.")] = False,
     negatives: Annotated[
@@ -94,81 +139,24 @@ def prn(
     healthy_per_image: Annotated[
         int | None, typer.Option(min=1, help="Places of each photograph in the pool, instead of the recipe's.")
     ] = None,
-    steps: Steps = None,
-    learning_rate: Rate = None,
-    epoch_steps: EpochSteps = None,
-    seed: Seed = 1,
-    resume: Resume = False,
-    threads: TorchThreads = None,
-    local: Local = False,
-    device: Device = None,
-    workers: Workers = None,
-    min_workers: MinWorkers = None,
-    gpus: WorkerGpus = None,
     ledger_shards: Annotated[
         int | None, typer.Option(min=1, help="Actors that keep the healthy pool's losses; 1 by default.")
     ] = None,
-    store_mib: StoreMib = None,
-    address: Address = None,
 ) -> None:
     """Train the refinement network."""
     if negatives not in get_args(Negatives):
         raise UsageError(f"negatives are {', '.join(get_args(Negatives))}, not '{negatives}'")
-    chosen = _recipe(recipe)
-    pool = chosen.prn.healthy_per_image if healthy_per_image is None else healthy_per_image
-    own = dataclasses.replace(chosen.prn, negatives=cast(Negatives, negatives), healthy_per_image=pool)
-    given = {"healthy": healthy, "hgn_half": hgn_half, "init": init, "steps": steps, "learning_rate": learning_rate}
-    given |= {"epoch_steps": epoch_steps, "seed": seed, "resume": resume, "threads": threads, "selective": not uniform}
-    place = {"workers": workers, "min_workers": min_workers, "gpus": gpus, "store_mib": store_mib, "address": address}
-    place |= {"ledger_shards": ledger_shards}
+    recipe = _recipe(options.recipe)
+    pool = recipe.prn.healthy_per_image if healthy_per_image is None else healthy_per_image
+    own = replace(recipe.prn, negatives=cast(Negatives, negatives), healthy_per_image=pool)
     network: Network = "prn" if triplet else "cls"
-    chosen = dataclasses.replace(chosen, prn=own)
-    _train(network, chosen, data, out, given | _place(place, local=local, device=device))
+    options.train(network, replace(recipe, prn=own), selective=not uniform, ledger_shards=ledger_shards)
 
 
 def _recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise UsageError(f"recipes are {', '.join(RECIPES)}, not '{name}'")
     return RECIPES[name]()
-
-
-def _place(options: dict[str, Any], *, local: bool, device: str | None) -> dict[str, Any]:
-    """Where a run runs, from the options of Ray and those of --local; of one kind none may be given with the other."""
-    given = {name: value for name, value in options.items() if value is not None}
-    if local:
-        if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"{names} is for training on Ray; leave it out, or --local")
-        return {"device": device or "cpu"}
-    if device is not None:
-        raise UsageError("--device is for training with --local; on Ray --gpus says what each worker has")
-    fewest, most = given.pop("min_workers", None), given.pop("workers", 1)
-    renamed = {"gpus": "gpus_per_worker", "store_mib": "object_store_bytes"}
-    place = {renamed.get(name, name): value * 2**20 if name == "store_mib" else value for name, value in given.items()}
-    return place | {"workers": most if fewest is None else (fewest, most)}
-
-
-def _train(network: Network, recipe: Recipe, data: str, out: str, given: dict[str, Any]) -> None:
-    from ma_cluster.storage.store import open_store
-    from ma_cluster.training.run import TrainRequest
-
-    device = given.pop("device", None)
-    url = open_store(out).url  # a relative path leads elsewhere in the workers
-    request = TrainRequest(network=network, data=data, out=url, recipe=recipe, **given)
-
-    def tell(progress: Progress) -> None:
-        typer.echo(str(progress))
-
-    if device is not None:
-        from ma_cluster.training.start import train_local
-
-        done = train_local(request, device, tell)
-    else:
-        from ma_cluster.cluster.training.launch import train_on_ray
-
-        done = train_on_ray(request, tell)
-    typer.echo(f"best  {done.best}")
-    typer.echo(f"last  {done.last}")
 
 
 @app.command()

@@ -15,11 +15,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ma_cluster.bundle import Bundle, load_safetensors, load_weights
-from ma_cluster.config import Recipe, recipe_from_dict
+from ma_cluster.config import Recipe, deciding, recipe_from_dict
 from ma_cluster.errors import BundleError, ObjectMissingError, UsageError
 from ma_cluster.hypotheses.frrn import build_hgn, of_first_kind
 from ma_cluster.hypotheses.maps import probability_map, upsample_half
-from ma_cluster.identity import deciding
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.detector import build_network

@@ -1,13 +1,16 @@
-"""The numbers of a hypothesis network and of its training. A part of config.py, which hands it out."""
+"""The numbers of the two kinds of network and of their training. A part of config.py, which hands them out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from ma_cluster.image_config import require
 
 KINDS = ("MA", "HE", "EX", "SE")
 """Lesions that IDRiD outlines: microaneurysms, haemorrhages, hard and soft exudates."""
+Scale = Literal["1x", "0.5x"]
+Negatives = Literal["regions", "photographs", "both"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,5 +101,74 @@ class HgnConfig:
         require(self.steps > self.warmup_steps >= 0, "hgn.warmup_steps must be below hgn.steps")
 
 
-TRAINING = frozenset(field.name for field in fields(HgnConfig)) - {"width"}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrnConfig:
+    """The patch refinement network (ResNet-50, triplet loss) and its training."""
+
+    width: float = 1.0
+    """Channels over those of ResNet-50; 1 is the paper's network [T]."""
+    scale: Scale = "1x"
+    """Grid the patches are cut from; the paper's is 1x [I]."""
+    patch_px: int = 128
+    """Side of a patch on that grid, pixels [U]."""
+    context_px: int = 0
+    """What the network sees beyond the patch on each side, pixels. Its convolutions use it, the embedding is the mean
+    over the patch alone: without it a patch is padded with zeros, and shared computation (`prn_dense`) has none [U]."""
+    triplets: int = 32
+    """Triplets (anchor, positive, negative) in a mini-batch [U]."""
+    steps: int = 20_000
+    """Optimiser steps in all; an epoch is 1000 mini-batches [U]."""
+    learning_rate: float = 1e-4
+    """Peak rate of the optimiser [U]."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up before the cosine [U]."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay [U]."""
+    margin: float = 0.2
+    """Margin of the triplet loss on d = 1 - cos(u, v) [U]; below 1, since both vectors follow a ReLU."""
+    triplet_weight: float = 1.0
+    """Weight of the triplet term beside the cross entropy, 1:1 [U]; 0 trains the `cls` ablation [T]."""
+    colour_jitter: float = 0.0
+    """As for the HGN [U]."""
+    weight_average: float = 0.0
+    """As for the HGN [U]."""
+    refresh_steps: int = 1000
+    """Steps between two refreshes of the healthy pool's losses: each epoch [U]."""
+    refresh_share: float = 0.1
+    """Share of the healthy pool that a refresh scores again [U]."""
+    per_lesion: bool = False
+    """As for the HGN: draw anchors and positives per lesion, not per pixel [U]."""
+    negatives: Negatives = "regions"
+    """Where healthy patches come from: lesion-free `regions` of photographs with lesions, `photographs` without any
+    (the paper's [T]), or `both`. Photographs of another camera or size than those with lesions teach the network to
+    tell cameras: with IDRiD's healthy ones, at 0.30 of the scale, `both` lost what `regions` learnt."""
+    negative_margin_px: int = 16
+    """Healthy centres keep this distance from every annotated microaneurysm, pixels of the PRN's grid [U]."""
+    proposal_probability: float = 0.03
+    """Probability from which a place that the 0.5x hypothesis network proposes is a candidate for a healthy patch,
+    where training is given such a network [U]."""
+    healthy_per_image: int = 75_000
+    """Healthy candidate centres for each training photograph: 6 million over 80 [I]."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.width <= 4, "prn.width must lie in (0, 4]")
+        require(self.patch_px % 16 == 0, "prn.patch_px must be a multiple of 16, the network's overall stride")
+        require(self.context_px % 16 == 0, "prn.context_px must be a multiple of 16")
+        require(self.scale in ("1x", "0.5x"), "prn.scale is 1x or 0.5x")
+        require(0 < self.margin < 1, "prn.margin must lie in (0, 1)")
+        require(self.negatives in ("regions", "photographs", "both"), "prn.negatives is regions, photographs or both")
+        require(self.triplet_weight >= 0, "prn.triplet_weight must not be negative")
+
+    @property
+    def cut_px(self) -> int:
+        """Side of what the network is shown: the patch and its context, pixels."""
+        return self.patch_px + 2 * self.context_px
+
+
+HGN_TRAINING = frozenset(field.name for field in fields(HgnConfig)) - {"width"}
 """Fields that train the network, and decide nothing of what it says once trained."""
+PRN_TRAINING = frozenset({
+    "triplets", "steps", "learning_rate", "warmup_steps", "weight_decay", "margin", "triplet_weight",
+    "colour_jitter", "refresh_steps", "refresh_share", "per_lesion", "negatives", "negative_margin_px",
+    "proposal_probability", "healthy_per_image", "weight_average",
+})  # fmt: skip
