@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ma_cluster.config import NETWORKS, Recipe, deciding, digest, recipe_from_dict, to_dict
 from ma_cluster.errors import BundleError, ObjectMissingError, UsageError
-from ma_cluster.storage.node_cache import cache_folder, kept
-from ma_cluster.storage.store import Store, open_store
+from ma_cluster.storage.store import Store, cache_folder, kept, open_store
 
 if TYPE_CHECKING:
     import torch

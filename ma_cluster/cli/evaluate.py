@@ -39,7 +39,7 @@ def evaluate(
     from ma_cluster.bundle import load_bundle
     from ma_cluster.cluster.distributed_evaluation import EvaluationRequest
     from ma_cluster.cluster.distributed_evaluation import evaluate as look
-    from ma_cluster.report.evaluation_tables import markdown, table, write_evaluation
+    from ma_cluster.report.evaluation_report import markdown, table, write_evaluation
     from ma_cluster.storage.store import open_store
 
     bundle, store = load_bundle(model), open_store(out)

@@ -10,7 +10,7 @@ from typing import Any
 from ma_cluster.bundle import Bundle, load_bundle
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.examples import Kind
-from ma_cluster.report.evaluation_tables import differences_markdown, healthy_markdown, rows_markdown
+from ma_cluster.report.evaluation_report import differences_markdown, healthy_markdown, rows_markdown
 
 INTENDED_USE = """## Intended use
 

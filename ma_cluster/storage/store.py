@@ -2,18 +2,20 @@
 
 A `Store` is rooted at a prefix; keys are relative to it, always with "/", and are never interpreted: an S3 key may hold
 anything a photographer's software has put into it. Listing streams, reading is capped, creating never overwrites.
+`kept` has files that this node fetches once.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
-from ma_cluster.errors import ImageRefusedError, Reason, UsageError
+from ma_cluster.errors import ImageRefusedError, Reason, StoreError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +103,35 @@ def check_size(size: int, max_bytes: int | None) -> None:
     """Raises ImageRefusedError: too_large, where an object of so many bytes is larger than allowed."""
     if max_bytes is not None and size > max_bytes:
         raise ImageRefusedError(Reason.TOO_LARGE, f"{size} bytes, the limit is {max_bytes}")
+
+
+def cache_folder() -> Path:
+    """MA_CLUSTER_CACHE, else where a user's caches are by custom."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("MA_CLUSTER_CACHE") or f"{home}/ma_cluster").expanduser()
+
+
+def kept(path: Path, right: Callable[[bytes], bool], fetch: Callable[[], bytes]) -> bytes:
+    """The bytes of a file of the cache; where it is not there, or not right any more, it is fetched and kept.
+
+    Of several processes that ask at once one fetches, the others wait for it. What is fetched and not right is returned
+    but not kept: the caller knows what to say of it.
+
+    Raises:
+        StoreError: the cache cannot be written.
+    """
+    store = open_store(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (path.parent / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.is_file() and right(data := path.read_bytes()):
+                return data
+            data = fetch()
+            if right(data):
+                store.put(path.name, data)
+            return data
+    except OSError as error:
+        raise StoreError(
+            f"the cache of fetched models cannot be used: {error.strerror}; set MA_CLUSTER_CACHE to another folder"
+        ) from error

@@ -26,7 +26,7 @@ from ma_cluster.images.datasets import IMAGES_FOLDER, TEST_PART, decode_mask, re
 from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.refinement.resnet import build_prn
-from ma_cluster.report.evaluation_tables import table
+from ma_cluster.report.evaluation_report import table
 from ma_cluster.report.model_card import write_card
 
 FIGURES = {"auc_pr_33", "average_precision", "ci_low", "ci_high", "f1", "precision", "recall", "threshold", "froc"}

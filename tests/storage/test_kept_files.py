@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ma_cluster.errors import ObjectMissingError, StoreError
-from ma_cluster.storage.node_cache import cache_folder, kept
+from ma_cluster.storage.store import cache_folder, kept
 
 
 class Shelf:
