@@ -17,6 +17,7 @@ from typing import Any, Literal
 from ma_cluster.errors import UsageError
 from ma_cluster.image_config import LIMITS, require
 from ma_cluster.image_config import ImageConfig as ImageConfig
+from ma_cluster.image_config import KnownField as KnownField
 from ma_cluster.network_config import HGN_TRAINING, PRN_TRAINING
 from ma_cluster.network_config import HgnConfig as HgnConfig
 from ma_cluster.network_config import Negatives as Negatives
@@ -27,7 +28,7 @@ Fusion = Literal["geometric", "arithmetic"]
 OperatingPoint = Literal["default", "sensitive"]
 NETWORKS = ("hgn_1x", "hgn_half", "prn", "cls")
 """The networks of a model, by name; `cls` is the refinement trained without triplets."""
-RESULT_VERSION = 4
+RESULT_VERSION = 5
 """Of the code from bytes to outcome. Raise it with a change after which the same photograph, weights and numbers may
 give another outcome: decoding, the field of view, contrast, tiling, fusion, the lesion table, a number in the code, the
 default of a number that decides; also where a plan is cut otherwise. Not for speed, messages or new columns. A run

@@ -6,7 +6,9 @@ pixels of the reduced photograph on which it is searched.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from ma_cluster.errors import UsageError
 
 LIMITS = frozenset({"max_bytes", "max_pixels"})
 """Fields that only say what a machine can bear: they refuse a photograph, and never change the answer to one."""
@@ -22,6 +24,8 @@ class ImageConfig:
     """The angle that `fov_diameter_px` shows at canonical 1x: IDRiD's (published)."""
     field_degrees: float = 0.0
     """Angle of a photograph's disc, where it is known; 0 assumes `fov_degrees`."""
+    no_surround: bool = False
+    """The photograph is retina from edge to edge, no disc is looked for: `field_degrees` lie across its longer side."""
     max_field_degrees: float = 100.0
     """Wider is ultra-widefield, whose projection has no one scale [U]."""
     scale_tolerance: float = 0.03
@@ -90,6 +94,8 @@ class ImageConfig:
     def __post_init__(self) -> None:
         require(self.fov_diameter_px >= 256, "image.fov_diameter_px must be at least 256 pixels")
         require(self.field_degrees == 0 or self.field_degrees >= 10, "image.field_degrees must be at least 10")
+        known = self.field_degrees > 0 or not self.no_surround
+        require(known, "image.no_surround needs image.field_degrees: without a disc nothing tells the scale")
         require(0 <= self.scale_tolerance < 0.2, "image.scale_tolerance must lie in [0, 0.2)")
         require(0 < self.sigma_ratio < 0.5, "image.sigma_ratio must lie in (0, 0.5)")
         require(self.max_pixels >= self.min_side_px**2, "image.max_pixels is below min_side_px squared")
@@ -97,6 +103,25 @@ class ImageConfig:
         require(self.fov_kernel_px % 2 == 1, "image.fov_kernel_px must be odd")
         percentiles = 0 <= self.fov_dark_percentile < self.fov_bright_percentile <= 100
         require(percentiles, "image.fov_dark_percentile must lie below fov_bright_percentile, both in 0 to 100")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownField:
+    """What is known of the field of photographs before they are looked at."""
+
+    degrees: float = 0.0
+    """Angle of the disc, or, without a surround, across the longer side; 0 where it is not known."""
+    no_surround: bool = False
+
+    def __post_init__(self) -> None:
+        if self.no_surround and not self.degrees:
+            raise UsageError("without a surround nothing tells the scale: give the angle across it, --field-degrees")
+        if self.degrees and not 10 <= self.degrees <= 360:
+            raise UsageError(f"a field of {self.degrees:g} degrees: no camera has it; give one from 10 to 360")
+
+    def told(self, image: ImageConfig) -> ImageConfig:
+        """How photographs of this field are read."""
+        return replace(image, field_degrees=self.degrees, no_surround=self.no_surround) if self.degrees else image
 
 
 def require(condition: bool, message: str) -> None:

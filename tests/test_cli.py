@@ -21,12 +21,13 @@ from ma_cluster.archive.plan import read_shard, shards
 from ma_cluster.archive.run import begin_run, commit
 from ma_cluster.bundle import load_bundle, save_bundle
 from ma_cluster.cli import main
-from ma_cluster.config import tiny, to_dict
+from ma_cluster.config import KnownField, tiny, to_dict
 from ma_cluster.errors import Reason
 from ma_cluster.images.sample import retina, write_sample
 from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.lesions.overlay import encode_mask
 from ma_cluster.networks.optimising import build_optimizer
+from ma_cluster.storage.manifest import Photographs
 from ma_cluster.storage.store import open_store
 from ma_cluster.training.checkpoints import checkpoint_bytes
 from ma_cluster.training.run import Epoch, TrainFolder
@@ -275,6 +276,66 @@ def test_detect_says_of_values_that_are_no_numbers_that_it_failed(
     values = json.loads((tmp_path / "out" / "left eye.json").read_text())
     assert (values["status"], values["reason"]) == ("failed", "not_finite")
     assert not (tmp_path / "out" / "left eye_mask.png").exists()
+
+
+def test_detect_reads_a_field_that_is_known(ma_cluster: Command, eye: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for known, degrees in (((), 50.0), (("--field-degrees", "45"), 45.0)):
+        assert ma_cluster("detect", eye, "--out", out, "--model", model, *known).status == 0
+        values = json.loads((out / "left eye.json").read_text())
+        assert (values["fov"]["degrees"], "field_assumed" in values["flags"]) == (degrees, not known)
+
+
+def test_detect_reads_a_photograph_without_surround_whose_field_is_known(
+    ma_cluster: Command, model: Path, tmp_path: Path
+) -> None:
+    path, detect = tmp_path / "inner.png", ("detect", tmp_path / "inner.png", "--out", tmp_path, "--model", model)
+    Image.fromarray(retina()[400:1000, 400:1000]).save(path)
+    refused = ma_cluster(*detect, "--field-degrees", "21")
+    assert (refused.status, "--no-surround with --field-degrees" in refused.out) == (3, True)
+    assert ma_cluster(*detect, "--field-degrees", "21", "--no-surround").status == 0
+    fov = json.loads((tmp_path / "inner.json").read_text())["fov"]
+    assert fov == {"row": 299.5, "col": 299.5, "diameter_px": 600.0, "degrees": 21.0}
+
+
+@pytest.mark.parametrize(
+    ("known", "fault"),
+    [
+        (("--no-surround",), "give the angle across it, --field-degrees"),
+        (("--field-degrees", "5"), "no camera has it"),
+        (("--field-degrees", "361"), "Invalid value"),
+    ],
+)
+def test_a_field_that_cannot_be_is_wrong_usage(
+    ma_cluster: Command, eye: Path, tmp_path: Path, known: tuple[str, ...], fault: str
+) -> None:
+    out = tmp_path / "out"
+    for arguments in (("detect", eye, "--out", out), ("score", tmp_path, out)):
+        done = ma_cluster(*arguments, *known)
+        assert (done.status, fault in done.err) == (2, True)
+    assert not out.exists()
+
+
+def test_ultra_widefield_is_refused_by_its_name(ma_cluster: Command, eye: Path, model: Path, tmp_path: Path) -> None:
+    done = ma_cluster("detect", eye, "--out", tmp_path, "--model", model, "--field-degrees", "200")
+    assert (done.status, "unsupported: a field of 200 degrees: ultra-widefield" in done.out) == (3, True)
+
+
+def test_a_run_does_not_go_on_with_another_field(ma_cluster: Command, model: Path, tmp_path: Path) -> None:
+    source, dest = open_store(tmp_path / "source"), open_store(tmp_path / "run")
+    source.put("0.jpg", b"no photograph")
+    bundle, field = load_bundle(model), KnownField(45.0)
+    known = replace(bundle.recipe, image=field.told(bundle.recipe.image))
+    photographs = Photographs(source.url, field)
+    run = begin_run(photographs.open(), dest, bundle.digest, config_digest(known, SandboxConfig().decoder))
+    (shard,) = shards(dest, run.plan)
+    (entry,) = read_shard(dest, shard)
+    assert entry.field_degrees == 45
+    commit(dest, run, shard, [Outcome(key=entry.key, etag=entry.etag, reason=Reason.NOT_AN_IMAGE, attempts=1)])
+    score = ("score", source.url, dest.url, "--model", model, "--field-degrees")
+    assert ma_cluster(*score, "45").status == 3
+    done = ma_cluster(*score, "46")
+    assert (done.status, "of another config" in done.err) == (2, True)
 
 
 @pytest.fixture

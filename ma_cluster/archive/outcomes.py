@@ -80,6 +80,7 @@ SCHEMA = pa.schema(
         _field("fov_row", pa.float64(), "px", "centre of the field of view"),
         _field("fov_col", pa.float64(), "px", "centre of the field of view"),
         _field("fov_diameter_px", pa.float64(), "px", "diameter of the field of view"),
+        _field("fov_degrees", pa.float64(), "deg", "angle of that diameter; assumed where a flag says so"),
         _field("quality_brightness", pa.float64(), "1", "mean of the green channel inside the FOV, 0..1"),
         _field("quality_contrast", pa.float64(), "1", "standard deviation of the green channel inside the FOV"),
         _field("quality_vessel_contrast", pa.float64(), "1", "by how much vessels are darker than what is around them"),
@@ -132,7 +133,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     }
     if (facts := outcome.facts) is not None:
         row |= {"height": facts.height, "width": facts.width}
-        row |= {"fov_row": facts.fov.row, "fov_col": facts.fov.col, "fov_diameter_px": facts.fov.diameter_px}
+        row |= {f"fov_{name}": value for name, value in dataclasses.asdict(facts.fov).items()}
         measures = dataclasses.asdict(facts.quality)
         row |= {"gradable": measures.pop("gradable"), "quality": measures.pop("score"), "flags": measures.pop("flags")}
         row |= {f"quality_{name}": value for name, value in measures.items()}

@@ -1,6 +1,6 @@
 """What an archive run has to do: the plan, every photograph once, and its shards. No Ray in here.
 
-    plan/part-00000.parquet        key, size, etag; 16,384 rows each, written while the source is listed
+    plan/part-00000.parquet        key, size, etag, field; 16,384 rows each, written while the source is listed
 
 A shard is a slice of a plan part. Both listing and cutting hold one part in memory, however large the archive.
 """
@@ -32,11 +32,15 @@ LARGEST_SHARD_BYTES = 2**30
 """A shard of larger photographs has fewer of them, one at least: what is lost with a worker is bounded, too."""
 SHARDS_WANTED = 64
 """An archive is cut into at least so many shards where it has the images, so that a fleet is evenly loaded."""
+_LATER = frozenset({"field_degrees", "no_surround", "fault"})  # which plans of earlier versions do not have
 _SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), metadata={"unit": "", "description": "object key, relative to the source"}),
         pa.field("size", pa.int64(), metadata={"unit": "byte", "description": "of the object"}),
         pa.field("etag", pa.string(), metadata={"unit": "", "description": "the object's version when listed"}),
+        pa.field("field_degrees", pa.float64(), metadata={"unit": "deg", "description": "of its disc; 0: not known"}),
+        pa.field("no_surround", pa.bool_(), metadata={"unit": "", "description": "it has no disc"}),
+        pa.field("fault", pa.string(), metadata={"unit": "", "description": "of the row of a manifest that names it"}),
     ]
 )
 
@@ -179,7 +183,8 @@ def read_part(dest: Store, number: int, columns: list[str] | None = None) -> pa.
     """
     try:
         names = columns or _SCHEMA.names
-        return from_parquet(dest.get(plan_key(number)), names).select(names)
+        part = from_parquet(dest.get(plan_key(number)), names)
+        return part.select([name for name in names if name in part.column_names or name not in _LATER])
     except ObjectMissingError as error:
         raise PartDamagedError(plan_key(number), "it is missing") from error
     except (*DAMAGED, KeyError) as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -108,7 +109,8 @@ def _failed(source: Source, dest: Store, run: Run, earlier: Sequence[tuple[Store
 
 def _as_it_is_now(source: Source, entry: Entry) -> Entry:
     try:
-        return source.head(entry.key)
+        found = source.head(entry.key)
+        return replace(entry, size=found.size, etag=found.etag, fault="")
     except ObjectMissingError:
         return entry
 

@@ -28,7 +28,7 @@ from ma_cluster.archive.outcomes import SCHEMA, Outcome, to_table
 from ma_cluster.archive.plan import Plan, Shard, plan_key, read_shards, shards, write_plan
 from ma_cluster.config import RESULT_VERSION, digest
 from ma_cluster.errors import ObjectMissingError, PartDamagedError, RunConflictError, StoreError, UsageError
-from ma_cluster.storage.manifest import Manifest, Source, is_litter
+from ma_cluster.storage.manifest import Source, is_litter, is_manifest
 from ma_cluster.storage.parquet import DAMAGED, from_parquet, to_parquet
 from ma_cluster.storage.store import Entry, Store
 
@@ -234,7 +234,7 @@ class Listing:
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Entry]:
-        named = isinstance(self._source, Manifest)
+        named = is_manifest(self._source)
         for entry in self._source.list():
             if not named and self._own is not None and entry.key.startswith(self._own):
                 continue

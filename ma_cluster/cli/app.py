@@ -47,6 +47,18 @@ Point = Annotated[
     OperatingPoint,
     typer.Option("--operating-point", help="default: the lesions that are sure; sensitive: every place outlined."),
 ]
+FieldDegrees = Annotated[
+    float,
+    typer.Option(
+        min=0, max=360, help="Angle of the photographs' disc where it is known, such as 45; 0 assumes the usual 50."
+    ),
+]
+NoSurround = Annotated[
+    bool,
+    typer.Option(
+        "--no-surround", help="The photographs have no dark surround: --field-degrees lie across their longer side."
+    ),
+]
 Dest = Annotated[str, typer.Argument(metavar="DEST", help="Folder or s3:// prefix of the run.")]
 
 INCOMPLETE = 3

@@ -13,8 +13,10 @@ from ma_cluster.cli.app import (
     INCOMPLETE,
     Address,
     Dest,
+    FieldDegrees,
     Gpus,
     Model,
+    NoSurround,
     Point,
     Readers,
     Replicas,
@@ -22,6 +24,7 @@ from ma_cluster.cli.app import (
     app,
     detector_threads,
 )
+from ma_cluster.config import KnownField
 from ma_cluster.errors import UsageError
 
 
@@ -31,6 +34,8 @@ def detect(
     out: Annotated[str, typer.Option(metavar="DIR", help="Where the results go.")],
     model: Model = "lite",
     operating_point: Point = "default",
+    field_degrees: FieldDegrees = 0.0,
+    no_surround: NoSurround = False,
 ) -> None:
     """Score single photographs, without a cluster.
 
@@ -43,6 +48,7 @@ def detect(
 
     check_stems(images)
     detector = Detector.load(model, threads=detector_threads(), operating_point=operating_point)
+    detector = detector.knowing(KnownField(field_degrees, no_surround))
     store = open_store(out)
     unscored = 0
     for image in images:
@@ -77,21 +83,29 @@ def score(
     repair: Annotated[
         bool, typer.Option("--repair", help="First put damaged parts of the run aside, under DEST/damaged.")
     ] = False,
+    field_degrees: FieldDegrees = 0.0,
+    no_surround: NoSurround = False,
 ) -> None:
     """Score an archive; a run cut short goes on where it was.
 
-    A manifest has a column `key`: URLs, or keys relative to its folder.
+    A manifest has a column `key`: URLs, or keys relative to its folder. Its columns `field_degrees` and `no_surround`,
+    where they are there, say of each photograph what the options say of all.
     """
     from rich.console import Console
 
     if fleet_name is not None and (replicas, readers, gpus, threads) != (None, 1, 0.0, 1):
         raise UsageError("a warm fleet has its own sizes: leave out --replicas, --readers, --gpus and --threads")
+    from ma_cluster.archive.repair import repair_run
     from ma_cluster.cluster.fleet.driver import Progress, retry_archive, score_archive
     from ma_cluster.cluster.fleet.replicas import Fleet
-    from ma_cluster.report.console import progress_display, summary_lines
+    from ma_cluster.report.console import progress_display, repair_lines, summary_lines
+    from ma_cluster.storage.manifest import Photographs
+    from ma_cluster.storage.store import open_store
 
+    photographs = Photographs(source, KnownField(field_degrees, no_surround))
     if repair:
-        _repair(source, dest)
+        for line in repair_lines(repair_run(photographs.open(), open_store(dest))):
+            typer.echo(line)
     last: list[Progress] = []
     with progress_display(Console(stderr=True)) as move:
 
@@ -108,22 +122,12 @@ def score(
             address=address,
         )
         run = retry_archive if retry_failed else score_archive
-        summary = run(source, dest, fleet, model=model, on_progress=follow)
+        summary = run(photographs, dest, fleet, model=model, on_progress=follow)
     rate = last[0].images_per_second if last else None
     for line in summary_lines(summary, rate):
         typer.echo(line)
     if not summary.complete:
         raise typer.Exit(INCOMPLETE)
-
-
-def _repair(source: str, dest: str) -> None:
-    from ma_cluster.archive.repair import repair_run
-    from ma_cluster.report.console import repair_lines
-    from ma_cluster.storage.manifest import open_source
-    from ma_cluster.storage.store import open_store
-
-    for line in repair_lines(repair_run(open_source(source), open_store(dest))):
-        typer.echo(line)
 
 
 @app.command()

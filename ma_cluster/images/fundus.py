@@ -18,7 +18,10 @@ from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageRefusedError, Reason
 from ma_cluster.images.decode import check_size
 
-_NOT_AN_EYE = "no field of view found: not a fundus photograph, or one without the dark surround of the lens's disc"
+_NOT_AN_EYE = (
+    "no field of view found: not a fundus photograph, or one without the dark surround of the lens's disc, "
+    "which --no-surround with --field-degrees reads"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class Fov:
     row: float
     col: float
     diameter_px: float
+    degrees: float = 50.0
+    """The angle that the diameter shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,7 @@ def find_fov(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> tuple[Fov,
 
 
 def _search(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> tuple[Fov, Bool[ndarray, "sh sw"], int]:
-    """The largest disc, its visible part, and how many there are.
+    """The largest disc, its visible part, and how many there are; the whole photograph where it has no surround.
 
     Where none is found, once more without a margin of the photograph: a frame or a label that runs along its edge
     joins what it touches.
@@ -149,6 +154,10 @@ def _search(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> tuple[Fov, 
     ratio = min(1.0, config.fov_search_px / max(height, width))
     small = _resample(pixels, max(1, round(height * ratio)), max(1, round(width * ratio)))
     factors = height / small.shape[0], width / small.shape[1]
+    degrees = config.field_degrees or config.fov_degrees
+    if config.no_surround:
+        whole = Fov((height - 1) / 2, (width - 1) / 2, float(max(height, width)), degrees)
+        return whole, np.ones(small.shape[:2], dtype=bool), 1
     try:
         (row, col, radius), hull, discs = _disc(small, config)
     except ImageRefusedError:
@@ -161,6 +170,7 @@ def _search(pixels: UInt8[ndarray, "h w 3"], config: ImageConfig) -> tuple[Fov, 
         row=(row + 0.5) * factors[0] - 0.5,
         col=(col + 0.5) * factors[1] - 0.5,
         diameter_px=(2 * radius + 1) * (factors[0] + factors[1]) / 2,
+        degrees=degrees,
     )
     return fov, hull & (np.hypot(rows - row, cols - col) <= radius - config.fov_rim_px), discs
 
@@ -263,8 +273,7 @@ def _grid(fov: Fov, shape: tuple[int, int], config: ImageConfig) -> Grid:
     top, bottom = (int(np.clip(v, 0, shape[0])) for v in (np.floor(fov.row - radius), np.ceil(fov.row + radius) + 1))
     left, right = (int(np.clip(v, 0, shape[1])) for v in (np.floor(fov.col - radius), np.ceil(fov.col + radius) + 1))
     height, width = bottom - top, right - left
-    degrees = config.field_degrees or config.fov_degrees
-    scale = config.fov_diameter_px / fov.diameter_px * degrees / config.fov_degrees
+    scale = config.fov_diameter_px / fov.diameter_px * fov.degrees / config.fov_degrees
     if abs(scale - 1) <= config.scale_tolerance:
         height, width = height - height % 2, width - width % 2
         return Grid(top, left, height, width, height, width)

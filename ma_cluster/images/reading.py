@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from ma_cluster.config import ImageConfig
+from ma_cluster.config import ImageConfig, KnownField
 from ma_cluster.errors import (
     Flag,
     ImageFailedError,
+    ImageRefusedError,
     ObjectChangedError,
     ObjectMissingError,
     Reason,
@@ -53,10 +54,15 @@ def read_photograph(source: Source, entry: Entry, config: ImageConfig, decode: D
     """Fetch the object that was planned and read it.
 
     Raises:
-        ImageError: as `read_bytes` raises it.
+        ImageError: as `read_bytes` raises it; unsupported, where the manifest says something of it that cannot be.
         ImageFailedError: missing, where there was no such object from the start; changed, where it is not the one that
             was planned; store_error, where the store failed.
     """
+    if entry.fault and entry.etag:
+        raise ImageRefusedError(Reason.UNSUPPORTED, entry.fault)
+    if entry.fault:
+        raise ImageFailedError(Reason.MISSING, entry.fault)
+    config = KnownField(entry.field_degrees, entry.no_surround).told(config)
     began = time.perf_counter()
     data = _fetch(source, entry, config)
     seconds = {"fetch": time.perf_counter() - began}

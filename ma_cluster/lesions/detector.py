@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from numpy import ndarray
 from torch import nn
 
 from ma_cluster.bundle import DETECTING, Bundle, load_bundle, load_weights
-from ma_cluster.config import DetectorConfig, OperatingPoint, Recipe
+from ma_cluster.config import DetectorConfig, KnownField, OperatingPoint, Recipe
 from ma_cluster.errors import ImageFailedError, Reason
 from ma_cluster.hypotheses.frrn import build_hgn
 from ma_cluster.hypotheses.maps import can_reach, fuse, probability_map, scale_odds, upsample_half
@@ -130,6 +131,12 @@ class Detector:
         """
         bundle = load_bundle(model, networks=DETECTING, wanted=digest)
         return cls(at_operating_point(bundle, operating_point), device=device, threads=threads)
+
+    def knowing(self, field: KnownField) -> Detector:
+        """The detector of photographs of a known field."""
+        known = copy.copy(self)
+        known.recipe = replace(self.recipe, image=field.told(self.recipe.image))
+        return known
 
     @property
     def refiners(self) -> tuple[Refiner, ...]:

@@ -9,19 +9,24 @@ import posixpath
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
 
 import pyarrow as pa
 
+from ma_cluster.config import KnownField
 from ma_cluster.errors import ObjectMissingError, UsageError
 from ma_cluster.storage.parquet import DAMAGED, open_parquet
 from ma_cluster.storage.store import Entry, Store, open_store
 
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".parquet")
 _COLUMNS = ("key", "path", "image", "filename", "url")  # any case; the first that is there names the photographs
+_FIELD, _NO_SURROUND = "field_degrees", "no_surround"
+_YES, _NO = frozenset({"1", "true", "yes", "y"}), frozenset({"", "0", "false", "no", "n"})
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_UNKNOWN = KnownField()
 _LARGEST_UNPACKED = 2**30  # bytes
 _HEADS = 16  # requests at a time: they wait for the store, not for a core
 _CHUNK = 1024  # keys asked about before the first is handed on
@@ -43,6 +48,19 @@ class Source(Protocol):
         """Its bytes; raises as `Store.get` does."""
 
 
+@dataclass(frozen=True, slots=True)
+class Photographs:
+    """Where an archive's photographs lie, and what is known of the field of those of which a manifest says nothing."""
+
+    url: str
+    field: KnownField = _UNKNOWN
+
+    def open(self) -> Source:
+        """Their source. Raises UsageError: no such kind of store."""
+        source = open_source(self.url)
+        return _Told(source, self.field) if self.field.degrees else source
+
+
 def open_source(url: str) -> Source:
     """A manifest where the URL ends in .csv, .csv.gz, .tsv or .parquet, else the folder or prefix.
 
@@ -52,13 +70,40 @@ def open_source(url: str) -> Source:
     return Manifest(url) if url.lower().endswith(_SUFFIXES) else open_store(url)
 
 
+class _Told:
+    """A source about whose photographs something is known."""
+
+    def __init__(self, source: Source, field: KnownField) -> None:
+        self.url, self.source, self._field = source.url, source, field
+
+    def list(self) -> Iterator[Entry]:
+        return map(self._told, self.source.list())
+
+    def head(self, key: str) -> Entry:
+        return self._told(self.source.head(key))
+
+    def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
+        return self.source.get(key, max_bytes=max_bytes, etag=etag)
+
+    def _told(self, entry: Entry) -> Entry:
+        if entry.field_degrees:
+            return entry
+        return replace(entry, field_degrees=self._field.degrees, no_surround=self._field.no_surround)
+
+
+def is_manifest(source: Source) -> bool:
+    """Whether what a source lists was named by somebody."""
+    return isinstance(source.source if isinstance(source, _Told) else source, Manifest)
+
+
 class Manifest:
     """A table whose column `key` (or path, image, filename, url) names photographs, in any order, each once.
 
     A key is a URL (s3://..., file://...), an absolute path, or relative to the manifest's folder, above which it may
-    lead on a file system. One that leads to nothing, or to a store that nobody knows, is listed with size 0 and an
-    empty version, and so ends as one that is missing. Text is UTF-8 or UTF-16 and separated by commas, semicolons or
-    tabs, as its header says.
+    lead on a file system. The columns `field_degrees` and `no_surround`, where they are there, say what is known of a
+    photograph's field. A row that leads to nothing, or to a store that nobody knows, that repeats a key or has none, is
+    listed with size 0, an empty version and its fault; so the run goes on, and the row is one outcome. Text is UTF-8 or
+    UTF-16 and separated by commas, semicolons or tabs, as its header says.
     """
 
     def __init__(self, url: str) -> None:
@@ -68,10 +113,10 @@ class Manifest:
         self._stores: dict[str, Store] = {}
 
     def list(self) -> Iterator[Entry]:
-        """Raises UsageError: it is not there, is no such file, or a row is wrong."""
-        keys = _distinct(self._keys())
+        """Raises UsageError: it is not there, or is no such file."""
+        rows = _distinct(self._rows())
         with ThreadPoolExecutor(_HEADS) as threads:
-            while chunk := tuple(islice(keys, _CHUNK)):
+            while chunk := tuple(islice(rows, _CHUNK)):
                 yield from threads.map(self._look, chunk)
 
     def head(self, key: str) -> Entry:
@@ -83,11 +128,13 @@ class Manifest:
         store, own = self._locate(key)
         return store.get(own, max_bytes=max_bytes, etag=etag)
 
-    def _look(self, key: str) -> Entry:
+    def _look(self, row: _Row) -> Entry:
+        if row.fault:
+            return Entry(row.key, 0, "", fault=row.at(row.fault))
         try:
-            return self.head(key)
-        except (ObjectMissingError, UsageError):
-            return Entry(key, 0, "")
+            return row.told(self.head(row.key))
+        except (ObjectMissingError, UsageError) as error:
+            return Entry(row.key, 0, "", fault=row.at(str(error)))
 
     def _locate(self, key: str) -> tuple[Store, str]:
         """The store that holds a photograph, and its key there."""
@@ -106,10 +153,10 @@ class Manifest:
             self._stores[url] = open_store(url)
         return self._stores[url]
 
-    def _keys(self) -> Iterator[tuple[int, str]]:
+    def _rows(self) -> Iterator[_Row]:
         try:
             data = self._folder.get(self._name)
-            yield from _parquet_keys(data) if self._name.lower().endswith(".parquet") else _text_keys(data)
+            yield from _parquet_rows(data) if self._name.lower().endswith(".parquet") else _text_rows(data)
         except ObjectMissingError as error:
             raise UsageError("there is no manifest of this name; check the URL") from error
         except UnicodeDecodeError as error:
@@ -118,8 +165,36 @@ class Manifest:
             raise UsageError("the manifest is not what its name ends in, or its keys are no text") from error
 
 
-def _text_keys(data: bytes) -> Iterator[tuple[int, str]]:
-    """Line numbers as a spreadsheet shows them, and keys; blank lines are passed by."""
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A line of a manifest, numbered as a spreadsheet shows it."""
+
+    line: int
+    key: str
+    field: str = ""
+    no_surround: str = ""
+    fault: str = ""
+
+    def at(self, fault: str) -> str:
+        """A fault with its place."""
+        return f"line {self.line} of the manifest: {fault}"
+
+    def told(self, entry: Entry) -> Entry:
+        """The photograph that the row names, with what it says of its field, or with what is wrong about that."""
+        answer = self.no_surround.strip().casefold()
+        if answer not in _YES | _NO:
+            return replace(entry, fault=self.at(f"{_NO_SURROUND} is yes, no, or left empty"))
+        try:
+            field = KnownField(float(self.field.strip().replace(",", ".") or 0), answer in _YES)
+        except ValueError:
+            return replace(entry, fault=self.at(f"{_FIELD} is an angle in degrees, or left empty"))
+        except UsageError as error:
+            return replace(entry, fault=self.at(str(error)))
+        return replace(entry, field_degrees=field.degrees, no_surround=field.no_surround)
+
+
+def _text_rows(data: bytes) -> Iterator[_Row]:
+    """Blank lines are passed by."""
     if data.startswith(b"\x1f\x8b"):
         with gzip.open(io.BytesIO(data)) as packed:
             data = packed.read(_LARGEST_UNPACKED)
@@ -129,40 +204,47 @@ def _text_keys(data: bytes) -> Iterator[tuple[int, str]]:
     header, _, _ = text.partition("\n")
     separator = max(",;\t", key=header.count)  # commas where there is but one column
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    column = _column([name.strip() for name in next(lines, [])])
+    columns = list(_columns([name.strip() for name in next(lines, [])]).values())
     for line, cells in enumerate(lines, 2):
         if any(cell.strip() for cell in cells):
-            yield line, cells[column] if column < len(cells) else ""
+            said = (cells[column] if column is not None and column < len(cells) else "" for column in columns)
+            yield _Row(line, *said)
 
 
-def _parquet_keys(data: bytes) -> Iterator[tuple[int, str]]:
+def _parquet_rows(data: bytes) -> Iterator[_Row]:
     file = open_parquet(data)
-    name = file.schema_arrow.names[_column(file.schema_arrow.names)]
+    names = file.schema_arrow.names
+    columns = {name: names[column] for name, column in _columns(names).items() if column is not None}
     line = 2  # as if it had a header
-    for batch in file.iter_batches(columns=[name], use_threads=False):
-        yield from enumerate(batch.column(0).cast(pa.string()).to_pylist(), line)
-        line += len(batch)
+    for batch in file.iter_batches(columns=list(columns.values()), use_threads=False):
+        cells = (batch[column].cast(pa.string()).to_pylist() for column in columns.values())
+        for values in zip(*cells, strict=True):
+            yield _Row(line, **{name: value or "" for name, value in zip(columns, values, strict=True)})
+            line += 1
 
 
-def _column(names: Sequence[str]) -> int:
-    """Which column names the photographs."""
+def _columns(names: Sequence[str]) -> dict[str, int | None]:
+    """Which columns hold what a `_Row` has: its key, and what is known of the field; None where there is none."""
     folded = [name.casefold() for name in names]
-    for name in _COLUMNS:
-        if name in folded:
-            return folded.index(name)
-    found = ", ".join(f"`{name[:40]}`" for name in names[:8]) or "none"
-    wanted = f"`key` (or {', '.join(_COLUMNS[1:])})"
-    raise UsageError(f"the manifest has no column {wanted}, which names the photographs; its columns: {found}")
+    key = next((folded.index(name) for name in _COLUMNS if name in folded), None)
+    if key is None:
+        found = ", ".join(f"`{name[:40]}`" for name in names[:8]) or "none"
+        wanted = f"`key` (or {', '.join(_COLUMNS[1:])})"
+        raise UsageError(f"the manifest has no column {wanted}, which names the photographs; its columns: {found}")
+    field, no_surround = (folded.index(name) if name in folded else None for name in (_FIELD, _NO_SURROUND))
+    return {"key": key, "field": field, "no_surround": no_surround}
 
 
-def _distinct(keys: Iterator[tuple[int, str]]) -> Iterator[str]:
+def _distinct(rows: Iterator[_Row]) -> Iterator[_Row]:
+    """The rows, each with a key of its own: one without, or with that of an earlier one, is named by its line."""
     seen: set[str] = set()
-    for line, key in keys:
-        if not key or key in seen:
-            fault = "repeats an earlier key" if key else "has no key"
-            raise UsageError(f"line {line} of the manifest {fault}; each line names one photograph, once")
-        seen.add(key)
-        yield key
+    for row in rows:
+        if row.key and row.key not in seen:
+            seen.add(row.key)
+            yield row
+        else:
+            fault = "it repeats the key of an earlier line" if row.key else "it has no key"
+            yield replace(row, key=f"{row.key}#line={row.line}", fault=fault)
 
 
 _SIDECARS = (".xml", ".json", ".txt", ".pdf", ".csv", ".tsv", ".xls", ".xlsx", ".doc", ".docx", ".md", ".log", ".ini")

@@ -27,6 +27,11 @@ class Entry:
     key: str
     size: int
     etag: str
+    field_degrees: float = 0.0
+    no_surround: bool = False
+    """The photograph's `KnownField`, where its owner says it."""
+    fault: str = ""
+    """What is wrong with the row of a manifest that names it, in words."""
 
 
 @runtime_checkable

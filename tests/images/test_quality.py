@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,9 +14,11 @@ from PIL import Image
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import Flag, ImageRefusedError, Reason
 from ma_cluster.images.contrast import Prepared, exposure_gain
+from ma_cluster.images.decode import decode
 from ma_cluster.images.quality import Quality
-from ma_cluster.images.reading import read_bytes, read_pixels
+from ma_cluster.images.reading import read_bytes, read_photograph, read_pixels
 from ma_cluster.images.sample import retina
+from ma_cluster.storage.local import LocalStore
 
 CONFIG = ImageConfig()
 RETINA = retina()
@@ -93,4 +96,16 @@ def test_the_scale_is_pixels_for_each_degree() -> None:
     assert wide.grid.scale / usual.grid.scale == pytest.approx(1.2, rel=0.01)
     with pytest.raises(ImageRefusedError, match="ultra-widefield") as caught:
         read_pixels(RETINA, replace(CONFIG, field_degrees=200.0))
+    assert caught.value.reason is Reason.UNSUPPORTED
+
+
+def test_what_its_owner_knows_of_a_photograph_decides_how_it_is_read(tmp_path: Path) -> None:
+    folder = LocalStore(tmp_path)
+    folder.put("eye.png", encode(RETINA, "PNG"))
+    entry = folder.head("eye.png")
+    for known, degrees in ((entry, 50.0), (replace(entry, field_degrees=45.0), 45.0)):
+        _, facts = read_photograph(folder, known, CONFIG, lambda data: decode(data, CONFIG))
+        assert (facts.fov.degrees, Flag.FIELD_ASSUMED in facts.quality.flags) == (degrees, known is entry)
+    with pytest.raises(ImageRefusedError, match="line 3") as caught:
+        read_photograph(folder, replace(entry, fault="line 3"), CONFIG, lambda data: decode(data, CONFIG))
     assert caught.value.reason is Reason.UNSUPPORTED

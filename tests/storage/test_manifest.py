@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from servers import Weed
 
+from ma_cluster.config import KnownField
 from ma_cluster.errors import ObjectMissingError, UsageError
 from ma_cluster.storage.local import LocalStore
-from ma_cluster.storage.manifest import Manifest, Source, is_litter, open_source
+from ma_cluster.storage.manifest import Manifest, Photographs, Source, is_litter, open_source
 from ma_cluster.storage.store import Entry, open_store
 
 
@@ -70,7 +73,9 @@ def test_s3_keys_are_relative_or_urls_of_any_bucket(folder: LocalStore, weed: We
 
 def test_a_key_that_leads_to_nothing_is_listed_so_that_it_ends_as_gone(folder: LocalStore) -> None:
     source = manifest(folder, "left.jpg", "nothing.jpg", "deep")
-    assert list(source.list())[1:] == [Entry("nothing.jpg", 0, ""), Entry("deep", 0, "")]
+    _, *faulty = source.list()
+    assert [replace(entry, fault="") for entry in faulty] == [Entry("nothing.jpg", 0, ""), Entry("deep", 0, "")]
+    assert [entry.fault.partition(":")[0] for entry in faulty] == [f"line {line} of the manifest" for line in (3, 4)]
     with pytest.raises(ObjectMissingError):
         source.get("nothing.jpg", etag="")
 
@@ -85,12 +90,10 @@ def test_many_keys_come_in_order(folder: LocalStore) -> None:
     [
         ("eye\nleft.jpg\n", "no column `key`.*its columns: `eye`"),
         ("", "no column `key`"),
-        ("key,n\nleft.jpg,1\n,2\n", "line 3 of the manifest has no key"),
-        ("key\nleft.jpg\nright.jpg\nleft.jpg\n", "line 4 of the manifest repeats an earlier key"),
         ("key\n\xe9.jpg\n", "save it as UTF-8"),
     ],
 )
-def test_a_wrong_csv_is_refused_with_its_row(folder: LocalStore, text: str, fault: str) -> None:
+def test_a_wrong_csv_is_refused(folder: LocalStore, text: str, fault: str) -> None:
     folder.put("list.csv", text.encode("latin-1"))
     with pytest.raises(UsageError, match=fault):
         list(open_source(f"{folder.url}/list.csv").list())
@@ -120,10 +123,70 @@ def test_a_table_is_read_as_spreadsheets_write_it(
         assert all(entry.size for entry in entries)
 
 
-def test_a_line_is_numbered_as_a_spreadsheet_shows_it(folder: LocalStore) -> None:
-    folder.put("list.csv", b'key,note\n\nleft.jpg,"two\nlines"\nleft.jpg,\n')
-    with pytest.raises(UsageError, match="line 4 of the manifest repeats"):
-        list(open_source(f"{folder.url}/list.csv").list())
+def test_a_wrong_row_costs_one_photograph_and_says_its_line_as_a_spreadsheet_shows_it(folder: LocalStore) -> None:
+    folder.put("list.csv", b'key,note\n\nleft.jpg,"two\nlines"\nleft.jpg,\n,1\ngs://bucket/eye.jpg,\n')
+    first, *faulty = open_source(f"{folder.url}/list.csv").list()
+    assert first == folder.head("left.jpg")
+    assert [(entry.key, entry.etag) for entry in faulty] == [
+        ("left.jpg#line=4", ""),
+        ("#line=5", ""),
+        ("gs://bucket/eye.jpg", ""),
+    ]
+    said = [
+        "line 4 of the manifest: it repeats",
+        "line 5 of the manifest: it has no key",
+        "line 6 .*gs:// is not a store",
+    ]
+    assert all(re.match(text, entry.fault) for text, entry in zip(said, faulty, strict=True))
+
+
+def told(folder: LocalStore, field: KnownField, header: str, cells: str) -> Entry:
+    """What is listed of a photograph whose row says something of its field."""
+    folder.put("list.csv", f"key;{header}\nleft.jpg;{cells}\n".encode())
+    (entry,) = Photographs(f"{folder.url}/list.csv", field).open().list()
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("field", "header", "cells", "expected"),
+    [
+        (KnownField(), "eye", "OD", (0.0, False)),
+        (KnownField(45.0), "eye", "OD", (45.0, False)),
+        (KnownField(45.0), "field_degrees", "", (45.0, False)),
+        (KnownField(45.0), "Field_Degrees", " 30 ", (30.0, False)),
+        (KnownField(), "field_degrees", "42,5", (42.5, False)),
+        (KnownField(), "no_surround;field_degrees", "Yes;35", (35.0, True)),
+        (KnownField(45.0, True), "no_surround;field_degrees", "no;35", (35.0, False)),
+        (KnownField(45.0, True), "field_degrees", "", (45.0, True)),
+    ],
+)
+def test_a_row_says_more_of_a_field_than_the_run(
+    folder: LocalStore, field: KnownField, header: str, cells: str, expected: tuple[float, bool]
+) -> None:
+    entry = told(folder, field, header, cells)
+    assert (entry.field_degrees, entry.no_surround, entry.fault) == (*expected, "")
+
+
+@pytest.mark.parametrize("cells", ["wide;", "5;", "nan;", "400;", ";yes", "45;perhaps"])
+def test_a_field_that_cannot_be_is_that_rows_fault(folder: LocalStore, cells: str) -> None:
+    entry = told(folder, KnownField(), "field_degrees;no_surround", cells)
+    assert entry.etag and entry.fault.startswith("line 2 of the manifest: ")
+
+
+def test_a_folder_has_the_field_that_is_known_of_it(folder: LocalStore) -> None:
+    source = Photographs(folder.url, KnownField(45.0)).open()
+    assert {entry.field_degrees for entry in source.list()} == {45.0}
+    assert replace(source.head("left.jpg"), field_degrees=0.0) == folder.head("left.jpg")
+    assert source.get("left.jpg") == b"left.jpg"
+
+
+def test_a_parquet_says_the_field_of_its_photographs(folder: LocalStore) -> None:
+    table = pa.table(
+        {"key": ["left.jpg", "else,where.jpg"], "field_degrees": [45.0, None], "no_surround": [True, False]}
+    )
+    pq.write_table(table, Path(folder.url) / "list.parquet")
+    entries = list(open_source(f"{folder.url}/list.parquet").list())
+    assert [(entry.field_degrees, entry.no_surround) for entry in entries] == [(45.0, True), (0.0, False)]
 
 
 def test_a_key_may_lead_above_the_folder_of_a_local_manifest(folder: LocalStore) -> None:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -36,7 +36,7 @@ from ma_cluster.cluster.fleet.breaker import Breaker, SharedCount
 from ma_cluster.cluster.fleet.replicas import Fleet, Model
 from ma_cluster.cluster.fleet.scoring_app import SAY_S, ScoringApp
 from ma_cluster.errors import FleetBrokenError, MaClusterError, UsageError
-from ma_cluster.storage.manifest import Source, open_source
+from ma_cluster.storage.manifest import Photographs
 from ma_cluster.storage.store import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -65,14 +65,19 @@ OnProgress = Callable[[Progress], None]
 
 
 def score_archive(
-    source: str, dest: str, fleet: Fleet | None = None, *, model: str = "lite", on_progress: OnProgress | None = None
+    source: str | Photographs,
+    dest: str,
+    fleet: Fleet | None = None,
+    *,
+    model: str = "lite",
+    on_progress: OnProgress | None = None,
 ) -> Summary:
     """Score every photograph of `source` into `dest`; a run that was cut short goes on where it was.
 
     SIGTERM ends it cleanly by SystemExit(143): what is committed stays, what was begun is stopped.
 
     Args:
-        source: URL of the photographs, or of a manifest that names them.
+        source: URL of the photographs, or of a manifest that names them, with what is known of their field.
         dest: URL of the run.
         fleet: what to score on; a local Ray with a Segmenter for each core by default.
         model: name of a shipped model, URL of a bundle, which each node fetches, or its folder, which each node must
@@ -86,13 +91,18 @@ def score_archive(
         StoreError: a store does not answer, or refuses writes.
         FleetBrokenError: the fleet does not start, or fails whatever it is given.
     """
-    driver, run = _begin(open_source(source), open_store(dest), fleet or Fleet(), model)
+    driver, run = _begin(_photographs(source), open_store(dest), fleet or Fleet(), model)
     driver.complete(driver.root, run, on_progress)
     return finish_run(driver.root, run)
 
 
 def retry_archive(
-    source: str, dest: str, fleet: Fleet | None = None, *, model: str = "lite", on_progress: OnProgress | None = None
+    source: str | Photographs,
+    dest: str,
+    fleet: Fleet | None = None,
+    *,
+    model: str = "lite",
+    on_progress: OnProgress | None = None,
 ) -> Summary:
     """Score as `score_archive` does, then go once more over the photographs that failed (not those refused).
 
@@ -102,23 +112,28 @@ def retry_archive(
         the summary of the whole run, each photograph counted where it was last.
     """
     score_archive(source, dest, fleet, model=model, on_progress=on_progress)
-    archive = open_source(source)
-    driver, run = _begin(archive, open_store(dest), fleet or Fleet(), model)
-    retry = begin_retry(archive, driver.root, run)
+    photographs = _photographs(source)
+    driver, run = _begin(photographs, open_store(dest), fleet or Fleet(), model)
+    retry = begin_retry(photographs.open(), driver.root, run)
     if retry is not None:
         driver.complete(*retry, on_progress)
         finish_run(*retry)
     return finish_run(driver.root, run)
 
 
-def _begin(archive: Source, root: Store, fleet: Fleet, model: str) -> tuple[_Driver, Run]:
+def _photographs(source: str | Photographs) -> Photographs:
+    return Photographs(source) if isinstance(source, str) else source
+
+
+def _begin(photographs: Photographs, root: Store, fleet: Fleet, model: str) -> tuple[_Driver, Run]:
     if starts_own(fleet.address):
         if fleet.name is not None:
             raise UsageError(f"fleet {fleet.name} is kept by a cluster: give its address")
         fleet.check_fits()
     bundle = load_bundle(model, networks=DETECTING)
     log.info("listing the photographs")
-    run = begin_run(archive, root, bundle.digest, config_digest(bundle.recipe, fleet.sandbox.decoder))
+    recipe = replace(bundle.recipe, image=photographs.field.told(bundle.recipe.image))
+    run = begin_run(photographs.open(), root, bundle.digest, config_digest(recipe, fleet.sandbox.decoder))
     return _Driver(root, model_of(model, bundle), fleet), run
 
 

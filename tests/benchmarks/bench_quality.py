@@ -1,0 +1,218 @@
+"""What light, haze, focus, motion, JPEG and resolution cost in lesions, and what is said of photographs of other sets.
+
+    bench_quality.py curves --idrid FOLDER [--photographs NAME ...] --out FILE.json
+    bench_quality.py sets NAME=FOLDER ... [--field-degrees NAME=60 ...] [--detect] --out FILE.json
+
+`curves` degrades validation photographs in known steps. For each step it counts the annotated lesions that the model
+still finds and its calls, over those on the undegraded photograph, and gives the measures of quality; exposure and haze
+also `without` the gain that makes up for them. `sets` counts ungradable photographs and, with `--detect`, calls in the
+outer twentieth of the field's radius.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+from numpy import ndarray
+from PIL import Image
+
+from ma_cluster import machine
+from ma_cluster.bundle import DETECTING, load_bundle
+from ma_cluster.config import ImageConfig, SplitConfig
+from ma_cluster.errors import ImageRefusedError
+from ma_cluster.images.datasets import decode_mask, read_dataset, read_object
+from ma_cluster.images.decode import decode
+from ma_cluster.images.fundus import find_fov
+from ma_cluster.images.reading import Facts, read_bytes, read_pixels
+from ma_cluster.lesions.detector import Detection, Detector
+from ma_cluster.report.truth import agree
+
+Photograph = UInt8[ndarray, "h w 3"]
+STEPS: dict[str, tuple[float, ...]] = {
+    "exposure": (0.7, 0.5, 0.35, 0.25, 0.12),
+    "haze": (0.7, 0.5, 0.35, 0.2),
+    "defocus": (1 / 2000, 1 / 1000, 1 / 600, 1 / 400),
+    "motion": (1 / 500, 1 / 250, 1 / 120),
+    "jpeg": (50, 25, 10),
+    "diameter_px": (1700, 1200, 900, 700, 500),
+}
+"""Factor on the light; contrast that is left; sigma and length over the disc's diameter; quality; pixels."""
+COMPENSATED = ("exposure", "haze")
+RIM = 0.95
+
+
+def degrade(pixels: Photograph, kind: str, step: float, diameter_px: float) -> Photograph:
+    """A photograph with one thing made worse; what changes its size keeps its shape."""
+    light = pixels.astype(np.float32)
+    if kind == "exposure":
+        light *= step
+    elif kind == "haze":
+        lit = pixels.max(axis=2, keepdims=True) > 25
+        light = np.where(lit, light * step + 110 * (1 - step), light)
+    elif kind == "defocus":
+        light = cv2.GaussianBlur(light, (0, 0), step * diameter_px)
+    elif kind == "motion":
+        kernel = np.zeros((3, 2 * round(step * diameter_px / 2) + 1), np.float32)
+        kernel[1] = 1 / kernel.shape[1]
+        light = cv2.filter2D(light, -1, kernel)
+    elif kind == "jpeg":
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "JPEG", quality=int(step))
+        return np.asarray(Image.open(out))
+    else:
+        ratio = step / diameter_px
+        light = cv2.resize(light, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA)
+    return np.clip(np.rint(light), 0, 255).astype(np.uint8)
+
+
+def curves(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each photograph, kind and step; the first of a photograph is undegraded."""
+    detector = load(arguments)
+    image = detector.recipe.image
+    without = load(arguments)
+    without.recipe = replace(without.recipe, image=replace(image, largest_gain=1.0))
+    for sample in read_dataset(str(arguments.idrid), SplitConfig()):
+        if sample.split != "validation" or (arguments.photographs and sample.name not in arguments.photographs):
+            continue
+        assert sample.mask is not None
+        pixels, mask = decode(read_object(sample.image), image).pixels, decode_mask(read_object(sample.mask))
+        fov, _ = find_fov(pixels, image)
+        named = {"photograph": sample.name}
+        yield named | {"kind": "none", "step": 1.0} | row(detector, pixels, mask)
+        for kind, steps in STEPS.items():
+            for step in steps:
+                worse = degrade(pixels, kind, step, fov.diameter_px)
+                found = named | {"kind": kind, "step": step} | row(detector, worse, mask)
+                if kind in COMPENSATED:
+                    found["without"] = row(without, worse, mask)
+                yield found
+
+
+def load(arguments: argparse.Namespace) -> Detector:
+    """The model with as many looks at 0.5x as are asked for."""
+    bundle = load_bundle(arguments.model, networks=DETECTING)
+    flips = replace(bundle.recipe.detector, flips_half=arguments.flips)
+    return Detector(replace(bundle, recipe=replace(bundle.recipe, detector=flips)), threads=arguments.threads)
+
+
+def row(detector: Detector, pixels: Photograph, mask: Bool[ndarray, "h w"]) -> dict[str, Any]:
+    """What is found on a photograph, which may be smaller than the mask, and what is said of it."""
+    try:
+        prepared, facts = read_pixels(pixels, detector.recipe.image)
+    except ImageRefusedError as refusal:
+        return {"refused": refusal.reason}
+    detection = detector.segment(prepared)
+    size = mask.shape[1], mask.shape[0]
+    called = cv2.resize(detection.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    agreement = agree(called, mask)
+    lesions = {"annotated": agreement.reference_lesions, "found": agreement.found_lesions}
+    return lesions | {"calls": len(detection.lesions), "false": agreement.false_lesions} | measures(facts)
+
+
+def measures(facts: Facts) -> dict[str, Any]:
+    """The measures of quality and what follows from them."""
+    quality = facts.quality
+    return {
+        "gradable": quality.gradable,
+        "quality": round(quality.score, 3),
+        "flags": list(quality.flags),
+        "brightness": round(quality.brightness, 4),
+        "vessel_contrast": round(quality.vessel_contrast, 4),
+        "focus": round(quality.focus, 4),
+    }
+
+
+def pooled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Recall and calls of each step over those of the undegraded photographs, all photographs together."""
+    base = {one["photograph"]: one for one in rows if one["kind"] == "none"}
+    table = []
+    for kind, steps in STEPS.items():
+        for step in steps:
+            here = [one for one in rows if (one["kind"], one["step"]) == (kind, step)]
+            if not here:
+                continue
+            whole = [base[one["photograph"]] for one in here]
+            line = {"kind": kind, "step": step, "photographs": len(here), **_shares(here, whole)}
+            line |= {"gradable": sum(bool(one.get("gradable")) for one in here)}
+            if kind in COMPENSATED:
+                line["without_gain"] = _shares([one["without"] for one in here], whole)
+            table.append(line)
+    return table
+
+
+def _shares(here: list[dict[str, Any]], whole: list[dict[str, Any]]) -> dict[str, float]:
+    def share(name: str) -> float:
+        return round(sum(one.get(name, 0) for one in here) / max(1, sum(one[name] for one in whole)), 3)
+
+    return {"recall_kept": share("found"), "calls_kept": share("calls")}
+
+
+def sets(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each photograph of each folder."""
+    degrees = dict(text.split("=") for text in arguments.field_degrees)
+    detector = load(arguments)
+    for text in arguments.folders:
+        name, _, folder = text.partition("=")
+        config = replace(detector.recipe.image, field_degrees=float(degrees.get(name, 0)))
+        for path in sorted(Path(folder).rglob("*")):
+            if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif") and "mask" not in str(path).lower():
+                yield {"set": name, "photograph": path.stem} | look(
+                    path, config, detector if arguments.detect else None
+                )
+
+
+def look(path: Path, config: ImageConfig, detector: Detector | None) -> dict[str, Any]:
+    """What is said of one photograph, and what is called on it."""
+    try:
+        prepared, facts = read_bytes(path.read_bytes(), config)
+    except ImageRefusedError as refusal:
+        return {"refused": refusal.reason, "detail": refusal.detail}
+    fov = {"fov": [round(value, 1) for value in (facts.fov.row, facts.fov.col, facts.fov.diameter_px)]}
+    found = measures(facts) | fov
+    return found if detector is None else found | calls(detector.segment(prepared))
+
+
+def calls(detection: Detection) -> dict[str, Any]:
+    """How many lesions there are, and how many in the outer part of the field."""
+    rim = RIM * detection.fov.diameter_px / 2
+    return {
+        "calls": len(detection.lesions),
+        "rim": [(round(one.row), round(one.col)) for one in detection.lesions if one.fov_distance_px > rim],
+    }
+
+
+def main() -> None:
+    """Measure and write; rows are written as they come."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["curves", "sets"])
+    parser.add_argument("folders", nargs="*", help="NAME=FOLDER")
+    parser.add_argument("--idrid", type=Path)
+    parser.add_argument("--photographs", nargs="*", default=[])
+    parser.add_argument("--field-degrees", nargs="*", default=[], help="NAME=DEGREES")
+    parser.add_argument("--detect", action="store_true")
+    parser.add_argument("--model", default="lite")
+    parser.add_argument("--flips", type=int, default=1, help="looks of the 0.5x network; the shipped model has four")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    measure: Callable[[argparse.Namespace], Iterator[dict[str, Any]]] = {"curves": curves, "sets": sets}[arguments.what]
+    rows = []
+    for one in measure(arguments):
+        rows.append(one)
+        report = {"benchmark": f"quality {arguments.what}", "machine": machine.describe(), "rows": rows}
+        if arguments.what == "curves":
+            report["pooled"] = pooled(rows)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
