@@ -27,6 +27,18 @@ from ma_cluster.cli.app import (
 from ma_cluster.config import KnownField
 from ma_cluster.errors import UsageError
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="Folder or s3:// prefix of the photographs, or a .csv or .parquet that names them."
+    ),
+]
+FleetName = Annotated[
+    str | None, typer.Option("--fleet", metavar="NAME", help="Score on this warm fleet of the cluster.")
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Go once more over the photographs that failed.")]
+Repair = Annotated[bool, typer.Option("--repair", help="First put damaged parts of the run aside, under DEST/damaged.")]
+
 
 @app.command()
 def detect(
@@ -61,12 +73,7 @@ def detect(
 
 @app.command()
 def score(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE", help="Folder or s3:// prefix of the photographs, or a .csv or .parquet that names them."
-        ),
-    ],
+    source: Source,
     dest: Dest,
     model: Model = "lite",
     replicas: Replicas = None,
@@ -74,15 +81,9 @@ def score(
     gpus: Gpus = 0.0,
     threads: Threads = 1,
     address: Address = None,
-    fleet_name: Annotated[
-        str | None, typer.Option("--fleet", metavar="NAME", help="Score on this warm fleet of the cluster.")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Go once more over the photographs that failed.")
-    ] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="First put damaged parts of the run aside, under DEST/damaged.")
-    ] = False,
+    fleet_name: FleetName = None,
+    retry_failed: RetryFailed = False,
+    repair: Repair = False,
     field_degrees: FieldDegrees = 0.0,
     no_surround: NoSurround = False,
 ) -> None:
