@@ -112,6 +112,7 @@ class KnownField:
     degrees: float = 0.0
     """Angle of the disc, or, without a surround, across the longer side; 0 where it is not known."""
     no_surround: bool = False
+    """They are retina from edge to edge."""
 
     def __post_init__(self) -> None:
         if self.no_surround and not self.degrees:
