@@ -71,7 +71,7 @@ class Service(Protocol):
         """In Prometheus's text format."""
 
 
-class ArchiveRequest(BaseModel):
+class ArchiveRequest(BaseModel, extra="forbid"):
     """An archive run: URLs as `ma-cluster score` takes them."""
 
     source: Annotated[_Url, Field(examples=["s3://archive/2026"])]
@@ -80,7 +80,9 @@ class ArchiveRequest(BaseModel):
 
 def create_api(service: Service, limits: HttpLimits) -> FastAPI:
     """The application."""
-    api = FastAPI(title="ma_cluster", version=__version__, summary=NOTICE, docs_url=None, redoc_url=None)
+    api = FastAPI(
+        title="ma_cluster", version=__version__, summary=NOTICE, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     api.add_middleware(Guard, limits=limits)
     answer_errors(api)
     stores, health = (_Threads(anyio.CapacityLimiter(threads), limits.answer_s) for threads in _ASKING)

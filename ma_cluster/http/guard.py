@@ -126,6 +126,9 @@ class Guard:
         method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
         self._check_sender(method, path, headers)
         if method not in _CHANGING:
+            _check_length(headers, self._other)
+            if "transfer-encoding" in headers:  # Serve would hand the Gateway all of a body that nobody reads
+                raise _too_large(self._other)
             return receive
         intake = self._intakes.get((method, path), self._other)
         _check_body(headers, intake)
@@ -185,12 +188,20 @@ UNFORESEEN = RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, RequestFault.UNAVAILAB
 
 
 def _check_body(headers: Headers, intake: _Intake) -> None:
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise RefusedError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, Reason.UNSUPPORTED, "send the body as it is, without Content-Encoding"
+        )
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
     if intake.media and not any(
         media == known or (known[-1:] == "/" and media.startswith(known)) for known in intake.media
     ):
         detail = f"send the body as {' or '.join(intake.media[:2]).replace('image/', 'image/jpeg')}"
         raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, Reason.UNSUPPORTED, detail)
+    _check_length(headers, intake)
+
+
+def _check_length(headers: Headers, intake: _Intake) -> None:
     announced = headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > _DIGITS or int(announced) > intake.max_bytes):
         raise _too_large(intake)

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ma_cluster.archive.run import Run, check_same, read_run
 from ma_cluster.config import digest
-from ma_cluster.errors import MaClusterError, ObjectMissingError, RunConflictError, StoreError
+from ma_cluster.errors import MaClusterError, ObjectMissingError, RunConflictError, StoreError, UsageError
 from ma_cluster.storage.manifest import open_source
 from ma_cluster.storage.store import Entry, open_store
 
@@ -117,11 +117,15 @@ class ArchiveJobs:
         """Note a job, or want one again that was cancelled, failed, or is not in its destination any more.
 
         Raises:
-            UsageError: one of the URLs is of no store that is known, or the destination holds what is no run.
+            UsageError: one of the URLs is of no store that is known, or lies in the service's own, or the destination
+                holds what is no run.
             RunConflictError: the destination holds another run, or another job is to put one there.
             StoreError: a store does not answer.
         """
         source, dest = open_source(source).url, open_store(destination).url
+        own = tuple(f"{self._store.url}/{folder}/" for folder in ("archives", "logs"))
+        if any(url == self._store.url or f"{url}/".startswith(own) for url in (source, dest)):
+            raise UsageError("this is where the service keeps its jobs: give another source, or another destination")
         job = ArchiveJob(
             id=digest([source, dest, *self._digests])[:16],
             source=source,

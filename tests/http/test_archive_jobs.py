@@ -161,3 +161,26 @@ def test_a_store_that_cannot_be_written_says_so_at_once(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file where the folder should be")
     with pytest.raises(StoreError, match="cannot be written"):
         ArchiveJobs(str(tmp_path / "state"), MODEL, CONFIG)
+
+
+@pytest.mark.parametrize("inside", ["state", "state/archives", "state/logs/2026", "elsewhere/../state"])
+def test_where_the_service_keeps_its_jobs_is_neither_source_nor_destination(
+    jobs: ArchiveJobs, tmp_path: Path, inside: str
+) -> None:
+    for urls in ((tmp_path / inside, tmp_path / "b"), (tmp_path / "a", tmp_path / inside)):
+        with pytest.raises(UsageError, match="keeps its jobs"):
+            jobs.request(*map(str, urls))
+    assert jobs.list().jobs == []
+    jobs.request(str(tmp_path / "a"), str(tmp_path / "state" / "results"))
+
+
+def test_a_destination_that_no_file_system_can_have_is_one_jobs_error(
+    jobs: ArchiveJobs, source: LocalStore, tmp_path: Path
+) -> None:
+    """Also one within its source, which is no error."""
+    long = jobs.request(source.url, str(tmp_path / ("x" * 300)))
+    within = jobs.request(source.url, f"{source.url}/results")
+    begin_run(source, LocalStore(tmp_path / "source" / "results"), MODEL, CONFIG)
+    finish(LocalStore(tmp_path / "source" / "results"))
+    assert jobs.finish(within.id).state(running=False) is JobState.FINISHED
+    assert jobs.finish(long.id).state(running=False) is JobState.FAILED

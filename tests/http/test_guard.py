@@ -67,6 +67,8 @@ ONE = "Content-Length: 100"
         ("/v1/archives", ("Authorization: Bearer " + TOKEN, JSON, f"Content-Length: {20_000}"), (413, "too_large")),
         ("/v1/segment", ("Authorization: Bearer " + TOKEN, f"Content-Length: {65 * MIB}"), (413, "too_large")),
         ("/v1/other", ("Authorization: Bearer " + TOKEN, f"Content-Length: {20_000}"), (413, "too_large")),
+        ("/v1/segment", ("Authorization: Bearer " + TOKEN, "Content-Encoding: gzip", ONE), (415, "unsupported")),
+        ("/v1/archives", ("Authorization: Bearer " + TOKEN, JSON, "Content-Encoding: br", ONE), (415, "unsupported")),
         ("/v1/archives", ("Authorization: Bearer " + TOKEN, JSON, ONE, "Origin: http://a.example"), (403, "forbidden")),
     ],
 )
@@ -235,3 +237,78 @@ def test_an_url_that_no_store_can_have_is_refused(open_server: Server, url: str)
     body = json.dumps({"source": url, "destination": "b"}).encode()
     status, problem, _ = open_server.ask("POST", "/v1/archives", body, content_type="application/json")
     assert (status, problem["reason"]) == (422, "invalid")
+
+
+@pytest.mark.parametrize("header", ["Content-Length: 100000000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PROPFIND"])
+def test_a_body_where_none_belongs_is_not_read(open_server: Server, method: str, header: str) -> None:
+    start = f"{method} /v1/archives HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n".encode()
+    with closing(begun(open_server, start)) as client:
+        assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "PATCH", "TRACE", "PROPFIND"])
+@pytest.mark.parametrize("path", ["/v1/archives", "/v1/segment", "/healthz"])
+def test_a_method_that_no_route_has_does_nothing_and_permits_no_page_to(
+    open_server: Server, method: str, path: str
+) -> None:
+    start = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nConnection: close\r\n\r\n"
+    with closing(begun(open_server, start.encode())) as client:
+        text = b"".join(iter(lambda: client.recv(4096), b"")).lower()
+    assert text.startswith(b"http/1.1 405 ")
+    assert b"access-control" not in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//openapi.json",
+        "/healthz/../v1/archives",
+        "/healthz%2f..%2fv1/archives",
+        "/./v1/archives",
+        "/%2e/",
+        "/healthz;",
+    ],
+)
+def test_a_path_that_only_looks_open_asks_for_the_token(guarded: Server, path: str) -> None:
+    assert guarded.ask("GET", path)[0] == 401
+
+
+@pytest.mark.parametrize(
+    "job", ["%2e%2e%2fservice", "..%2f..%2fetc", "abc%00", "abc%0a", "%ff", "abc/", "", "a" * 9_000, "abc%2ejson"]
+)
+def test_an_id_that_is_a_path_is_no_job_s(open_server: Server, job: str) -> None:
+    assert open_server.ask("GET", f"/v1/archives/{job}")[0] == 404
+    assert open_server.ask("DELETE", f"/v1/archives/{job}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"source":NaN,"destination":"b"}', 422),
+        (b'{"source":"\\ud800","destination":"b"}', 422),
+        (b'{"source":"a","destination":"b","model":"other"}', 422),
+        (b'{"source":' + b"9" * 9_000 + b',"destination":"b"}', 400),
+        (b"[" * 16_000, 400),
+        (b'{"a":' * 3_000, 400),
+        (b'{"source":"\xff","destination":"b"}', 400),
+    ],
+    ids=["nan", "half a character", "an option that is none", "a long number", "deep", "deep objects", "not UTF-8"],
+)
+def test_json_that_means_nothing_is_refused(open_server: Server, body: bytes, status: int) -> None:
+    assert open_server.ask("POST", "/v1/archives", body, content_type="application/json")[0] == status
+
+
+def test_of_a_key_given_twice_the_last_counts_and_is_told(open_server: Server) -> None:
+    body = b'{"source":"a","source":"c","destination":"b"}'
+    status, known, _ = open_server.ask("POST", "/v1/archives", body, content_type="application/json")
+    assert (status, known["source"]) == (202, "c")
+
+
+def test_requests_sent_before_the_last_is_answered_are_answered_in_order(open_server: Server) -> None:
+    upload = b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\neye"
+    last = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with closing(begun(open_server, 50 * upload + last)) as client:
+        text = b"".join(iter(lambda: client.recv(65_536), b""))
+    assert (text.count(b"HTTP/1.1 200 "), text.count(b'"bytes":3')) == (51, 50)
+    assert text.endswith(b'{"status":"ok"}')

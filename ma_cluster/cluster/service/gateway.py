@@ -15,6 +15,7 @@ import hashlib
 import ipaddress
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -46,6 +47,8 @@ FLEET_NAME = "ma-cluster"
 _RECONCILE_S = 2.0
 _CONNECTIONS = 256  # that reach the Gateway at a time: more than it lets in, so that it can refuse, and tell its health
 _STOP_S = 60.0
+_SHORTEST_TOKEN = 16  # characters
+_TOKEN = re.compile(rf"[!-~]{{{_SHORTEST_TOKEN},}}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,15 +117,15 @@ def serving(config: GatewayConfig, host: str, port: int) -> Iterator[str]:
     """The service is up within the block; its URL. Archive jobs that it leaves unfinished go on with the next one.
 
     Raises:
-        UsageError: it would listen beyond this machine without a token, or needs more than this machine has, where no
-            cluster is given.
+        UsageError: it would listen beyond this machine without a token, or the token is none that a client can send,
+            or it needs more than this machine has, where no cluster is given.
         BundleError: the model is damaged or not there.
         StoreError: the store of the jobs cannot be written.
         MaClusterError: the port is in use.
         FleetBrokenError: the fleet does not start.
     """
-    token = os.environ.get(TOKEN_VARIABLE)
-    if token is None and not _is_loopback(host):
+    token_sha256 = _token_sha256()
+    if token_sha256 is None and not _is_loopback(host):
         raise UsageError(
             f"to listen on {host} the service needs a token: set {TOKEN_VARIABLE}, or use --host 127.0.0.1"
         )
@@ -131,7 +134,7 @@ def serving(config: GatewayConfig, host: str, port: int) -> Iterator[str]:
         _check_free(host, port)  # elsewhere it is the cluster's head that listens
     bundle = load_bundle(config.model)
     model, jobs = model_of(config.model, bundle), _jobs(config, bundle)
-    limits = dataclasses.replace(config.limits, token_sha256=_sha256(token), hosts=LOOPBACK | {host.lower()})
+    limits = dataclasses.replace(config.limits, token_sha256=token_sha256, hosts=LOOPBACK | {host.lower()})
     with connected(config.fleet.address, waiting_cpus=config.fleet.readers + 1):
         fleet = dataclasses.replace(config.fleet.sized(_MANY), name=config.fleet.name or FLEET_NAME)
         limits = dataclasses.replace(limits, waiting=2 * fleet.in_flight)
@@ -210,9 +213,10 @@ class ServiceArguments(BaseModel):
         """As dataclasses. The token's variable must be set: what listens there is unknown here.
 
         Raises:
-            UsageError: it is not.
+            UsageError: it is not, or no client can send what it holds.
         """
-        if TOKEN_VARIABLE not in os.environ:
+        token_sha256 = _token_sha256()
+        if token_sha256 is None:
             raise UsageError(f"the service needs a token: set {TOKEN_VARIABLE} in the cluster's environment")
         fleet = Fleet(
             name=self.name,
@@ -222,7 +226,7 @@ class ServiceArguments(BaseModel):
             threads_per_segmenter=self.threads,
             segment_deadline_s=self.deadline,
         )
-        limits = HttpLimits(token_sha256=_sha256(os.environ[TOKEN_VARIABLE]), waiting=2 * fleet.in_flight)
+        limits = HttpLimits(token_sha256=token_sha256, waiting=2 * fleet.in_flight)
         at_once = self.archives_at_once
         return GatewayConfig(model=self.model, fleet=fleet, state=self.state, archives_at_once=at_once, limits=limits)
 
@@ -249,5 +253,14 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _sha256(token: str | None) -> str | None:
-    return None if token is None else hashlib.sha256(token.encode()).hexdigest()
+def _token_sha256() -> str | None:
+    """Of the environment's token, None where there is none; raises UsageError: it is none that a header can carry."""
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is None:
+        return None
+    if _TOKEN.fullmatch(token) is None:  # an empty one would let everybody in
+        raise UsageError(
+            f"{TOKEN_VARIABLE} must be {_SHORTEST_TOKEN} visible ASCII characters or more, without spaces or line "
+            "ends: `openssl rand -hex 32` makes one"
+        )
+    return hashlib.sha256(token.encode()).hexdigest()

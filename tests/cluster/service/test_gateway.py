@@ -23,6 +23,8 @@ from PIL import Image
 from processes import Process, descendants, kill, wait_until_gone
 from servers import Weed, free_ports
 
+from ma_cluster.cluster.service.gateway import ServiceArguments
+from ma_cluster.errors import UsageError
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.storage.store import open_store
 
@@ -246,3 +248,21 @@ def test_beyond_loopback_nothing_is_served_without_a_token(tmp_path: Path) -> No
     )
     assert done.returncode == 2
     assert "MA_CLUSTER_TOKEN" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "token", ["", "short", "sixteen letters and spaces", "with-the-files-line-end\n", "eine-längere-losung"]
+)
+def test_a_token_that_lets_everybody_in_or_nobody_is_refused(token: str, tmp_path: Path) -> None:
+    """No header can carry the last three as they are; `Bearer` alone would carry the first."""
+    done = subprocess.run(
+        [*COMMAND, "--state", str(tmp_path)],
+        env=os.environ | {"MA_CLUSTER_TOKEN": token},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("ma-cluster: MA_CLUSTER_TOKEN must be 16 visible ASCII characters or more")
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(UsageError, match="MA_CLUSTER_TOKEN"):
+        patched.setenv("MA_CLUSTER_TOKEN", token)
+        ServiceArguments(state=str(tmp_path)).config()
