@@ -13,6 +13,7 @@ SCRIPTS = {
     "ledger": ["--sizes", "20000", "--repeats", "1", "--cluster-shards", "2"],
     "archive": ["--sizes", "20", "40"],
     "poison": ["--photographs", "10"],
+    "soak": ["--minutes", "0.3", "--every", "3", "--job-every", "5"],
     "patch_stream": ["--side-px", "400", "--steps", "4", "--lead-steps", "2", "--rounds", "1", "--step-ms", "1"],
 }
 
