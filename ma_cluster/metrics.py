@@ -49,6 +49,12 @@ REFUSED = Metric(
     unit="1",
     labels={"reason": tuple(Reason)},
 )
+UNGRADABLE = Metric(
+    name="ma_ungradable_total",
+    kind="counter",
+    help="Photographs scored on which the lack of lesions means nothing",
+    unit="1",
+)
 IN_FLIGHT = Metric(name="ma_images_in_flight", kind="gauge", help="Photographs between plan and outcome", unit="1")
 STAGE_SECONDS = Metric(
     name="ma_stage_seconds",
@@ -58,8 +64,8 @@ STAGE_SECONDS = Metric(
     labels={"stage": STAGES},
     boundaries=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
 )
-ARCHIVE_COUNTERS = (IMAGES, MEGAPIXELS, LESIONS, REFUSED)
-ARCHIVE_METRICS = (IMAGES, MEGAPIXELS, LESIONS, REFUSED, IN_FLIGHT, STAGE_SECONDS)
+ARCHIVE_COUNTERS = (IMAGES, MEGAPIXELS, LESIONS, REFUSED, UNGRADABLE)
+ARCHIVE_METRICS = (*ARCHIVE_COUNTERS, IN_FLIGHT, STAGE_SECONDS)
 
 LEDGER_PATCHES = Metric(
     name="ma_ledger_patches", kind="gauge", help="Patches whose loss a shard of the ledger holds", unit="1"
@@ -131,5 +137,12 @@ ARCHIVE_REMAINING = Metric(
     unit="1",
     labels={"run": ()},
 )
-ARCHIVE_STATE = (ARCHIVE_IMAGES, ARCHIVE_REMAINING)
+ARCHIVE_UNGRADABLE = Metric(
+    name="ma_archive_ungradable",
+    kind="gauge",
+    help="Photographs of an archive run on which the lack of lesions means nothing",
+    unit="1",
+    labels={"run": ()},
+)
+ARCHIVE_STATE = (ARCHIVE_IMAGES, ARCHIVE_REMAINING, ARCHIVE_UNGRADABLE)
 """Of the Gateway: computed from the store at each scrape."""

@@ -28,6 +28,12 @@ class RunStatus:
     """By reason, its words and how often they were said, most often first."""
     retries: int
     lesions: int
+    ungradable: int
+    """Scored photographs on which the lack of lesions means nothing."""
+    clean: int
+    """Gradable photographs without lesions."""
+    flags: dict[str, int]
+    """How many photographs have each flag."""
     seconds: dict[str, float]
     """By stage, over all photographs."""
     images_per_second: float | None
@@ -65,6 +71,9 @@ def status_of(dest: Store, run: Run, parts: Sequence[PartCounts]) -> RunStatus:
         details=by_reason(counts.details),
         retries=len(retries(dest)),
         lesions=counts.lesions,
+        ungradable=counts.ungradable,
+        clean=counts.clean,
+        flags=dict(sorted(counts.flags.items())),
         seconds=counts.seconds,
         images_per_second=rate(parts),
     )
@@ -104,6 +113,9 @@ def to_json(status: RunStatus) -> dict[str, Any]:
         "reasons": status.reasons,
         "details": status.details,
         "lesions": status.lesions,
+        "ungradable": status.ungradable,
+        "clean": status.clean,
+        "flags": status.flags,
         "seconds": status.seconds,
         "images_per_second": status.images_per_second,
         "eta_seconds": status.eta_seconds,

@@ -28,6 +28,7 @@ from ma_cluster.metrics import (
     REFUSED,
     STAGE_SECONDS,
     TRAIN_METRICS,
+    UNGRADABLE,
     Metric,
 )
 
@@ -92,6 +93,7 @@ class Recorder:
         if outcome.facts is not None and outcome.lesions is not None:
             record(MEGAPIXELS, outcome.facts.height * outcome.facts.width / 1e6)
             record(LESIONS, len(outcome.lesions))
+            record(UNGRADABLE, 0 if outcome.facts.quality.gradable else 1)
             if "write" in outcome.seconds:  # an upload has nothing to write; replicas told of the other stages
                 record(STAGE_SECONDS, outcome.seconds["write"], stage="write")
 

@@ -67,7 +67,8 @@ class Looks(Generic[_Found]):
 
 
 class ArchiveMetrics(Collector):
-    """`ma_archive_images{run,status}` and `ma_archive_remaining{run}` of the runs at some destinations."""
+    """`ma_archive_images{run,status}`, `ma_archive_remaining{run}` and `ma_archive_ungradable{run}` of the runs at some
+    destinations."""
 
     def __init__(self, destinations: Callable[[], Iterable[str]]) -> None:
         self._destinations = destinations
@@ -82,7 +83,7 @@ class ArchiveMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """One scrape. A run whose store does not answer is left out, so that its series end and an alert can say so."""
-        images, remaining = _families()
+        images, remaining, ungradable = _families()
         for counted in self._looks(set(self._destinations())).values():
             if isinstance(counted, MaClusterError):
                 log.warning("an archive is not counted: %s", counted)
@@ -93,7 +94,8 @@ class ArchiveMetrics(Collector):
             for status in Status:
                 images.add_metric([run.id, status], counts.statuses[status])
             remaining.add_metric([run.id], run.plan.images - counts.images)
-        yield from (images, remaining)
+            ungradable.add_metric([run.id], counts.ungradable)
+        yield from (images, remaining, ungradable)
 
     def _count(self, url: str) -> tuple[Run | None, PartCounts]:
         return self._counts.setdefault(url, _RunCounts(open_store(url))).now()
@@ -133,8 +135,8 @@ class _RunCounts:
         return run, self._counts
 
 
-def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
-    images, remaining = (
+def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+    images, remaining, ungradable = (
         GaugeMetricFamily(metric.name, metric.help, labels=list(metric.labels)) for metric in ARCHIVE_STATE
     )
-    return images, remaining
+    return images, remaining, ungradable

@@ -44,8 +44,7 @@ def summary_lines(summary: Summary, images_per_second: float | None) -> Iterator
     """
     yield f"run {summary.run}: {_photographs(summary.images)}, {summary.lesions} lesions"
     yield from _counts(summary.statuses, summary.reasons, summary.details)
-    if summary.ungradable:
-        yield f"  ungradable {summary.ungradable}: the lack of lesions on them means nothing"
+    yield from _graded(summary)
     yield from _skipped(summary.skipped)
     if images_per_second is None:
         yield "nothing was left to score"
@@ -61,6 +60,7 @@ def status_lines(status: RunStatus) -> Iterator[str]:
     yield f"started {status.run.started}, {f'finished {status.run.finished}' if status.run.finished else 'unfinished'}"
     yield f"{status.decided} of {_photographs(status.run.plan.images)} decided, {status.lesions} lesions"
     yield from _counts(status.statuses, status.reasons, status.details)
+    yield from _graded(status)
     yield from _skipped(status.run.plan.skipped)
     if status.retries:
         yield f"  retried {status.retries} time{'' if status.retries == 1 else 's'}"
@@ -160,6 +160,16 @@ def _counts(statuses: dict[str, int], reasons: dict[str, int], details: dict[str
         yield from (f"      {times} x {printable(words)}" for words, times in islice(said.items(), _WORDS_SHOWN))
         if len(said) > _WORDS_SHOWN:
             yield f"      and {len(said) - _WORDS_SHOWN} others; summary.json has all"
+
+
+def _graded(run: Summary | RunStatus) -> Iterator[str]:
+    """What the scored photographs say, as far as they can be judged."""
+    if "scored" in run.statuses:
+        yield f"  clean {run.clean}: gradable, and without lesions"
+    if run.ungradable:
+        yield f"  ungradable {run.ungradable}: the lack of lesions on them means nothing"
+    if run.flags:
+        yield "  flags " + ", ".join(f"{flag} {count}" for flag, count in run.flags.items())
 
 
 def _skipped(files: int) -> Iterator[str]:

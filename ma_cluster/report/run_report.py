@@ -33,8 +33,8 @@ _COLUMNS = [
     "attempts",
     "lesion_count",
     "overlay_key",
-    "quality_sharpness",
-    "quality_brightness",
+    "gradable",
+    "quality",
 ]
 
 
@@ -53,6 +53,8 @@ class Digest:
 
     most: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)
     """A heap of (lesions, order of arrival, row)."""
+    ungradable: list[tuple[float, int, dict[str, Any]]] = field(default_factory=list)
+    """A heap of (lack of quality, order of arrival, row)."""
     unscored: list[dict[str, Any]] = field(default_factory=list)
     unscored_in_all: int = 0
     lesion_counts: np.ndarray = field(default_factory=lambda: np.zeros(len(_LESION_BINS), np.int64))
@@ -65,21 +67,40 @@ class Digest:
             if len(self.unscored) < _SHOWN:
                 self.unscored.append(row)
             return
-        self.lesion_counts[np.searchsorted(_LESION_BINS, row["lesion_count"], side="right") - 1] += 1
-        push = heapq.heappush if len(self.most) < _SHOWN else heapq.heappushpop
-        push(self.most, (row["lesion_count"], next(self._arrival), row))
+        _keep(self.most, (row["lesion_count"], next(self._arrival), row))
+        if row["gradable"] is False:
+            _keep(self.ungradable, (-row["quality"], next(self._arrival), row))
+        else:
+            self.lesion_counts[np.searchsorted(_LESION_BINS, row["lesion_count"], side="right") - 1] += 1
 
     def photographs(self) -> list[dict[str, Any]]:
         """Those with the most lesions, most first."""
-        return [row | {"overlay": quote(row["overlay_key"])} for *_, row in sorted(self.most, reverse=True)]
+        return _shown(self.most)
+
+    def worst(self) -> list[dict[str, Any]]:
+        """The ungradable ones, the worst first."""
+        return _shown(self.ungradable)
 
     def lesion_bars(self) -> list[Bar]:
-        """How many photographs have how many lesions."""
+        """How many gradable photographs have how many lesions."""
         last = len(_LESION_BINS) - 1
         ends = [
             str(first) if first + 1 == after else f"{first} to {after - 1}" for first, after in pairwise(_LESION_BINS)
         ]
         return _bars([*ends, f"{_LESION_BINS[last]} or more"], self.lesion_counts.tolist(), "{:,}")
+
+
+def _keep(heap: list[tuple[Any, int, dict[str, Any]]], item: tuple[Any, int, dict[str, Any]]) -> None:
+    push = heapq.heappush if len(heap) < _SHOWN else heapq.heappushpop
+    push(heap, item)
+
+
+def _shown(heap: list[tuple[Any, int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of a heap, largest first, with what is said below each overlay."""
+    return [
+        row | {"overlay": quote(row["overlay_key"]), "seen": row["detail"] or "gradable"}
+        for *_, row in sorted(heap, reverse=True)
+    ]
 
 
 def write_report(dest_url: str) -> str:
@@ -105,11 +126,13 @@ def render(status: RunStatus, digest: Digest) -> str:
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     reasons = _bars(list(status.reasons), list(status.reasons.values()), "{:,}")
     stages = _bars(list(status.seconds), list(status.seconds.values()), "{:,.1f} s")
+    flags = _bars(list(status.flags), list(status.flags.values()), "{:,}")
     page: str = environment.get_template("run.html").render(
         status=status,
         digest=digest,
         reasons=reasons,
         stages=stages,
+        flags=flags,
         written=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return page

@@ -12,6 +12,7 @@ outer twentieth of the field's radius.
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -38,12 +39,12 @@ from ma_cluster.report.truth import agree
 
 Photograph = UInt8[ndarray, "h w 3"]
 STEPS: dict[str, tuple[float, ...]] = {
-    "exposure": (0.7, 0.5, 0.35, 0.25, 0.12),
+    "exposure": (0.5, 0.25, 0.12),
     "haze": (0.7, 0.5, 0.35, 0.2),
-    "defocus": (1 / 2000, 1 / 1000, 1 / 600, 1 / 400),
-    "motion": (1 / 500, 1 / 250, 1 / 120),
-    "jpeg": (50, 25, 10),
-    "diameter_px": (1700, 1200, 900, 700, 500),
+    "defocus": (1 / 2000, 1 / 1000, 1 / 700, 1 / 500),
+    "motion": (1 / 500, 1 / 250),
+    "jpeg": (50, 20, 8),
+    "diameter_px": (1700, 1200, 900, 700),
 }
 """Factor on the light; contrast that is left; sigma and length over the disc's diameter; quality; pixels."""
 COMPENSATED = ("exposure", "haze")
@@ -76,10 +77,13 @@ def degrade(pixels: Photograph, kind: str, step: float, diameter_px: float) -> P
 
 def curves(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each photograph, kind and step; the first of a photograph is undegraded."""
-    detector = load(arguments)
-    image = detector.recipe.image
-    without = load(arguments)
-    without.recipe = replace(without.recipe, image=replace(image, largest_gain=1.0))
+    bundle = load_bundle(arguments.model, networks=DETECTING)
+    sure, image = bundle.recipe.detector.least_score, bundle.recipe.image
+    numbers = replace(bundle.recipe.detector, flips_half=arguments.flips, least_score=0.0)
+    recipe = replace(bundle.recipe, detector=numbers)
+    detector = Detector(replace(bundle, recipe=recipe), threads=arguments.threads)
+    without = copy.copy(detector)
+    without.recipe = replace(recipe, image=replace(image, largest_gain=1.0))
     for sample in read_dataset(str(arguments.idrid), SplitConfig()):
         if sample.split != "validation" or (arguments.photographs and sample.name not in arguments.photographs):
             continue
@@ -87,24 +91,17 @@ def curves(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         pixels, mask = decode(read_object(sample.image), image).pixels, decode_mask(read_object(sample.mask))
         fov, _ = find_fov(pixels, image)
         named = {"photograph": sample.name}
-        yield named | {"kind": "none", "step": 1.0} | row(detector, pixels, mask)
+        yield named | {"kind": "none", "step": 1.0} | row(detector, sure, pixels, mask)
         for kind, steps in STEPS.items():
             for step in steps:
                 worse = degrade(pixels, kind, step, fov.diameter_px)
-                found = named | {"kind": kind, "step": step} | row(detector, worse, mask)
+                found = named | {"kind": kind, "step": step} | row(detector, sure, worse, mask)
                 if kind in COMPENSATED:
-                    found["without"] = row(without, worse, mask)
+                    found["without"] = row(without, sure, worse, mask)
                 yield found
 
 
-def load(arguments: argparse.Namespace) -> Detector:
-    """The model with as many looks at 0.5x as are asked for."""
-    bundle = load_bundle(arguments.model, networks=DETECTING)
-    flips = replace(bundle.recipe.detector, flips_half=arguments.flips)
-    return Detector(replace(bundle, recipe=replace(bundle.recipe, detector=flips)), threads=arguments.threads)
-
-
-def row(detector: Detector, pixels: Photograph, mask: Bool[ndarray, "h w"]) -> dict[str, Any]:
+def row(detector: Detector, sure: float, pixels: Photograph, mask: Bool[ndarray, "h w"]) -> dict[str, Any]:
     """What is found on a photograph, which may be smaller than the mask, and what is said of it."""
     try:
         prepared, facts = read_pixels(pixels, detector.recipe.image)
@@ -113,9 +110,20 @@ def row(detector: Detector, pixels: Photograph, mask: Bool[ndarray, "h w"]) -> d
     detection = detector.segment(prepared)
     size = mask.shape[1], mask.shape[0]
     called = cv2.resize(detection.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-    agreement = agree(called, mask)
-    lesions = {"annotated": agreement.reference_lesions, "found": agreement.found_lesions}
-    return lesions | {"calls": len(detection.lesions), "false": agreement.false_lesions} | measures(facts)
+    every, surely = agree(called, mask), np.zeros(detection.mask.shape, dtype=bool)
+    surest = [one for one in detection.lesions if one.score_max >= sure]
+    for one in surest:
+        top, left, bottom, right = one.bbox
+        surely[top:bottom, left:right] = detection.mask[top:bottom, left:right]
+    found = agree(cv2.resize(surely.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0, mask)
+    return {
+        "annotated": every.reference_lesions,
+        "found": found.found_lesions,
+        "calls": len(surest),
+        "outlined": every.found_lesions,
+        "outlines": len(detection.lesions),
+        **measures(facts),
+    }
 
 
 def measures(facts: Facts) -> dict[str, Any]:
@@ -153,13 +161,14 @@ def _shares(here: list[dict[str, Any]], whole: list[dict[str, Any]]) -> dict[str
     def share(name: str) -> float:
         return round(sum(one.get(name, 0) for one in here) / max(1, sum(one[name] for one in whole)), 3)
 
-    return {"recall_kept": share("found"), "calls_kept": share("calls")}
+    names = {"recall": "found", "calls": "calls", "outlined": "outlined", "outlines": "outlines"}
+    return {name: share(of) for name, of in names.items()}
 
 
 def sets(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each photograph of each folder."""
     degrees = dict(text.split("=") for text in arguments.field_degrees)
-    detector = load(arguments)
+    detector = Detector.load(arguments.model, threads=arguments.threads)
     for text in arguments.folders:
         name, _, folder = text.partition("=")
         config = replace(detector.recipe.image, field_degrees=float(degrees.get(name, 0)))

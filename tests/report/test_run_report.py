@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,14 +11,14 @@ import pytest
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.plan import read_shard
 from ma_cluster.archive.run import begin_run, commit, pending
-from ma_cluster.archive.status import open_run
+from ma_cluster.archive.status import open_run, read_status, to_json
 from ma_cluster.archive.summary import finish_run
 from ma_cluster.errors import Flag, Reason, UsageError
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.table import Lesion
-from ma_cluster.report.console import summary_lines
+from ma_cluster.report.console import status_lines, summary_lines
 from ma_cluster.report.run_report import Digest, write_report
 from ma_cluster.storage.local import LocalStore
 
@@ -74,7 +75,7 @@ def test_the_page_shows_counts_reasons_and_the_overlays_with_most_lesions_first(
     assert overlays == ["../overlays/c.jpg", "../overlays/a%20b.jpg"]
     assert "not_an_image" in page.texts
     assert "4.0 s" in page.texts
-    assert {"7 lesions, sharpness 0.020", "3 lesions, sharpness 0.020"} <= set(page.texts)
+    assert {"7 lesions, gradable", "3 lesions, gradable"} <= set(page.texts)
     assert write_report(str(dest))  # again, over the first
 
 
@@ -98,12 +99,40 @@ def test_a_key_is_text_whatever_it_holds(tmp_path: Path) -> None:
 def test_lesions_are_counted_in_bins() -> None:
     digest = Digest()
     for lesions in (0, 0, 1, 4, 5, 9, 10, 99, 100, 400):
-        digest.add({"status": "scored", "lesion_count": lesions, "overlay_key": "x"})
+        digest.add({"status": "scored", "lesion_count": lesions, "overlay_key": "x", "gradable": True})
+    digest.add({"status": "scored", "lesion_count": 0, "overlay_key": "x", "gradable": False, "quality": 0.3})
     bars = {bar.label: bar.value for bar in digest.lesion_bars()}
     assert bars == {
         "0": "2", "1": "1", "2": "0", "3 to 4": "1", "5 to 9": "2", "10 to 19": "1", "20 to 49": "0", "50 to 99": "1",
         "100 or more": "2",
     }  # fmt: skip
+
+
+def test_an_ungradable_photograph_is_never_counted_as_clean(tmp_path: Path) -> None:
+    source, dest = LocalStore(tmp_path / "source"), LocalStore(tmp_path / "dest")
+    for name in ("clean.jpg", "dark.jpg", "blurred.jpg"):
+        source.put(name, b"x")
+    run = begin_run(source, dest, "m" * 64, "c" * 64)
+    qualities = {
+        "dark.jpg": replace(QUALITY, gradable=False, score=0.3, flags=(Flag.DARK,)),
+        "blurred.jpg": replace(QUALITY, gradable=False, score=0.2, flags=(Flag.BLURRED,)),
+    }
+    for shard in pending(dest, run):
+        (entry,) = read_shard(dest, shard)
+        quality = qualities.get(entry.key, QUALITY)
+        known = {"attempts": 1, "facts": replace(FACTS, quality=quality), "detail": quality.detail, "lesions": ()}
+        keys = {"mask_key": f"masks/{entry.key}.png", "overlay_key": f"overlays/{entry.key}"}
+        commit(dest, run, shard, [Outcome(key=entry.key, etag=entry.etag, reason=None, **known, **keys)])
+    lines = [*status_lines(read_status(dest.url)), *summary_lines(finish_run(dest, run), None)]
+    wanted = ["  clean 1: gradable, and without lesions", "  flags blurred 1, dark 1, field_assumed 1"]
+    wanted += ["  ungradable 2: the lack of lesions on them means nothing"]
+    assert all(lines.count(line) == 2 for line in wanted)
+    write_report(dest.url)
+    page = Page((dest.root / "report/index.html").read_text())
+    overlays = [kept["src"] for tag, kept in page.tags if tag == "img"]
+    assert overlays[:2] == ["../overlays/blurred.jpg", "../overlays/dark.jpg"]
+    values = to_json(read_status(dest.url))
+    assert (values["clean"], values["ungradable"], values["flags"]["dark"]) == (1, 2, 1)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
