@@ -19,6 +19,7 @@ from ma_cluster.image_config import LIMITS, require
 from ma_cluster.image_config import ImageConfig as ImageConfig
 from ma_cluster.image_config import KnownField as KnownField
 from ma_cluster.network_config import HGN_TRAINING, PRN_TRAINING
+from ma_cluster.network_config import GradingConfig as GradingConfig
 from ma_cluster.network_config import HgnConfig as HgnConfig
 from ma_cluster.network_config import Negatives as Negatives
 from ma_cluster.network_config import PrnConfig as PrnConfig
@@ -103,7 +104,7 @@ class SplitConfig:
         *("IDRiD_grading_00?", "IDRiD_grading_01?", "IDRiD_grading_020"),
         *("IDRiD_grading_33[1-9]", "IDRiD_grading_3[4-9]?", "IDRiD_grading_4??"),
     )
-    """Healthy photographs that validate, as shell patterns [U]; of IDRiD's grading set 001-020 and from 331 on."""
+    """Graded photographs that validate, as shell patterns [U]; of IDRiD's grading set 001-020 and from 331 on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +117,7 @@ class Recipe:
     hgn_half: HgnConfig = field(default_factory=HgnConfig)
     prn: PrnConfig = field(default_factory=PrnConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
+    grading: GradingConfig = field(default_factory=GradingConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
 
 
@@ -194,6 +196,7 @@ IDLE: dict[str, frozenset[str]] = {
     "hgn_half": HGN_TRAINING,
     "prn": PRN_TRAINING,
     "detector": frozenset({"roi_recall"}),  # it sets the two thresholds, which decide
+    "grading": frozenset({"refer_sensitivity"}),  # it sets `refer_at`, which decides
 }
 """The sections of a recipe that decide a result, and their fields that do not: they train, or limit what is accepted.
 A field that is not named here decides."""
@@ -202,14 +205,15 @@ A field that is not named here decides."""
 def deciding(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The numbers of a recipe that decide a result, by section.
 
-    Those at their default are left out, so that a field which a later version adds leaves earlier digests as they are.
+    Those at their default are left out, so that a field which a later version adds leaves earlier digests as they are,
+    and so is the grading of a model that has none.
     """
     found = {}
     for name, idle in IDLE.items():
         section = getattr(recipe, name)
         values = {field.name: (getattr(section, field.name), field.default) for field in fields(section)}
         found[name] = {key: value for key, (value, default) in values.items() if key not in idle and value != default}
-    return found
+    return {name: values for name, values in found.items() if values or name != "grading"}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -227,24 +231,35 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
     try:
         if not isinstance(values["name"], str) or values.keys() - kinds.keys() - {"name"}:
             raise TypeError(f"it needs a name, and has the sections {', '.join(kinds)} only")
-        sections = {name: kind(**_checked(values[name], kind(), name)) for name, kind in kinds.items()}
+        known = {"grading": {}} | values  # bundles of before have none
+        sections = {name: kind(**_checked(known[name], kind(), name)) for name, kind in kinds.items()}
         return Recipe(name=values["name"], **sections)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"this is not a recipe that this version understands: {error}") from error
 
 
 def _checked(values: dict[str, Any], default: Any, section: str) -> dict[str, Any]:
-    """A section's values, of the types that its defaults are; JSON has lists for tuples and may write 1.0 as 1."""
+    """A section's values, of the types that its fields are; JSON has lists for tuples and may write 1.0 as 1."""
+    numbers = {field.name for field in fields(default) if field.type == "tuple[float, ...]"}
     checked = {}
     for name, value in values.items():
         wanted = type(getattr(default, name))
         read = {float: (float, int), tuple: (list,)}.get(wanted, (wanted,))
         if type(value) not in read or (wanted is float and not math.isfinite(value)):
             raise TypeError(f"{section}.{name} is no {wanted.__name__}")
-        if wanted is tuple and not all(isinstance(each, str) for each in value):
-            raise TypeError(f"{section}.{name} holds more than names")
+        right, kind = (_is_number, "numbers") if name in numbers else (_is_name, "names")
+        if wanted is tuple and not all(map(right, value)):
+            raise TypeError(f"{section}.{name} holds more than {kind}")
         checked[name] = tuple(value) if wanted is tuple else value
     return checked
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def digest(value: Any) -> str:

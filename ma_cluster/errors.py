@@ -84,6 +84,14 @@ class Flag(StrEnum):
     BURNT_IN_TEXT = "burnt_in_text"
 
 
+class Triage(StrEnum):
+    """What is to be done with a photograph that has a result. Closed, too; see lesions/grading.py."""
+
+    NONE = "none"
+    REFER = "refer"
+    UNGRADABLE = "ungradable"
+
+
 class RequestFault(StrEnum):
     """Why the HTTP service has no answer, where it is not a photograph's `Reason`. Closed, too."""
 

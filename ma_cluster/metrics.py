@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ma_cluster.config import NETWORKS
-from ma_cluster.errors import Reason, Status
+from ma_cluster.errors import Reason, Status, Triage
 
 STAGES = ("fetch", "decode", "prepare", "hgn", "prn", "lesions", "write")
 """Of one photograph, in order."""
@@ -42,6 +42,13 @@ MEGAPIXELS = Metric(
     name="ma_megapixels_total", kind="counter", help="Size of the photographs scored", unit="10^6 pixels"
 )
 LESIONS = Metric(name="ma_lesions_total", kind="counter", help="Lesions found", unit="1")
+TRIAGE = Metric(
+    name="ma_triage_total",
+    kind="counter",
+    help="Photographs scored, by what is to be done with them",
+    unit="1",
+    labels={"triage": tuple(Triage)},
+)
 REFUSED = Metric(
     name="ma_refused_total",
     kind="counter",
@@ -64,7 +71,7 @@ STAGE_SECONDS = Metric(
     labels={"stage": STAGES},
     boundaries=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
 )
-ARCHIVE_COUNTERS = (IMAGES, MEGAPIXELS, LESIONS, REFUSED, UNGRADABLE)
+ARCHIVE_COUNTERS = (IMAGES, MEGAPIXELS, LESIONS, REFUSED, TRIAGE, UNGRADABLE)
 ARCHIVE_METRICS = (*ARCHIVE_COUNTERS, IN_FLIGHT, STAGE_SECONDS)
 
 LEDGER_PATCHES = Metric(

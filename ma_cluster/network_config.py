@@ -1,4 +1,7 @@
-"""The numbers of the two kinds of network and of their training. A part of config.py, which hands them out."""
+"""The numbers of the two kinds of network, of their training, and of the photograph's own answer that follows from one.
+
+A part of config.py, which hands them out.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +58,8 @@ class HgnConfig:
     """Decay, for each step, of the exponential moving average of the weights, which is then what validates and ships;
     0: the weights themselves [U]. In the first steps it is (1 + step) / (10 + step), where that is less."""
     kinds: tuple[str, ...] = ("MA",)
-    """Lesions told apart in training, each an output beside the background's, of KINDS and in their order. A model
-    keeps the microaneurysm alone: the others teach what it is not [U]."""
+    """Lesions told apart, each an output beside the background's, of KINDS and in their order: the others teach what a
+    microaneurysm is not, and tell whether the photograph shows retinopathy [U]."""
     haemorrhage_weight: float = 0.3
     """Weight of the haemorrhages' loss; the microaneurysms' is 1 [U]."""
     exudate_weight: float = 0.15
@@ -163,6 +166,35 @@ class PrnConfig:
     def cut_px(self) -> int:
         """Side of what the network is shown: the patch and its context, pixels."""
         return self.patch_px + 2 * self.context_px
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradingConfig:
+    """How the photograph's answer follows from the maps of the 0.5x network: a logistic regression, from graded
+    photographs. Without features there is no image score, and a called lesion is what refers a photograph.
+    """
+
+    features: tuple[str, ...] = ()
+    """Names of what is measured on the maps; see lesions/grading.py [U]."""
+    mean: tuple[float, ...] = ()
+    """Of each feature over the photographs that trained."""
+    scale: tuple[float, ...] = ()
+    """Standard deviation of each."""
+    weights: tuple[float, ...] = ()
+    """Log odds of retinopathy for one standard deviation of each."""
+    bias: float = 0.0
+    """Log odds where each feature is at its mean."""
+    refer_at: float = 0.5
+    """Image score from which a photograph is referred; the bundle's is from validation [U]."""
+    refer_sensitivity: float = 0.95
+    """Share of the validation's photographs of grade 2 and up that are referred at least: it sets `refer_at` [U]."""
+
+    def __post_init__(self) -> None:
+        sizes = {len(part) for part in (self.features, self.mean, self.scale, self.weights)}
+        require(len(sizes) == 1, "grading has a mean, a scale and a weight for each of its features")
+        require(all(scale > 0 for scale in self.scale), "grading.scale must be positive")
+        require(0 <= self.refer_at <= 1, "grading.refer_at must lie in [0, 1]")
+        require(0 < self.refer_sensitivity <= 1, "grading.refer_sensitivity must lie in (0, 1]")
 
 
 HGN_TRAINING = frozenset(field.name for field in fields(HgnConfig)) - {"width"}

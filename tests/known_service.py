@@ -14,6 +14,7 @@ from typing import Any
 
 import uvicorn
 
+from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import ImageFailedError, ImageRefusedError, ObjectMissingError, Reason, WorkerLostError
 from ma_cluster.http.api import Answer, Service, create_api
 from ma_cluster.http.guard import HttpLimits
@@ -44,13 +45,15 @@ class Known:
     up: bool = True
     error: Exception | None = None
 
-    def segment(self, data: bytes) -> Answer:
+    def segment(self, data: bytes, operating_point: OperatingPoint) -> Answer:
         if data in REASONS:
             raise REASONS[data][0]
         if data == b"wait":
             self.entered.release()
             assert self.gate.wait(20)
-        return Answer({"status": "scored", "lesions": [], "bytes": len(data)}, b"a mask", b"an overlay")
+        return Answer(
+            {"status": "scored", "lesions": [], "bytes": len(data), "at": operating_point}, b"a mask", b"an overlay"
+        )
 
     def ready(self) -> bool:
         return self.up

@@ -22,9 +22,10 @@ from ma_cluster.archive.run import begin_run, commit
 from ma_cluster.bundle import load_bundle, save_bundle
 from ma_cluster.cli import main
 from ma_cluster.config import KnownField, tiny, to_dict
-from ma_cluster.errors import Reason
+from ma_cluster.errors import Reason, Triage
 from ma_cluster.images.sample import retina, write_sample
 from ma_cluster.images.sandbox import SandboxConfig
+from ma_cluster.lesions.grading import Findings
 from ma_cluster.lesions.overlay import encode_mask
 from ma_cluster.networks.optimising import build_optimizer
 from ma_cluster.storage.manifest import Photographs
@@ -349,7 +350,14 @@ def half_done(tmp_path: Path) -> Path:
     truth = next((tmp_path / "archive").rglob("sample_001_MA.tif"))
     with Image.open(truth) as image:
         dest.put("masks/1.png", encode_mask(np.asarray(image) > 0))
-    scored = Outcome(key=entry.key, etag=entry.etag, reason=None, attempts=1, lesions=(), mask_key="masks/1.png")
+    scored = Outcome(
+        key=entry.key,
+        etag=entry.etag,
+        reason=None,
+        attempts=1,
+        findings=Findings((), None, Triage.NONE),
+        mask_key="masks/1.png",
+    )
     commit(dest, run, first, [scored])
     entry = read_shard(dest, second)[0]
     commit(dest, run, second, [Outcome(key=entry.key, etag=entry.etag, reason=Reason.TRUNCATED, attempts=1)])

@@ -14,10 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from ma_cluster.config import RESULT_VERSION, Recipe, deciding, digest
+from ma_cluster.config import RESULT_VERSION, OperatingPoint, Recipe, deciding, digest
 from ma_cluster.errors import Reason, Status
 from ma_cluster.images.reading import Facts
-from ma_cluster.lesions.table import Lesion
+from ma_cluster.lesions.grading import Findings
 from ma_cluster.metrics import STAGES
 from ma_cluster.storage.store import Entry
 
@@ -37,7 +37,7 @@ class Outcome:
     detail: str | None = None
     """The reason, or the flags, in words: no key, no name, no path."""
     facts: Facts | None = None
-    lesions: tuple[Lesion, ...] | None = None
+    findings: Findings | None = None
     mask_key: str | None = None
     overlay_key: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -86,6 +86,8 @@ SCHEMA = pa.schema(
         _field("quality_vessel_contrast", pa.float64(), "1", "by how much vessels are darker than what is around them"),
         _field("quality_sharpness", pa.float64(), "1", "standard deviation of its Laplacian inside the FOV"),
         _field("quality_focus", pa.float64(), "1", "contrast of the smallest structures over that of vessels"),
+        _field("triage", pa.string(), "", "refer, none, or ungradable: no signs seen, and that means nothing"),
+        _field("image_score", pa.float64(), "1", "probability of retinopathy, 0..1; null of a model without a grading"),
         _field("gradable", pa.bool_(), "", "whether the lack of lesions would mean anything"),
         _field("quality", pa.float64(), "1", "the worst measure, 0..1; ungradable below 0.5"),
         _field("flags", pa.list_(pa.string()), "", "what a person should know, from the closed list"),
@@ -104,9 +106,12 @@ def to_table(outcomes: Sequence[Outcome]) -> pa.Table:
     return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=SCHEMA)
 
 
-def config_digest(recipe: Recipe, decoder: str) -> str:
-    """What decides an outcome beside source and weights: the numbers, the decoder, the version of the code."""
-    return digest({"results": RESULT_VERSION, "decoder": decoder, "recipe": deciding(recipe)})
+def config_digest(recipe: Recipe, decoder: str, operating_point: OperatingPoint = "default") -> str:
+    """What decides an outcome beside source and weights: the numbers, the decoder, the version of the code, and which
+    of the places that are outlined are called.
+    """
+    said = {"results": RESULT_VERSION, "decoder": decoder, "recipe": deciding(recipe)}
+    return digest(said if operating_point == "default" else said | {"operating_point": operating_point})
 
 
 def artefact_name(entry: Entry, model_digest: str, config_digest: str) -> str:
@@ -137,8 +142,9 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         measures = dataclasses.asdict(facts.quality)
         row |= {"gradable": measures.pop("gradable"), "quality": measures.pop("score"), "flags": measures.pop("flags")}
         row |= {f"quality_{name}": value for name, value in measures.items()}
-    if outcome.lesions is not None:
-        row["lesion_count"] = len(outcome.lesions)
-        row["lesion_area_px"] = sum(lesion.area_px for lesion in outcome.lesions)
-        row["lesions"] = [dataclasses.asdict(lesion) for lesion in outcome.lesions]
+    if (findings := outcome.findings) is not None:
+        row |= {"triage": findings.triage.value, "image_score": findings.image_score}
+        row["lesion_count"] = len(findings.lesions)
+        row["lesion_area_px"] = sum(lesion.area_px for lesion in findings.lesions)
+        row["lesions"] = [dataclasses.asdict(lesion) for lesion in findings.lesions]
     return row

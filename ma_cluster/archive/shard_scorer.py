@@ -12,7 +12,7 @@ from ma_cluster.archive.plan import Shard, read_shard
 from ma_cluster.archive.run import Run, commit, is_committed
 from ma_cluster.errors import ImageError, Reason
 from ma_cluster.images.reading import Facts
-from ma_cluster.lesions.table import Lesion
+from ma_cluster.lesions.grading import Findings
 from ma_cluster.storage.store import Entry, Store
 
 MAX_ATTEMPTS = 2
@@ -31,9 +31,9 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """What a Segmenter answers: lesions, and the files that people look at, encoded."""
+    """What a Segmenter answers: findings, and the files that people look at, encoded."""
 
-    lesions: tuple[Lesion, ...]
+    findings: Findings
     mask_png: bytes
     overlay_jpeg: bytes
     seconds: dict[str, float]
@@ -128,7 +128,7 @@ class ShardScorer:
             detail=reading.facts.quality.detail,
             attempts=attempt,
             facts=reading.facts,
-            lesions=segmentation.lesions,
+            findings=segmentation.findings,
             mask_key=mask_key,
             overlay_key=overlay_key,
             seconds=reading.facts.seconds | segmentation.seconds | write,

@@ -34,6 +34,8 @@ class RunStatus:
     """Gradable photographs without lesions."""
     flags: dict[str, int]
     """How many photographs have each flag."""
+    triage: dict[str, int]
+    """How many photographs are to be referred, how many not, and how many could not be judged and are not referred."""
     seconds: dict[str, float]
     """By stage, over all photographs."""
     images_per_second: float | None
@@ -74,6 +76,7 @@ def status_of(dest: Store, run: Run, parts: Sequence[PartCounts]) -> RunStatus:
         ungradable=counts.ungradable,
         clean=counts.clean,
         flags=dict(sorted(counts.flags.items())),
+        triage=dict(sorted(counts.triage.items())),
         seconds=counts.seconds,
         images_per_second=rate(parts),
     )
@@ -116,6 +119,7 @@ def to_json(status: RunStatus) -> dict[str, Any]:
         "ungradable": status.ungradable,
         "clean": status.clean,
         "flags": status.flags,
+        "triage": status.triage,
         "seconds": status.seconds,
         "images_per_second": status.images_per_second,
         "eta_seconds": status.eta_seconds,

@@ -18,7 +18,18 @@ from ma_cluster.archive.run import Run, committed_at, mark_finished, read_outcom
 from ma_cluster.errors import MaClusterError
 from ma_cluster.storage.store import Store
 
-COUNTED = ["status", "reason", "detail", "lesion_count", "gradable", "flags", "height", "width", *SECONDS.values()]
+COUNTED = [
+    "status",
+    "reason",
+    "detail",
+    "lesion_count",
+    "triage",
+    "gradable",
+    "flags",
+    "height",
+    "width",
+    *SECONDS.values(),
+]
 """Columns that `count_outcomes` reads."""
 
 RUN_SUMMARY = "run_summary.json"
@@ -38,6 +49,8 @@ class PartCounts:
     details: Counter[tuple[str, str]]
     """Reasons with their words, in which each number is a #."""
     lesions: int
+    triage: Counter[str]
+    """Scored photographs by what is to be done with them."""
     ungradable: int
     """Scored photographs on which the lack of lesions means nothing."""
     clean: int
@@ -62,8 +75,10 @@ class Summary:
     details: dict[str, dict[str, int]]
     """By reason, its words and how often they were said, most often first."""
     lesions: int
+    triage: dict[str, int]
+    """How many photographs are to be referred, how many not, and how many could not be judged and are not referred."""
     ungradable: int
-    """Scored photographs on which the lack of lesions means nothing."""
+    """Scored photographs on which the lack of lesions means nothing, referred ones among them."""
     clean: int
     """Gradable photographs without lesions."""
     flags: dict[str, int]
@@ -101,6 +116,7 @@ def count_outcomes(outcomes: pa.Table) -> PartCounts:
     judged = list(zip(scored["gradable"].to_pylist(), scored["lesion_count"].to_pylist(), strict=True))
     ungradable = sum(gradable is False for gradable, _ in judged)
     clean = sum(gradable is True and not count for gradable, count in judged)
+    triage = Counter(todo for todo in scored["triage"].to_pylist() if todo is not None)
     flags = Counter(flag for told in scored["flags"].to_pylist() for flag in told or ())
     sizes = zip(outcomes["height"].to_pylist(), outcomes["width"].to_pylist(), strict=True)
     megapixels = sum(height * width for height, width in sizes if height is not None) / 1e6
@@ -112,6 +128,7 @@ def count_outcomes(outcomes: pa.Table) -> PartCounts:
         reasons=reasons,
         details=details,
         lesions=lesions,
+        triage=triage,
         ungradable=ungradable,
         clean=clean,
         flags=flags,
@@ -123,7 +140,7 @@ def count_outcomes(outcomes: pa.Table) -> PartCounts:
 def total(parts: Iterable[PartCounts]) -> PartCounts:
     """The sum; `committed_at` is the latest."""
     seconds = dict.fromkeys(SECONDS, 0.0)
-    out = PartCounts(0.0, 0, Counter(), Counter(), Counter(), 0, 0, 0, Counter(), 0.0, seconds)
+    out = PartCounts(0.0, 0, Counter(), Counter(), Counter(), 0, Counter(), 0, 0, Counter(), 0.0, seconds)
     for part in parts:
         out = PartCounts(
             max(out.committed_at, part.committed_at),
@@ -132,6 +149,7 @@ def total(parts: Iterable[PartCounts]) -> PartCounts:
             out.reasons + part.reasons,
             out.details + part.details,
             out.lesions + part.lesions,
+            out.triage + part.triage,
             out.ungradable + part.ungradable,
             out.clean + part.clean,
             out.flags + part.flags,
@@ -173,6 +191,7 @@ def finish_run(dest: Store, run: Run) -> Summary:
         reasons=dict(sorted(counts.reasons.items())),
         details=by_reason(counts.details),
         lesions=counts.lesions,
+        triage=dict(sorted(counts.triage.items())),
         ungradable=counts.ungradable,
         clean=counts.clean,
         flags=dict(sorted(counts.flags.items())),

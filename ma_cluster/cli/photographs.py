@@ -25,7 +25,7 @@ from ma_cluster.cli.app import (
     detector_threads,
 )
 from ma_cluster.config import KnownField
-from ma_cluster.errors import UsageError
+from ma_cluster.errors import ImageError, UsageError
 
 Source = Annotated[
     str,
@@ -59,13 +59,12 @@ def detect(
     from ma_cluster.storage.store import open_store
 
     check_stems(images)
-    detector = Detector.load(model, threads=detector_threads(), operating_point=operating_point)
-    detector = detector.knowing(KnownField(field_degrees, no_surround))
+    detector = Detector.load(model, threads=detector_threads()).knowing(KnownField(field_degrees, no_surround))
     store = open_store(out)
     unscored = 0
     for image in images:
-        outcome = detect_file(detector, image, store)
-        unscored += outcome.fault is not None
+        outcome = detect_file(detector, image, store, operating_point)
+        unscored += isinstance(outcome.result, ImageError)
         typer.echo(printable(str(outcome)))
     if unscored:
         raise typer.Exit(INCOMPLETE)
@@ -81,6 +80,7 @@ def score(
     gpus: Gpus = 0.0,
     threads: Threads = 1,
     address: Address = None,
+    operating_point: Point = "default",
     fleet_name: FleetName = None,
     retry_failed: RetryFailed = False,
     repair: Repair = False,
@@ -121,6 +121,7 @@ def score(
             threads_per_segmenter=threads,
             name=fleet_name,
             address=address,
+            operating_point=operating_point,
         )
         run = retry_archive if retry_failed else score_archive
         summary = run(photographs, dest, fleet, model=model, on_progress=follow)

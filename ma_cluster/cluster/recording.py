@@ -28,6 +28,7 @@ from ma_cluster.metrics import (
     REFUSED,
     STAGE_SECONDS,
     TRAIN_METRICS,
+    TRIAGE,
     UNGRADABLE,
     Metric,
 )
@@ -90,9 +91,10 @@ class Recorder:
         record(IMAGES, 1, status=outcome.status.value)
         if outcome.reason is not None:
             record(REFUSED, 1, reason=outcome.reason.value)
-        if outcome.facts is not None and outcome.lesions is not None:
+        if outcome.facts is not None and outcome.findings is not None:
             record(MEGAPIXELS, outcome.facts.height * outcome.facts.width / 1e6)
-            record(LESIONS, len(outcome.lesions))
+            record(LESIONS, len(outcome.findings.lesions))
+            record(TRIAGE, 1, triage=outcome.findings.triage.value)
             record(UNGRADABLE, 0 if outcome.facts.quality.gradable else 1)
             if "write" in outcome.seconds:  # an upload has nothing to write; replicas told of the other stages
                 record(STAGE_SECONDS, outcome.seconds["write"], stage="write")

@@ -18,10 +18,10 @@ from ma_cluster.bundle import Bundle
 from ma_cluster.config import DetectorConfig, Fusion
 from ma_cluster.evaluation.scoring import PixelCounts, auc_pr_33, average_precision, best_f1, threshold_keeping
 from ma_cluster.evaluation.tally import own_grid, row_map, rows_given
-from ma_cluster.hypotheses.maps import scale_odds
+from ma_cluster.hypotheses.maps import Maps, scale_odds
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import Sample, decode_mask, read_object
-from ma_cluster.lesions.detector import Detector, Maps
+from ma_cluster.lesions.detector import Detector
 
 _FUSIONS: tuple[Fusion, Fusion] = ("geometric", "arithmetic")
 _ODDS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -142,8 +142,7 @@ def _scaled(case: _Case, odds: float) -> _Case:
     maps = {}
     for network, own in case.maps.items():
         if own.prn_1x is not None and own.prn_half is not None:
-            prn = {"prn_1x": scale_odds(own.prn_1x, odds), "prn_half": scale_odds(own.prn_half, odds)}
-            own = replace(own, **prn)
+            own = replace(own, prn_1x=scale_odds(own.prn_1x, odds), prn_half=scale_odds(own.prn_half, odds))
         maps[network] = own
     return replace(case, maps=maps)
 

@@ -1,7 +1,7 @@
 """The HTTP service as a FastAPI application: requests in, answers of a `Service` out. Knows no Ray.
 
-    POST /v1/segment                 an encoded photograph -> lesions as JSON; Accept: image/png the mask, image/jpeg
-                                     the overlay
+    POST /v1/segment                 an encoded photograph -> triage and lesions as JSON; Accept: image/png the mask,
+                                     image/jpeg the overlay; ?operating_point=sensitive
     POST /v1/archives                {source, destination} -> 202 {id, ...}
     GET /v1/archives[/ID]  DELETE /v1/archives/ID  GET /healthz  GET /metrics
 
@@ -25,6 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 from ma_cluster import __version__
+from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import RequestFault
 from ma_cluster.http.errors import RefusedError, answer_errors, documented
 from ma_cluster.http.guard import Guard, HttpLimits
@@ -49,7 +50,7 @@ class Answer:
 class Service(Protocol):
     """What stands behind the routes; every method may block, and raises MaClusterError."""
 
-    def segment(self, data: bytes) -> Answer:
+    def segment(self, data: bytes, operating_point: OperatingPoint) -> Answer:
         """Score one encoded photograph; raises ImageError."""
 
     def ready(self) -> bool:
@@ -141,8 +142,10 @@ def _add_segment(api: FastAPI, service: Service, limits: HttpLimits, checked: li
         openapi_extra={"requestBody": body},
         responses=files | documented(400, 401, 403, 413, 415, 422, 429, 503),
     )
-    async def segment(request: Request) -> Response:
-        """Find the lesions of one photograph: its encoded bytes are the body."""
+    async def segment(request: Request, operating_point: OperatingPoint = "default") -> Response:
+        """Find the lesions of one photograph: its encoded bytes are the body. At the operating point `default` the sure
+        ones are called, at `sensitive` every place that is outlined.
+        """
         data = await request.body()  # which the guard holds already
         if not data:
             detail = "the body is empty; send a photograph's bytes"
@@ -150,7 +153,7 @@ def _add_segment(api: FastAPI, service: Service, limits: HttpLimits, checked: li
         if slots.available_tokens < 1:
             detail = "as many photographs as fit are under way"
             raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, RequestFault.BUSY, detail)
-        answer = await run_sync(service.segment, data, limiter=slots)
+        answer = await run_sync(service.segment, data, operating_point, limiter=slots)
         accepted = request.headers.get("accept", "")
         if "image/png" in accepted:
             return Response(answer.mask_png, media_type="image/png")

@@ -14,11 +14,12 @@ from ma_cluster.archive.run import Run, read_run
 from ma_cluster.archive.shard_scorer import Reading, Recorder, Segmentation
 from ma_cluster.archive.status import read_status, to_json
 from ma_cluster.bundle import Bundle
+from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import ImageError, MaClusterError, Reason, WorkerLostError
 from ma_cluster.http.api import Answer
 from ma_cluster.http.archive_metrics import ArchiveMetrics, Looks
 from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs, JobState
-from ma_cluster.lesions.table import to_values
+from ma_cluster.lesions.grading import to_values
 from ma_cluster.storage.store import open_store
 
 _PAUSE_S = 2.0
@@ -32,7 +33,7 @@ class WarmFleet(Protocol):
     def read_upload(self, data: bytes) -> Reading:
         """Read one photograph from its encoded bytes; raises ImageError."""
 
-    def segment(self, reading: Reading) -> Segmentation:
+    def segment(self, reading: Reading, operating_point: OperatingPoint) -> Segmentation:
         """Networks and lesion table; raises ImageError."""
 
     def up(self) -> bool:
@@ -64,33 +65,33 @@ class FleetService:
         self.changed = threading.Event()
         """Set where somebody asked for something of the jobs."""
 
-    def segment(self, data: bytes) -> Answer:
+    def segment(self, data: bytes, operating_point: OperatingPoint) -> Answer:
         """Score an upload, which counts in the metrics as a photograph of an archive does; raises ImageError."""
         self._recorder.begun()
         try:
-            reading, segmentation = self._attempt(data)
+            reading, segmentation = self._attempt(data, operating_point)
         except ImageError as error:
             self._recorder.decided(Outcome(key="", etag="", reason=error.reason, attempts=1))
             raise
-        facts, lesions = reading.facts, segmentation.lesions
-        self._recorder.decided(Outcome(key="", etag="", reason=None, attempts=1, facts=facts, lesions=lesions))
-        values = to_values(lesions, facts.fov, (facts.height, facts.width), facts.quality)
+        facts, findings = reading.facts, segmentation.findings
+        self._recorder.decided(Outcome(key="", etag="", reason=None, attempts=1, facts=facts, findings=findings))
+        values = to_values(findings, facts.fov, (facts.height, facts.width), facts.quality)
         values["seconds"] = facts.seconds | segmentation.seconds
         return Answer(self._model | values, segmentation.mask_png, segmentation.overlay_jpeg)
 
-    def _attempt(self, data: bytes) -> tuple[Reading, Segmentation]:
+    def _attempt(self, data: bytes, point: OperatingPoint) -> tuple[Reading, Segmentation]:
         """Once more where a replica was lost, perhaps to somebody else's photograph, or was dead already."""
         try:
-            return self._scored(data)
+            return self._scored(data, point)
         except WorkerLostError as lost:
             if lost.reason is not Reason.CRASHED_WORKER:
                 raise
         time.sleep(_PAUSE_S)
-        return self._scored(data)
+        return self._scored(data, point)
 
-    def _scored(self, data: bytes) -> tuple[Reading, Segmentation]:
+    def _scored(self, data: bytes, point: OperatingPoint) -> tuple[Reading, Segmentation]:
         reading = self._fleet.read_upload(data)
-        return reading, self._fleet.segment(reading)
+        return reading, self._fleet.segment(reading, point)
 
     def ready(self) -> bool:
         """Whether the fleet is up."""

@@ -168,13 +168,18 @@ def _he_uniform(module: nn.Module) -> None:
 
 
 def build_hgn(config: HgnConfig, kinds: int = 1) -> Frrn:
-    """The network of a recipe, freshly initialised; of one kind of lesion, as a model has it, or more to be trained."""
+    """The network of a recipe, freshly initialised: an output for the background, and one for each kind of lesion."""
     return Frrn(config.width, classes=1 + kinds)
 
 
-def of_first_kind(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a network of any number of kinds -> those of the same network of the first kind alone."""
-    return {key: value[:2].clone() if key.startswith("head.") else value for key, value in weights.items()}
+def kind_logits(logits: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+    """Logits of c classes, the background first -> of each of the k = c - 1 kinds against the background."""
+    return logits[:, 1:] - logits[:, :1]
+
+
+def kinds_in(weights: Mapping[str, Tensor]) -> int:
+    """How many kinds of lesion a network of these weights tells from the background; 1 where its head is missing."""
+    return len(weights["head.bias"]) - 1 if "head.bias" in weights else 1
 
 
 def of_kinds(weights: Mapping[str, Tensor], kinds: int) -> dict[str, Tensor]:

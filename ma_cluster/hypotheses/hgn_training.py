@@ -18,6 +18,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from ma_cluster.config import HgnConfig
+from ma_cluster.hypotheses.frrn import kind_logits
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, changed, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
 from ma_cluster.networks.optimising import Losses, Reduce, local
@@ -65,11 +66,6 @@ def hgn_losses(
     dice = (weights * soft_dice(logit, truth, reduce)).sum()
     total = config.cross_entropy_weight * cross_entropy + config.dice_weight * dice
     return Losses({"cross_entropy": cross_entropy, "dice": dice}, total)
-
-
-def kind_logits(logits: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-    """Logits of c classes, the background first -> of each of the k = c - 1 kinds against the background."""
-    return logits[:, 1:] - logits[:, :1]
 
 
 def weighted_cross_entropy(

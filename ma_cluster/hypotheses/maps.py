@@ -1,38 +1,69 @@
 """Probability maps of whole photographs: of one network, of several scales and stages fused, and what they propose.
 
-enhanced grid -> tiles within the FOV -> probability map
+enhanced grid -> tiles within the FOV -> probability maps, one for each kind of lesion
 maps of several scales and stages -> one        (Sarhan et al., section 2.4 and Figure 1)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
-from ma_cluster.config import Fusion
+from ma_cluster.config import DetectorConfig, Fusion
+from ma_cluster.hypotheses.frrn import kind_logits
 from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.images.patches import Tiling, Window
 from ma_cluster.networks.inference import ONE_AT_A_TIME, TileExecutor
 from ma_cluster.networks.tensors import normalise, probability
 
+Map = Float32[ndarray, "ch cw"]
 _ROUNDING = 1e-5  # far more than means of a few float32 probabilities are off by
 
 
-def probability_map(
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """The probability maps before fusion, on the canonical 1x grid. The PRN's are None in a bundle without one."""
+
+    hgn_1x: Map
+    hgn_half: Map
+    prn_1x: Map | None
+    prn_half: Map | None
+    image_score: float | None = None
+    """Of the photograph, from all that the 0.5x network tells apart; None of a model without a grading."""
+
+    def stack(self) -> list[Map]:
+        """The maps that are there, in order."""
+        return [m for m in (self.hgn_1x, self.hgn_half, self.prn_1x, self.prn_half) if m is not None]
+
+    def fused(self, config: DetectorConfig) -> Map:
+        """The map that decides: the detector's mean, with its weights, of the maps that are there."""
+        stack = self.stack()
+        return fuse(stack, config.fusion, map_weights(config, len(stack)))
+
+
+def map_weights(config: DetectorConfig, maps: int) -> list[float]:
+    """The weights of the first so many maps of `Maps.stack`."""
+    return [config.weight_1x, 1.0] * (maps // 2)
+
+
+def probability_maps(
     model: nn.Module,
     enhanced: UInt8[ndarray, "h w 3"],
     fov: Bool[ndarray, "h w"],
     tiling: Tiling,
     executor: TileExecutor = ONE_AT_A_TIME,
-) -> Float32[ndarray, "h w"]:
-    """Lesion probability of each pixel, 0 outside the FOV. Only tiles that meet the FOV are computed.
+) -> Float32[ndarray, "k h w"]:
+    """Probability of each kind of lesion against the background, 0 outside the FOV; microaneurysms are the first.
+
+    Only tiles that meet the FOV are computed; where none does there is one map of zeros.
 
     Args:
         model: in eval mode.
@@ -45,21 +76,21 @@ def probability_map(
     windows = sorted(tiling.covering(fov), key=lambda window: window.shape, reverse=True)
     padded = tiling.pad(enhanced, fill=MID_GREY)
 
-    def answer(batch: Sequence[Window]) -> Iterable[Float32[ndarray, "_ _"]]:
+    def answer(batch: Sequence[Window]) -> Iterable[Float32[ndarray, "k _ _"]]:
         tiles = torch.from_numpy(np.stack([tiling.crop(padded, window) for window in batch])).permute(0, 3, 1, 2)
         return hgn_probability(model, tiles).numpy()
 
     alike = (tuple(same) for _, same in groupby(windows, key=lambda window: window.shape))
     batches = (same[start : start + executor.tiles] for same in alike for start in range(0, len(same), executor.tiles))
-    return tiling.stitch(windows, [tile for tiles in executor.tile_map(answer, batches) for tile in tiles]) * fov
+    maps = tiling.stitch(windows, [tile for tiles in executor.tile_map(answer, batches) for tile in tiles])
+    return maps.reshape(-1, *fov.shape) * fov
 
 
 @torch.inference_mode()
-def hgn_probability(model: nn.Module, patches: UInt8[Tensor, "n 3 h w"]) -> Tensor:
-    """Lesion probability (n h w, float32, on the CPU) of patches; the model is in eval mode."""
+def hgn_probability(model: nn.Module, patches: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n k h w"]:
+    """Probability of each kind against the background (float32, on the CPU) of patches; the model is in eval mode."""
     device = next(model.parameters()).device
-    logits = model(normalise(patches.to(device))).float()
-    return probability(logits[:, 1] - logits[:, 0]).cpu()
+    return probability(kind_logits(model(normalise(patches.to(device))).float())).cpu()
 
 
 def upsample_half(probability: Float32[ndarray, "hh hw"], shape: tuple[int, int]) -> Float32[ndarray, "h w"]:

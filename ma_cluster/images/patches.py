@@ -110,14 +110,16 @@ class Tiling:
         """The tile of a window, from an image that `pad` has extended."""
         return padded[slice(*window.rows), slice(*window.cols)]
 
-    def stitch(self, windows: Sequence[Window], tiles: Sequence[Float32[ndarray, "_ _"]]) -> Float32[ndarray, "h w"]:
+    def stitch(
+        self, windows: Sequence[Window], tiles: Sequence[Float32[ndarray, "*k _ _"]]
+    ) -> Float32[ndarray, "*k h w"]:
         """The mirror of `crop`: the kept part of each tile at its place; 0 where no window is given."""
-        out = np.zeros(self.padded_shape, dtype=np.float32)
+        out = np.zeros((*(tiles[0].shape[:-2] if tiles else ()), *self.padded_shape), dtype=np.float32)
         for window, tile in zip(windows, tiles, strict=True):
             rows, cols = slice(*window.keep_rows), slice(*window.keep_cols)
             top, left = window.rows[0], window.cols[0]
-            out[rows, cols] = tile[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
-        return out[: self.height, : self.width]
+            out[..., rows, cols] = tile[..., rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
+        return out[..., : self.height, : self.width]
 
     def _cells(self, mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "ch cw"]:
         """The squares of GRID_PX that hold a pixel of the mask."""

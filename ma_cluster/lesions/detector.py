@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
-from torch import nn
+from torch import Tensor, nn
 
 from ma_cluster.bundle import DETECTING, Bundle, load_bundle, load_weights
-from ma_cluster.config import DetectorConfig, KnownField, OperatingPoint, Recipe
-from ma_cluster.errors import ImageFailedError, Reason
-from ma_cluster.hypotheses.frrn import build_hgn
-from ma_cluster.hypotheses.maps import can_reach, fuse, probability_map, scale_odds, upsample_half
+from ma_cluster.config import KnownField, OperatingPoint, Recipe
+from ma_cluster.errors import ImageFailedError, Reason, Triage
+from ma_cluster.hypotheses.frrn import build_hgn, kinds_in
+from ma_cluster.hypotheses.maps import Map, Maps, can_reach, map_weights, probability_maps, scale_odds, upsample_half
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.patches import Tiling
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import read_bytes, read_pixels
+from ma_cluster.lesions.grading import Findings, check_grading, image_score, photograph_features, triage
 from ma_cluster.lesions.table import Lesion, find_lesions
 from ma_cluster.machine import dedicate
 from ma_cluster.networks.inference import FlipAugmented, TileExecutor, fold
@@ -34,7 +35,6 @@ from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.patchwise import Patchwise, refine
 from ma_cluster.refinement.resnet import Prn, build_prn
 
-Map = Float32[ndarray, "ch cw"]
 Refiner = Literal["prn", "cls"]
 REFINERS: tuple[Refiner, ...] = get_args(Refiner)
 _GPU_TILES = 8  # the largest feature maps of the paper's network on tiles of 512 are then 0.4 GB each; never timed
@@ -45,6 +45,9 @@ class Detection:
     """What is known of one photograph. `mask` and the lesions are on the grid of the upright photograph."""
 
     lesions: tuple[Lesion, ...]
+    image_score: float | None
+    """Calibrated probability that the photograph shows retinopathy; None of a model without a grading."""
+    triage: Triage
     mask: Bool[ndarray, "h w"]
     fov: Fov
     quality: Quality
@@ -52,28 +55,14 @@ class Detection:
     """Wall time of the stages prepare (where `detect` did it), hgn, prn and lesions."""
 
     @property
+    def findings(self) -> Findings:
+        """What is said of the photograph."""
+        return Findings(self.lesions, self.image_score, self.triage)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the photograph, pixels."""
         return self.mask.shape[0], self.mask.shape[1]
-
-
-@dataclass(frozen=True, slots=True)
-class Maps:
-    """The probability maps before fusion, on the canonical 1x grid. The PRN's are None in a bundle without one."""
-
-    hgn_1x: Map
-    hgn_half: Map
-    prn_1x: Map | None
-    prn_half: Map | None
-
-    def stack(self) -> list[Map]:
-        """The maps that are there, in order."""
-        return [m for m in (self.hgn_1x, self.hgn_half, self.prn_1x, self.prn_half) if m is not None]
-
-    def fused(self, config: DetectorConfig) -> Map:
-        """The map that decides: the detector's mean, with its weights, of the maps that are there."""
-        stack = self.stack()
-        return fuse(stack, config.fusion, _weights(config, len(stack)))
 
 
 class Detector:
@@ -92,9 +81,9 @@ class Detector:
         self.recipe: Recipe = recipe
         self.digest = bundle.digest
         self.stage = bundle.stage
-        networks = {name: build_network(name, recipe) for name in bundle.weights}
-        for name, network in networks.items():
-            load_weights(network, bundle.weights[name], name)
+        networks = {name: build_network(name, recipe, weights) for name, weights in bundle.weights.items()}
+        check_grading(recipe.grading, kinds_in(bundle.weights["hgn_half"]))
+        for network in networks.values():
             network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             fold(network)
         self._hypotheses = {
@@ -114,7 +103,6 @@ class Detector:
         device: str = "cpu",
         threads: int | None = None,
         digest: str | None = None,
-        operating_point: OperatingPoint = "default",
     ) -> Detector:
         """Load what detection uses of a model: not `cls`, which `Detector(load_bundle(model))` has, too.
 
@@ -123,14 +111,12 @@ class Detector:
             device: where the networks run: cpu, cuda, cuda:1, ...
             threads: of the constructor; a process that only detects is fastest with one for each core.
             digest: that the model must have; None takes whichever is there.
-            operating_point: which of the places that are outlined are called: the sure ones, or all.
 
         Raises:
             BundleError: the model is not there, damaged or another one.
             StoreError: the store of a URL does not answer.
         """
-        bundle = load_bundle(model, networks=DETECTING, wanted=digest)
-        return cls(at_operating_point(bundle, operating_point), device=device, threads=threads)
+        return cls(load_bundle(model, networks=DETECTING, wanted=digest), device=device, threads=threads)
 
     def knowing(self, field: KnownField) -> Detector:
         """The detector of photographs of a known field."""
@@ -143,8 +129,14 @@ class Detector:
         """The refinement networks that the bundle has."""
         return tuple(self._refiners)
 
-    def detect(self, image: str | Path | bytes | UInt8[ndarray, "h w 3"]) -> Detection:
-        """Find the lesions of one photograph: a path, encoded bytes, or upright RGB.
+    def detect(
+        self, image: str | Path | bytes | UInt8[ndarray, "h w 3"], operating_point: OperatingPoint = "default"
+    ) -> Detection:
+        """Find the lesions of one photograph.
+
+        Args:
+            image: a path, encoded bytes, or upright RGB.
+            operating_point: which of the places that are outlined are called: the sure ones, or all.
 
         Raises:
             ImageRefusedError: it cannot be scored; its `reason` is from the closed list.
@@ -154,7 +146,7 @@ class Detector:
         started = time.perf_counter()
         prepared = self.prepare(image)
         prepare_seconds = time.perf_counter() - started
-        detection = self.segment(prepared)
+        detection = self.segment(prepared, operating_point)
         return replace(detection, seconds={"prepare": prepare_seconds} | detection.seconds)
 
     def prepare(self, image: str | Path | bytes | UInt8[ndarray, "h w 3"]) -> Prepared:
@@ -164,33 +156,38 @@ class Detector:
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
         return read_bytes(data, self.recipe.image)[0]
 
-    def segment(self, prepared: Prepared) -> Detection:
-        """The networks, their fusion, and the lesion table; each network looks only where it can make a lesion.
+    def segment(self, prepared: Prepared, operating_point: OperatingPoint = "default") -> Detection:
+        """The networks, their fusion, and what follows; each network looks only where it can make a lesion.
 
         The hypothesis network at 0.5x, a quarter of the pixels, looks everywhere, that at 1x where it leaves the
         question open, and the PRN where both do.
         """
         seconds: dict[str, float] = {}
         with _timed(seconds, "hgn"):
-            half = self._half(prepared)
+            kinds = self._kinds(prepared)
+            half = _on_1x(kinds[0], prepared)
             if self.recipe.detector.weight_1x > 0:
                 at_best = Maps(np.ones_like(half), half, None, None)
                 one = self._one(prepared, self._undecided(prepared, at_best))
             else:
                 one = np.zeros_like(half)
-            maps = Maps(one, half, None, None)
+            maps = Maps(one, half, None, None, self._image_score(kinds, prepared))
         if self.stage == "prn":
             with _timed(seconds, "prn"):
                 maps = self._refinements(prepared, maps, "prn", self._undecided(prepared, maps))
         with _timed(seconds, "lesions"):
-            detection = self.decide(prepared, maps)
+            detection = self.decide(prepared, maps, operating_point)
         return replace(detection, seconds=seconds)
 
-    def decide(self, prepared: Prepared, maps: Maps) -> Detection:
-        """Fusion and the lesion table alone."""
-        config = self.recipe.detector
+    def decide(self, prepared: Prepared, maps: Maps, operating_point: OperatingPoint = "default") -> Detection:
+        """Fusion, the lesion table and the triage alone."""
+        config, quality = self.recipe.detector, prepared.quality
+        if operating_point == "sensitive":
+            config = replace(config, least_score=0.0)
         lesions, mask = find_lesions(maps.fused(config), prepared.grid, prepared.fov, prepared.shape, config)
-        return Detection(lesions, mask, prepared.fov, prepared.quality, {})
+        score, refer_at = maps.image_score, self.recipe.grading.refer_at
+        todo = triage(len(lesions), score, refer_at, gradable=quality.gradable)
+        return Detection(lesions, score, todo, mask, prepared.fov, quality, {})
 
     def maps(self, prepared: Prepared) -> Maps:
         """The probability maps of every stage, everywhere."""
@@ -199,19 +196,31 @@ class Detector:
 
     def hypotheses(self, prepared: Prepared) -> Maps:
         """The maps of the two hypothesis networks alone."""
-        return Maps(self._one(prepared, prepared.fov_1x), self._half(prepared), None, None)
+        kinds = self._kinds(prepared)
+        one, half = self._one(prepared, prepared.fov_1x), _on_1x(kinds[0], prepared)
+        return Maps(one, half, None, None, self._image_score(kinds, prepared))
+
+    def features(self, prepared: Prepared) -> dict[str, float]:
+        """What the photograph's own answer follows from, by name."""
+        return photograph_features(self._kinds(prepared), prepared.fov_half)
+
+    def _image_score(self, kinds: Float32[ndarray, "k hh hw"], prepared: Prepared) -> float | None:
+        grading = self.recipe.grading
+        return image_score(photograph_features(kinds, prepared.fov_half), grading) if grading.features else None
 
     def _one(self, prepared: Prepared, needed: Bool[ndarray, "ch cw"]) -> Map:
-        return self._hypothesis("hgn_1x", prepared.enhanced_1x, needed)
+        return self._hypothesis("hgn_1x", prepared.enhanced_1x, needed)[0]
 
-    def _half(self, prepared: Prepared) -> Map:
-        half = self._hypothesis("hgn_half", prepared.enhanced_half, prepared.fov_half)
-        return upsample_half(half, prepared.fov_1x.shape) * prepared.fov_1x
+    def _kinds(self, prepared: Prepared) -> Float32[ndarray, "k hh hw"]:
+        """The maps of all kinds of lesion that the 0.5x network tells apart, on its grid."""
+        return self._hypothesis("hgn_half", prepared.enhanced_half, prepared.fov_half)
 
-    def _hypothesis(self, name: str, enhanced: UInt8[ndarray, "h w 3"], needed: Bool[ndarray, "h w"]) -> Map:
+    def _hypothesis(
+        self, name: str, enhanced: UInt8[ndarray, "h w 3"], needed: Bool[ndarray, "h w"]
+    ) -> Float32[ndarray, "k h w"]:
         config = self.recipe.detector
         tiling = Tiling(needed.shape[0], needed.shape[1], config.tile_px, config.halo_px)
-        return _finite(probability_map(self._hypotheses[name], enhanced, needed, tiling, self._executor), name)
+        return _finite(probability_maps(self._hypotheses[name], enhanced, needed, tiling, self._executor), name)
 
     def refinements(self, prepared: Prepared, hypotheses: Maps, network: Refiner = "prn") -> Maps:
         """All maps: the PRN runs once over the union of both regions of interest, its two maps are that within each.
@@ -232,7 +241,7 @@ class Detector:
             region = _halved(union) & _halved(_grown(needed, 1))
             refined = upsample_half(self._refine(network, prepared.enhanced_half, region), union.shape)
         refined = scale_odds(refined, self.recipe.detector.prn_odds)
-        return Maps(hypotheses.hgn_1x, hypotheses.hgn_half, refined * rois[0], refined * rois[1])
+        return replace(hypotheses, prn_1x=refined * rois[0], prn_half=refined * rois[1])
 
     def _regions(self, hypotheses: Maps) -> tuple[Bool[ndarray, "ch cw"], Bool[ndarray, "ch cw"]]:
         config = self.recipe.detector
@@ -243,7 +252,7 @@ class Detector:
         config = self.recipe.detector
         regions = self._regions(hypotheses) if self.stage == "prn" else ()
         stack = hypotheses.stack()
-        fusion = config.fusion, _weights(config, len(stack) + len(regions))
+        fusion = config.fusion, map_weights(config, len(stack) + len(regions))
         open_yet = can_reach(config.threshold, stack, regions, fusion)
         return _grown(open_yet, prepared.grid.reach_px) & prepared.fov_1x
 
@@ -254,15 +263,26 @@ class Detector:
         return _finite(refine(refiner, enhanced, roi, self._executor.tile_map), name)
 
 
-def build_network(name: str, recipe: Recipe) -> nn.Module:
-    """`hgn_1x`, `hgn_half`, `prn` or `cls`, freshly initialised."""
+def build_network(name: str, recipe: Recipe, weights: dict[str, Tensor]) -> nn.Module:
+    """`hgn_1x`, `hgn_half`, `prn` or `cls` of a recipe, with these weights.
+
+    Raises:
+        BundleError: they are of another network.
+    """
     if name in REFINERS:
-        return build_prn(recipe.prn)
-    return build_hgn(recipe.hgn_1x if name == "hgn_1x" else recipe.hgn_half)
+        network: nn.Module = build_prn(recipe.prn)
+    else:
+        network = build_hgn(recipe.hgn_1x if name == "hgn_1x" else recipe.hgn_half, kinds_in(weights))
+    load_weights(network, weights, name)
+    return network
 
 
-def _finite(probability: Map, network: str) -> Map:
-    """A map as it is.
+def _on_1x(half: Float32[ndarray, "hh hw"], prepared: Prepared) -> Map:
+    return upsample_half(half, prepared.fov_1x.shape) * prepared.fov_1x
+
+
+def _finite(probability: Float32[ndarray, "*s"], network: str) -> Float32[ndarray, "*s"]:
+    """Maps as they are.
 
     Raises:
         ImageFailedError: not_finite. Any comparison with such a value is false: the photograph would pass as healthy.
@@ -273,14 +293,6 @@ def _finite(probability: Map, network: str) -> Map:
     return probability
 
 
-def at_operating_point(bundle: Bundle, point: OperatingPoint) -> Bundle:
-    """The bundle whose detector calls what it does at an operating point."""
-    if point == "default":
-        return bundle
-    detector = replace(bundle.recipe.detector, least_score=0.0)
-    return replace(bundle, recipe=replace(bundle.recipe, detector=detector))
-
-
 def _refiner(network: nn.Module, recipe: Recipe) -> DensePrn | Patchwise:
     """A folded PRN as the recipe runs it."""
     stride_px = recipe.detector.prn_stride_px
@@ -288,11 +300,6 @@ def _refiner(network: nn.Module, recipe: Recipe) -> DensePrn | Patchwise:
         return Patchwise(network, recipe.prn.cut_px, stride_px)
     assert isinstance(network, Prn)
     return DensePrn(network, recipe.prn.patch_px, stride_px)
-
-
-def _weights(config: DetectorConfig, maps: int) -> list[float]:
-    """Of the first so many maps of `Maps.stack`."""
-    return [config.weight_1x, 1.0] * (maps // 2)
 
 
 def _halved(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "hh hw"]:

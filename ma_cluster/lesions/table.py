@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -12,9 +10,7 @@ from jaxtyping import Bool, Float32
 from numpy import ndarray
 
 from ma_cluster.config import DetectorConfig
-from ma_cluster.errors import Status
 from ma_cluster.images.fundus import Fov, Grid
-from ma_cluster.images.quality import Quality
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +32,6 @@ class Lesion:
     """Mean and largest fused probability within the lesion, 0..1."""
     fov_distance_px: float
     """From the centre of the field of view to the centroid."""
-
-
-def to_values(lesions: Sequence[Lesion], fov: Fov, shape: tuple[int, int], quality: Quality) -> dict[str, Any]:
-    """What is said of a scored photograph in JSON, one file or answer for each; `shape` is its height and width."""
-    measures = asdict(quality)
-    return {
-        "status": Status.SCORED,
-        "gradable": measures.pop("gradable"),
-        "quality": measures.pop("score"),
-        "flags": measures.pop("flags"),
-        "detail": quality.detail,
-        "measures": measures,
-        "height": shape[0],
-        "width": shape[1],
-        "fov": asdict(fov),
-        "lesions": [asdict(lesion) for lesion in lesions],
-    }
 
 
 def find_lesions(

@@ -20,7 +20,7 @@ from numpy import ndarray
 from PIL import Image
 from torch import nn
 
-from ma_cluster.bundle import Bundle, load_bundle, load_weights
+from ma_cluster.bundle import Bundle, load_bundle
 from ma_cluster.config import ImageConfig
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import decode_mask
@@ -94,8 +94,7 @@ class Photograph:
 def hypothesis_network(bundle: Bundle, name: str, device: str, *, folded: bool) -> nn.Module:
     """A hypothesis network as a plain script has it, or, `folded`, as the detector has it."""
     recipe = bundle.recipe
-    network = build_network(name, recipe)
-    load_weights(network, bundle.weights[name], name)
+    network = build_network(name, recipe, bundle.weights[name])
     network.to(device).eval()
     if folded:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -18,6 +18,7 @@ from rich.console import Console
 from ma_cluster.archive.repair import PutAside
 from ma_cluster.archive.status import RunStatus
 from ma_cluster.archive.summary import Summary
+from ma_cluster.errors import Triage
 from ma_cluster.report.doctor import Finding
 from ma_cluster.report.truth import Agreement
 
@@ -164,6 +165,8 @@ def _counts(statuses: dict[str, int], reasons: dict[str, int], details: dict[str
 
 def _graded(run: Summary | RunStatus) -> Iterator[str]:
     """What the scored photographs say, as far as they can be judged."""
+    if run.triage:
+        yield f"  triage   {', '.join(f'{todo} {run.triage.get(todo, 0)}' for todo in Triage)}"
     if "scored" in run.statuses:
         yield f"  clean {run.clean}: gradable, and without lesions"
     if run.ungradable:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ma_cluster.errors import ImageError, UsageError
+from ma_cluster.config import OperatingPoint
+from ma_cluster.errors import ImageError, Triage, UsageError
 from ma_cluster.lesions.detector import Detection, Detector
+from ma_cluster.lesions.grading import to_values
 from ma_cluster.lesions.overlay import encode_mask, encode_overlay
-from ma_cluster.lesions.table import to_values
 from ma_cluster.storage.store import Store
 
 
@@ -21,20 +22,15 @@ class FileOutcome:
     """What became of one photograph, for a line on the terminal."""
 
     name: str
-    lesions: int
     seconds: float
     """Wall time from reading the file to its last result written."""
-    fault: ImageError | None = None
-    """Why the photograph has no result; None where it was scored."""
-    ungradable: str | None = None
-    """Why the lack of lesions would mean nothing; None where it would."""
+    result: Detection | ImageError
+    """What was found, or why nothing was."""
 
     def __str__(self) -> str:
-        if self.fault is not None:
-            return f"{self.name}: {self.fault.reason.status}: {self.fault}"
-        ungradable = f", UNGRADABLE ({self.ungradable})" if self.ungradable is not None else ""
-        lesions = "lesion" if self.lesions == 1 else "lesions"
-        return f"{self.name}: {self.lesions} {lesions}{ungradable}, {self.seconds:.1f} s"
+        if isinstance(self.result, ImageError):
+            return f"{self.name}: {self.result.reason.status}: {self.result}"
+        return f"{self.name}: {', '.join(_words(self.result))}, {self.seconds:.1f} s"
 
 
 def check_stems(images: Sequence[Path]) -> None:
@@ -52,7 +48,9 @@ def check_stems(images: Sequence[Path]) -> None:
             )
 
 
-def detect_file(detector: Detector, image: Path, out: Store) -> FileOutcome:
+def detect_file(
+    detector: Detector, image: Path, out: Store, operating_point: OperatingPoint = "default"
+) -> FileOutcome:
     """Score one photograph and write its results; one without a result has a JSON that says why, and no mask.
 
     Raises:
@@ -63,20 +61,27 @@ def detect_file(detector: Detector, image: Path, out: Store) -> FileOutcome:
     data = image.read_bytes()
     try:
         prepared = detector.prepare(data)
-        detection = detector.segment(prepared)
+        detection = detector.segment(prepared, operating_point)
     except ImageError as error:
         _put_json(out, image, _without_result(detector, image, error))
-        return FileOutcome(image.name, 0, time.perf_counter() - started, error)
+        return FileOutcome(image.name, time.perf_counter() - started, error)
     out.put(f"{image.stem}_mask.png", encode_mask(detection.mask))
     out.put(f"{image.stem}_overlay.jpg", encode_overlay(prepared.pixels, detection.mask))
     _put_json(out, image, _scored(detector, image, detection))
-    ungradable = None if detection.quality.gradable else detection.quality.detail or "no measure"
-    return FileOutcome(image.name, len(detection.lesions), time.perf_counter() - started, None, ungradable)
+    return FileOutcome(image.name, time.perf_counter() - started, detection)
+
+
+def _words(found: Detection) -> Iterator[str]:
+    score = "" if found.image_score is None else f" (image score {found.image_score:.2f})"
+    yield f"{len(found.lesions)} {'lesion' if len(found.lesions) == 1 else 'lesions'}"
+    yield f"{'refer' if found.triage is Triage.REFER else 'no referral'}{score}"
+    if not found.quality.gradable:
+        yield f"UNGRADABLE ({found.quality.detail or 'no measure'})"
 
 
 def _scored(detector: Detector, image: Path, detection: Detection) -> dict[str, Any]:
     """Positions and lengths are pixels of the upright photograph, (row, col), pixel centres at integers."""
-    values = to_values(detection.lesions, detection.fov, detection.shape, detection.quality)
+    values = to_values(detection.findings, detection.fov, detection.shape, detection.quality)
     model = {"model_digest": detector.digest, "threshold": detector.recipe.detector.threshold}
     return {"image": image.name} | model | values
 

@@ -25,6 +25,7 @@ from ma_cluster.errors import Status
 INDEX = "report/index.html"
 _SHOWN = 120
 """Photographs of each kind on the page: a browser holds so many overlays, a person looks at fewer."""
+_TRIAGE = {"none": "no referral", "refer": "to refer", "ungradable": "ungradable, not referred", None: "no triage"}
 _LESION_BINS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
 _COLUMNS = [
     "status",
@@ -32,6 +33,8 @@ _COLUMNS = [
     "detail",
     "attempts",
     "lesion_count",
+    "triage",
+    "image_score",
     "overlay_key",
     "gradable",
     "quality",
@@ -97,10 +100,12 @@ def _keep(heap: list[tuple[Any, int, dict[str, Any]]], item: tuple[Any, int, dic
 
 def _shown(heap: list[tuple[Any, int, dict[str, Any]]]) -> list[dict[str, Any]]:
     """The rows of a heap, largest first, with what is said below each overlay."""
-    return [
-        row | {"overlay": quote(row["overlay_key"]), "seen": row["detail"] or "gradable"}
-        for *_, row in sorted(heap, reverse=True)
-    ]
+    return [row | {"overlay": quote(row["overlay_key"]), "seen": _seen(row)} for *_, row in sorted(heap, reverse=True)]
+
+
+def _seen(row: dict[str, Any]) -> str:
+    score = "" if row["image_score"] is None else f" (image score {row['image_score']:.2f})"
+    return f"{_TRIAGE[row['triage']]}{score}, {row['detail'] or 'gradable'}"
 
 
 def write_report(dest_url: str) -> str:
@@ -133,6 +138,7 @@ def render(status: RunStatus, digest: Digest) -> str:
         reasons=reasons,
         stages=stages,
         flags=flags,
+        triage=_TRIAGE,
         written=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return page

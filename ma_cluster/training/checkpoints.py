@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ma_cluster.bundle import Bundle, load_safetensors, load_weights
 from ma_cluster.config import Recipe, deciding, recipe_from_dict
 from ma_cluster.errors import BundleError, ObjectMissingError, UsageError
-from ma_cluster.hypotheses.frrn import build_hgn, of_first_kind
-from ma_cluster.hypotheses.maps import probability_map, upsample_half
+from ma_cluster.hypotheses.frrn import build_hgn, kinds_in
+from ma_cluster.hypotheses.maps import probability_maps, upsample_half
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.detector import build_network
@@ -145,8 +145,8 @@ class Proposals:
             UsageError: there is none.
             BundleError: it is of another network.
         """
-        self._network = build_hgn(recipe.hgn_half)
-        weights = of_first_kind(checkpoint_weights(read_checkpoint(checkpoint), "hgn_half"))
+        weights = checkpoint_weights(read_checkpoint(checkpoint), "hgn_half")
+        self._network = build_hgn(recipe.hgn_half, kinds_in(weights))
         load_weights(self._network, weights, "hgn_half")
         fold(self._network.eval())
         self._recipe = recipe
@@ -155,7 +155,7 @@ class Proposals:
         """Pixels at 1x with a lesion's probability of `prn.proposal_probability` or more."""
         detector, fov = self._recipe.detector, prepared.fov_half
         tiling = Tiling(fov.shape[0], fov.shape[1], detector.tile_px, detector.halo_px)
-        probability = probability_map(self._network, prepared.enhanced_half, fov, tiling)
+        probability = probability_maps(self._network, prepared.enhanced_half, fov, tiling)[0]
         likely = upsample_half(probability, prepared.fov_1x.shape) >= np.float32(self._recipe.prn.proposal_probability)
         return likely & prepared.fov_1x
 
@@ -180,7 +180,7 @@ def pack(checkpoints: Mapping[str, Sequence[str]], recipe: Recipe | None, attrib
     for name, abouts in said.items():
         for about in abouts:
             _check_about(about, name, recipe)
-    weights = {name: _mean([_weights(data, name, recipe) for data in of_one]) for name, of_one in read.items()}
+    weights = {name: _mean([_weights(data, name, recipe) for data in of_one], name) for name, of_one in read.items()}
     training = {name: {key: abouts[-1][key] for key in abouts[-1] if key != "recipe"} for name, abouts in said.items()}
     return Bundle(recipe, weights, attribution, training=training)
 
@@ -221,15 +221,15 @@ def _check_about(about: Mapping[str, Any], name: str, recipe: Recipe) -> None:
 
 def _weights(data: bytes, name: str, recipe: Recipe) -> dict[str, Tensor]:
     weights = checkpoint_weights(data, name)
-    if name.startswith("hgn"):
-        weights = of_first_kind(weights)
-    load_weights(build_network(name, recipe), weights, name)  # do they fit?
+    build_network(name, recipe, weights)  # do they fit?
     return weights
 
 
-def _mean(networks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _mean(networks: Sequence[dict[str, Tensor]], name: str) -> dict[str, Tensor]:
     """Of each tensor; counts, which have none, are the last network's."""
     *_, last = networks
+    if len({kinds_in(weights) for weights in networks}) > 1:
+        raise BundleError(f"the checkpoints of {name} tell different kinds of lesion apart and have no mean; give one")
     return {
         key: torch.stack([network[key] for network in networks]).mean(dim=0) if value.is_floating_point() else value
         for key, value in last.items()

@@ -20,7 +20,7 @@ from ma_cluster.config import DetectorConfig, HgnConfig, PrnConfig
 from ma_cluster.evaluation.scoring import PixelCounts
 from ma_cluster.hypotheses.frrn import build_hgn
 from ma_cluster.hypotheses.hgn_training import HgnCuts, hgn_batch, hgn_losses
-from ma_cluster.hypotheses.maps import probability_map
+from ma_cluster.hypotheses.maps import probability_maps
 from ma_cluster.images.annotated import Annotated
 from ma_cluster.images.patches import Tiling
 from ma_cluster.networks.optimising import Losses, Reduce
@@ -156,7 +156,7 @@ class HgnStage:
     def _probability(self, model: nn.Module, photograph: Annotated) -> Float32[ndarray, "h w"]:
         height, width = photograph.fov.shape
         tiling = Tiling(height, width, self.detector.tile_px, self.detector.halo_px)
-        return probability_map(model, photograph.enhanced, photograph.fov, tiling)
+        return probability_maps(model, photograph.enhanced, photograph.fov, tiling)[0]
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ from ma_cluster.archive.run import (
 )
 from ma_cluster.archive.status import missing_keys, read_status
 from ma_cluster.archive.summary import finish_run
-from ma_cluster.errors import MaClusterError, Reason, RunConflictError
+from ma_cluster.errors import MaClusterError, Reason, RunConflictError, Triage
+from ma_cluster.lesions.grading import Findings
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import Entry
 
@@ -228,7 +229,14 @@ def decide(dest: LocalStore, run: Run, reasons: dict[str, Reason]) -> None:
     for shard in shards(dest, run.plan):
         entries = read_shard(dest, shard)
         outcomes = [
-            Outcome(key=e.key, etag=e.etag, reason=reasons.get(e.key), attempts=1, lesions=(), mask_key="m")
+            Outcome(
+                key=e.key,
+                etag=e.etag,
+                reason=reasons.get(e.key),
+                attempts=1,
+                findings=Findings((), None, Triage.NONE),
+                mask_key="m",
+            )
             for e in entries
         ]
         commit(dest, run, shard, outcomes)

@@ -27,8 +27,10 @@ from ma_cluster.archive.shard_scorer import Reading, Segmentation, ShardScorer
 from ma_cluster.archive.status import missing_keys
 from ma_cluster.cli.app import app
 from ma_cluster.config import ImageConfig
+from ma_cluster.errors import Triage
 from ma_cluster.images.decode import decode
 from ma_cluster.images.reading import read_photograph
+from ma_cluster.lesions.grading import Findings
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.manifest import open_source
 from ma_cluster.storage.store import Entry, Store, open_store
@@ -77,7 +79,7 @@ class Fleet:
         return Reading(facts, ray.ObjectRef.nil())
 
     def segment(self, reading: Reading) -> Segmentation:
-        return Segmentation((), b"mask", b"overlay", {})
+        return Segmentation(Findings((), None, Triage.NONE), b"mask", b"overlay", {})
 
 
 class Silent:

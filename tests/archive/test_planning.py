@@ -12,10 +12,11 @@ from ma_cluster.archive.retry import begin_retry
 from ma_cluster.archive.run import Run, begin_run, commit, pending, undecided
 from ma_cluster.archive.status import read_status
 from ma_cluster.archive.summary import finish_run
-from ma_cluster.errors import Reason, RunConflictError, StoreError, UsageError
+from ma_cluster.errors import Reason, RunConflictError, StoreError, Triage, UsageError
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Facts
+from ma_cluster.lesions.grading import Findings
 from ma_cluster.report.console import status_lines, summary_lines
 from ma_cluster.report.run_report import write_report
 from ma_cluster.storage.local import LocalStore
@@ -42,7 +43,7 @@ def decide(dest: Store, parts: Store, run: Run, reason: Reason | None) -> None:
             keys = {"mask_key": f"masks/{entry.key}.png", "overlay_key": f"overlays/{entry.key}.jpg"}
             for key in keys.values():
                 dest.create(key, b"picture")
-            known = {"facts": FACTS, "lesions": (), "attempts": 1}
+            known = {"facts": FACTS, "findings": Findings((), None, Triage.NONE), "attempts": 1}
             outcomes.append(Outcome(key=entry.key, etag=entry.etag, reason=reason, **known, **keys))
         commit(parts, run, shard, outcomes)
     finish_run(parts, run)

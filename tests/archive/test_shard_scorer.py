@@ -24,11 +24,13 @@ from ma_cluster.errors import (
     ImageRefusedError,
     Reason,
     StoreError,
+    Triage,
     WorkerLostError,
 )
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Facts
+from ma_cluster.lesions.grading import Findings
 from ma_cluster.lesions.table import Lesion
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import Entry
@@ -42,6 +44,7 @@ FACTS = Facts(
     {"fetch": 0.1, "decode": 0.2, "prepare": 0.3},
 )
 LESION = Lesion(1, 20.5, 30.0, (18, 28, 24, 33), 25, 5.64, 0.7, 0.9, 362.0)
+FINDINGS = Findings((LESION,), 0.75, Triage.REFER)
 
 
 class FakeFleet:
@@ -60,7 +63,7 @@ class FakeFleet:
     def segment(self, reading: Reading) -> Segmentation:
         if self.segmenting.get(self.last):
             raise self.segmenting[self.last].pop(0)
-        return Segmentation((LESION,), b"png", b"jpeg", {"hgn": 1.0, "lesions": 0.5})
+        return Segmentation(FINDINGS, b"png", b"jpeg", {"hgn": 1.0, "lesions": 0.5})
 
 
 class Heard:
@@ -126,6 +129,7 @@ def test_a_scored_photograph_has_all_its_columns(tmp_path: Path) -> None:
     assert (row["status"], row["reason"], row["attempts"]) == ("scored", None, 1)
     assert (row["height"], row["width"], row["fov_diameter_px"]) == (480, 640, 470.0)
     assert (row["lesion_count"], row["lesion_area_px"]) == (1, 25)
+    assert (row["triage"], row["image_score"]) == ("refer", 0.75)
     assert row["lesions"][0]["bbox"] == [18, 28, 24, 33]  # type: ignore[index]
     assert (row["seconds_fetch"], row["seconds_hgn"], row["seconds_prn"]) == (0.1, 1.0, None)
     assert (tmp_path / "dest" / str(row["mask_key"])).read_bytes() == b"png"

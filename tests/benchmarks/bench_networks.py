@@ -30,7 +30,7 @@ from torch import nn
 from ma_cluster.bundle import load_weights
 from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
-from ma_cluster.hypotheses.maps import probability_map
+from ma_cluster.hypotheses.maps import probability_maps
 from ma_cluster.images.contrast import MID_GREY, Prepared
 from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.detector import Detector
@@ -115,9 +115,9 @@ def halo(subject: Subject) -> Iterator[dict[str, Any]]:
     middle = tuple(slice(max(0, side - WHOLE_PX) // 2, (side + WHOLE_PX) // 2) for side in prepared.fov_half.shape)
     enhanced, fov = prepared.enhanced_half[middle], prepared.fov_half[middle]
     (height, width), full = fov.shape, prepared.fov_1x.shape
-    whole = probability_map(network, enhanced, np.ones_like(fov), Tiling(height, width, WHOLE_PX, 0))
+    whole = probability_maps(network, enhanced, np.ones_like(fov), Tiling(height, width, WHOLE_PX, 0))[0]
     for halo_px in HALOS_PX:
-        tiled = probability_map(network, enhanced, fov, Tiling(height, width, KEPT_PX + 2 * halo_px, halo_px))
+        tiled = probability_maps(network, enhanced, fov, Tiling(height, width, KEPT_PX + 2 * halo_px, halo_px))[0]
         off = np.abs(tiled - whole)[fov]
         tiling = Tiling(full[0], full[1], max(bundle.recipe.detector.tile_px, 2 * halo_px + 16), halo_px)
         computed = sum(window.shape[0] * window.shape[1] for window in tiling.covering(prepared.fov_1x))

@@ -17,6 +17,7 @@ from ma_cluster.archive.run import pending, read_run
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.archive.summary import finish_run
 from ma_cluster.bundle import load_bundle
+from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import Reason
 from ma_cluster.http.archive_metrics import ArchiveMetrics, Looks
 from ma_cluster.http.fleet_service import Backing, FleetService
@@ -30,7 +31,7 @@ class Nothing:
     def read_upload(self, data: bytes) -> Reading:
         raise AssertionError
 
-    def segment(self, reading: Reading) -> Segmentation:
+    def segment(self, reading: Reading, operating_point: OperatingPoint) -> Segmentation:
         raise AssertionError
 
     def up(self) -> bool:

@@ -17,7 +17,7 @@ from moto.server import ThreadedMotoServer
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.bundle import load_bundle
-from ma_cluster.config import ImageConfig
+from ma_cluster.config import ImageConfig, OperatingPoint
 from ma_cluster.http.fleet_service import Backing, FleetService
 from ma_cluster.http.guard import HttpLimits
 from ma_cluster.images.reading import read_bytes
@@ -36,7 +36,7 @@ class Reader:
         _, facts = read_bytes(data, self.config)
         return Reading(facts, None)
 
-    def segment(self, reading: Reading) -> Segmentation:
+    def segment(self, reading: Reading, operating_point: OperatingPoint) -> Segmentation:
         raise AssertionError
 
     def up(self) -> bool:

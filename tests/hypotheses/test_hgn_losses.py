@@ -173,7 +173,7 @@ def test_training_finds_the_dots() -> None:
     model, optimizer = fresh(config)
     run(model, optimizer, range(config.steps), config)
     unseen = batch_of(1000)
-    found = hgn_probability(model.eval(), unseen.patches) > 0.5
+    found = hgn_probability(model.eval(), unseen.patches)[:, 0] > 0.5
     overlap = 2 * (found & unseen.truth[:, 0]).sum() / (found.sum() + unseen.truth[:, 0].sum())
     assert overlap > 0.8
 
@@ -199,5 +199,5 @@ def test_probabilities_are_float32_on_the_cpu_whatever_the_patch_holds() -> None
     for level in (0, 128, 255):
         patches = torch.full((2, 3, 32, 32), level, dtype=torch.uint8)
         probability = hgn_probability(model.eval(), patches)
-        assert probability.shape == (2, 32, 32) and probability.dtype == torch.float32
+        assert probability.shape == (2, 1, 32, 32) and probability.dtype == torch.float32
         assert (probability >= 0).all() and (probability <= 1).all()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from untrained import calibrated_frrn
 
 from ma_cluster.config import Fusion
-from ma_cluster.hypotheses.maps import can_reach, fuse, hgn_probability, probability_map, scale_odds, upsample_half
+from ma_cluster.hypotheses.maps import can_reach, fuse, hgn_probability, probability_maps, scale_odds, upsample_half
 from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.images.fundus import half_scale
 from ma_cluster.images.patches import Tiling
@@ -50,7 +50,7 @@ def grain(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_every_pixel_gets_its_own_answer(height: int, width: int, room: int, halo: int, executor: TileExecutor) -> None:
     enhanced, fov = grain(height, width), disc(height, width)
     tiling = Tiling(height, width, 16 * (2 * halo + room), 16 * halo)
-    found = probability_map(Pixelwise(), enhanced, fov, tiling, executor)
+    found = probability_maps(Pixelwise(), enhanced, fov, tiling, executor)[0]
     expected = fov / (1 + np.exp(-(enhanced[:, :, 0].astype(float) - MID_GREY) / 128))
     assert found.dtype == np.float32
     assert found == pytest.approx(expected, abs=1e-6)
@@ -60,21 +60,21 @@ def test_tiles_outside_the_field_of_view_are_not_computed() -> None:
     fov = np.zeros((256, 256), bool)
     fov[10:20, 190:200] = True
     network = Pixelwise()
-    found = probability_map(network, grain(256, 256), fov, Tiling(256, 256, 64, 16))
+    found = probability_maps(network, grain(256, 256), fov, Tiling(256, 256, 64, 16))[0]
     assert sum(network.batches) == 1
     assert not found[~fov].any() and found[fov].any()
 
 
 def test_a_photograph_without_a_field_of_view_asks_the_network_nothing() -> None:
     network = Pixelwise()
-    assert not probability_map(network, grain(64, 64), np.zeros((64, 64), bool), Tiling(64, 64, 32, 0)).any()
+    assert not probability_maps(network, grain(64, 64), np.zeros((64, 64), bool), Tiling(64, 64, 32, 0))[0].any()
     assert network.batches == []
 
 
 def test_no_batch_is_larger_than_asked() -> None:
     network = Pixelwise()
     tiling, fov = Tiling(200, 200, 64, 16), np.ones((200, 200), bool)
-    probability_map(network, grain(200, 200), fov, tiling, TileExecutor(tiles=4))
+    probability_maps(network, grain(200, 200), fov, tiling, TileExecutor(tiles=4))[0]
     assert max(network.batches) == 4 and sum(network.batches) == len(tiling.covering(fov)) == 49
 
 
@@ -82,7 +82,7 @@ def test_the_batch_size_does_not_change_the_map() -> None:
     network, fov = calibrated_frrn(), disc(200, 170)
     tiling = Tiling(200, 170, 96, 32)
     one, three, all_tiles = (
-        probability_map(network, grain(200, 170), fov, tiling, TileExecutor(n)) for n in (1, 3, 100)
+        probability_maps(network, grain(200, 170), fov, tiling, TileExecutor(n))[0] for n in (1, 3, 100)
     )
     assert np.abs(one - three).max() < 1e-4
     assert np.abs(one - all_tiles).max() < 1e-4
@@ -94,28 +94,30 @@ def test_the_order_of_tiles_does_not_change_the_map() -> None:
             return Tiling.covering(self, mask)[::-1]
 
     network, fov, enhanced = calibrated_frrn(), disc(200, 170), grain(200, 170)
-    forth = probability_map(network, enhanced, fov, Tiling(200, 170, 96, 32))
-    back = probability_map(network, enhanced, fov, Reversed(200, 170, 96, 32))
+    forth = probability_maps(network, enhanced, fov, Tiling(200, 170, 96, 32))[0]
+    back = probability_maps(network, enhanced, fov, Reversed(200, 170, 96, 32))[0]
     assert np.abs(forth - back).max() < 1e-4
 
 
 def whole(network: nn.Module, enhanced: np.ndarray) -> np.ndarray:
     """The map of the network run once over all of a photograph whose sides are multiples of 16."""
-    return hgn_probability(network, torch.from_numpy(enhanced).permute(2, 0, 1)[None]).numpy()[0]
+    return hgn_probability(network, torch.from_numpy(enhanced).permute(2, 0, 1)[None]).numpy()[0, 0]
 
 
 def test_tiles_with_a_halo_beyond_the_receptive_field_equal_the_whole_photograph() -> None:
     network, enhanced = calibrated_frrn(), grain(64, 640)
     tiling, fov = Tiling(64, 640, tile=720, halo=192), np.ones((64, 640), bool)
     assert len(tiling.covering(fov)) == 2
-    tiled = probability_map(network, enhanced, fov, tiling)
+    tiled = probability_maps(network, enhanced, fov, tiling)[0]
     assert np.abs(tiled - whole(network, enhanced)).max() < 1e-4
 
 
 def test_a_larger_halo_brings_tiles_nearer_to_the_whole_photograph() -> None:
     network, enhanced = calibrated_frrn(), grain(192, 384)
     expected, fov = whole(network, enhanced), np.ones((192, 384), bool)
-    tiled = [probability_map(network, enhanced, fov, Tiling(192, 384, 192 + 2 * halo, halo)) for halo in (0, 32, 64)]
+    tiled = [
+        probability_maps(network, enhanced, fov, Tiling(192, 384, 192 + 2 * halo, halo))[0] for halo in (0, 32, 64)
+    ]
     off = [np.abs(each - expected).mean() for each in tiled]
     assert off[0] > 2 * off[1] > 4 * off[2] > 0
 

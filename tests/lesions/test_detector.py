@@ -12,9 +12,9 @@ from ma_cluster.bundle import Bundle, load_bundle, save_bundle
 from ma_cluster.config import tiny
 from ma_cluster.errors import ImageFailedError, ImageRefusedError, Reason
 from ma_cluster.hypotheses.frrn import build_hgn
-from ma_cluster.hypotheses.maps import fuse, upsample_half
+from ma_cluster.hypotheses.maps import Maps, fuse, upsample_half
 from ma_cluster.images.sample import retina
-from ma_cluster.lesions.detector import Detector, Maps, at_operating_point
+from ma_cluster.lesions.detector import Detector
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.resnet import build_prn
 
@@ -202,9 +202,7 @@ def test_the_sensitive_point_calls_what_the_default_one_only_outlines(bundle, ph
     detector = dataclasses.replace(bundle.recipe.detector, least_score=0.95)
     sure = dataclasses.replace(bundle, recipe=dataclasses.replace(bundle.recipe, detector=detector))
     prepared = Detector(sure).prepare(photograph)
-    default, sensitive = (
-        Detector(at_operating_point(sure, point)).segment(prepared) for point in ("default", "sensitive")
-    )
+    default, sensitive = (Detector(sure).segment(prepared, point) for point in ("default", "sensitive"))
     assert 0 <= len(default.lesions) < len(sensitive.lesions)
     assert (sensitive.mask | default.mask == sensitive.mask).all()
     assert all(lesion.score_max >= 0.95 for lesion in default.lesions)

@@ -13,10 +13,11 @@ from ma_cluster.archive.plan import read_shard
 from ma_cluster.archive.run import begin_run, commit, pending
 from ma_cluster.archive.status import open_run, read_status, to_json
 from ma_cluster.archive.summary import finish_run
-from ma_cluster.errors import Flag, Reason, UsageError
+from ma_cluster.errors import Flag, Reason, Triage, UsageError
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Facts
+from ma_cluster.lesions.grading import Findings
 from ma_cluster.lesions.table import Lesion
 from ma_cluster.report.console import status_lines, summary_lines
 from ma_cluster.report.run_report import Digest, write_report
@@ -61,7 +62,12 @@ def committed_run(root: Path) -> Path:
                 continue
             lesions = (LESION,) * (3 if entry.key == "a b.jpg" else 7)
             keys = {"mask_key": f"masks/{entry.key}.png", "overlay_key": f"overlays/{entry.key}"}
-            scored = {"attempts": 1, "facts": FACTS, "lesions": lesions, "seconds": {"hgn": 2.0}}
+            scored = {
+                "attempts": 1,
+                "facts": FACTS,
+                "findings": Findings(lesions, 0.625, Triage.REFER),
+                "seconds": {"hgn": 2.0},
+            }
             outcomes.append(Outcome(key=entry.key, etag=entry.etag, reason=None, **scored, **keys))
         commit(store, run, shard, outcomes)
     return dest

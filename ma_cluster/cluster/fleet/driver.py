@@ -133,7 +133,8 @@ def _begin(photographs: Photographs, root: Store, fleet: Fleet, model: str) -> t
     bundle = load_bundle(model, networks=DETECTING)
     log.info("listing the photographs")
     recipe = replace(bundle.recipe, image=photographs.field.told(bundle.recipe.image))
-    run = begin_run(photographs.open(), root, bundle.digest, config_digest(recipe, fleet.sandbox.decoder))
+    config = config_digest(recipe, fleet.sandbox.decoder, fleet.operating_point)
+    run = begin_run(photographs.open(), root, bundle.digest, config)
     return _Driver(root, model_of(model, bundle), fleet), run
 
 
@@ -173,7 +174,7 @@ class _Driver:
         """
         quieten()
         if self.fleet.name is not None:
-            yield ScoringApp.join(self.fleet.name, run.source, self.model, self.fleet.sandbox.decoder)
+            yield ScoringApp.join(run.source, self.model, self.fleet)
             return
         app = ScoringApp.deploy(f"ma-cluster-{run.id}", run.source, self.model, self.fleet.sized(images))
         try:

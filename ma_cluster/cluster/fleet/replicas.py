@@ -19,7 +19,7 @@ import ray
 from ma_cluster import machine
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.cluster import recording
-from ma_cluster.config import ImageConfig
+from ma_cluster.config import ImageConfig, OperatingPoint
 from ma_cluster.errors import UsageError
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.reading import Facts, read_bytes, read_photograph
@@ -46,7 +46,9 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fleet:
-    """How many replicas, and what each may use. Decides the speed, never the result, but for `sandbox.decoder`."""
+    """How many replicas, and what each may use. Decides the speed, never the result, but for `operating_point` and
+    `sandbox.decoder`.
+    """
 
     segmenters: int | None = None
     """Replicas of the Segmenter; None takes as many as free CPUs and GPUs hold, one at least."""
@@ -63,6 +65,8 @@ class Fleet:
     address: str | None = None
     """A running Ray cluster; None takes RAY_ADDRESS's, else starts a local one and stops it at the end."""
 
+    operating_point: OperatingPoint = "default"
+    """Which of the places that are outlined are called: the sure ones, or all. A run's own on a warm fleet, too."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     """Of each Reader, which has so many photographs at a time as its sandbox has children."""
     segment_deadline_s: float = 3600.0
@@ -165,16 +169,16 @@ class Segmenter:
         """What somebody who joins the fleet must know: the digest of its model, and how it was started."""
         return self._detector.digest, self._fleet
 
-    def segment(self, prepared: Prepared) -> Segmentation:
+    def segment(self, prepared: Prepared, operating_point: OperatingPoint) -> Segmentation:
         with _ended_after(self._fleet.segment_deadline_s):
-            detection = self._detector.segment(prepared)
+            detection = self._detector.segment(prepared, operating_point)
             began = time.perf_counter()
             mask = encode_mask(detection.mask)
             overlay = encode_overlay(prepared.pixels, detection.mask)
         seconds = dict(detection.seconds)
         seconds["lesions"] += time.perf_counter() - began
         recording.record_seconds(seconds)
-        return Segmentation(detection.lesions, mask, overlay, seconds)
+        return Segmentation(detection.findings, mask, overlay, seconds)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -27,6 +28,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.cluster.fleet.replicas import Fleet, Model, Reader, Segmenter
+from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import FleetBrokenError, ImageError, Reason, UsageError, WorkerLostError
 from ma_cluster.machine import MALLOC
 from ma_cluster.storage.store import Entry
@@ -73,23 +75,25 @@ class ScoringApp:
         return app
 
     @classmethod
-    def join(cls, name: str, source: str, model: Model, decoder: str) -> ScoringApp:
-        """A fleet that somebody else keeps, as that one has started it.
+    def join(cls, source: str, model: Model, wanted: Fleet) -> ScoringApp:
+        """The fleet of the wanted one's name that somebody else keeps, as that one has started it.
 
         Raises:
             FleetBrokenError: it is not there.
             UsageError: it has another model or decoder.
         """
+        name = wanted.name
+        assert name is not None
         if not _up(name):
             raise FleetBrokenError(f"the cluster has no fleet {name} that is up; start it with `ma-cluster serve`")
         log.info("joining the fleet")
         segmenter: DeploymentHandle[Any] = serve.get_deployment_handle(Segmenter.__name__, f"{name}-segmenter")
         digest, fleet = _result(segmenter.joined.remote(), _JOIN_S)
-        if (digest, fleet.sandbox.decoder) != (model.digest, decoder):
+        if (digest, fleet.sandbox.decoder) != (model.digest, wanted.sandbox.decoder):
             raise UsageError(
                 f"the fleet {name} has another model or decoder; give the run the fleet's, or let it start its own"
             )
-        return cls(name, fleet, source)
+        return cls(name, replace(fleet, operating_point=wanted.operating_point), source)
 
     def up(self) -> bool:
         """Whether both kinds of replica run."""
@@ -131,8 +135,8 @@ class ScoringApp:
         reading: Reading = _result(response, rounds * (fleet.sandbox.deadline_s + _FETCH_S))
         return reading
 
-    def segment(self, reading: Reading) -> Segmentation:
-        """Find the lesions of a photograph that was read.
+    def segment(self, reading: Reading, operating_point: OperatingPoint | None = None) -> Segmentation:
+        """Find the lesions of a photograph that was read; at the fleet's operating point where none is given.
 
         Raises:
             WorkerLostError: the replica died or was stuck, or failed in a way that nobody foresaw.
@@ -141,7 +145,8 @@ class ScoringApp:
         assert fleet.segmenters is not None
         deadline_s, rounds = fleet.segment_deadline_s, 1 + math.ceil(fleet.in_flight / fleet.segmenters)
         try:
-            answer: Segmentation = _result(self._segmenter.segment.remote(reading.prepared), rounds * deadline_s)
+            response = self._segmenter.segment.remote(reading.prepared, operating_point or fleet.operating_point)
+            answer: Segmentation = _result(response, rounds * deadline_s)
         except WorkerLostError as lost:
             if time.monotonic() - began < deadline_s:
                 raise

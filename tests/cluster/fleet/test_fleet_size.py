@@ -202,10 +202,10 @@ def test_who_joins_a_fleet_goes_by_that_ones_deadlines(eyes: str, tiny_bundle: P
     model = model_of(str(tiny_bundle), load_bundle(tiny_bundle))
     app = ScoringApp.deploy("ma-cluster-warm", None, model, warm)
     try:
-        decoder = warm.sandbox.decoder
-        assert ScoringApp.join("ma-cluster-warm", eyes, model, decoder).fleet == warm
+        wanted = Fleet(name="ma-cluster-warm", operating_point="sensitive")
+        assert ScoringApp.join(eyes, model, wanted).fleet == replace(warm, operating_point="sensitive")
         with pytest.raises(UsageError, match="another model or decoder"):
-            ScoringApp.join("ma-cluster-warm", eyes, model, "decoders:decode")
+            ScoringApp.join(eyes, model, replace(wanted, sandbox=SandboxConfig(decoder="decoders:decode")))
         summary = score_archive(eyes, str(tmp_path), Fleet(name="ma-cluster-warm"), model=str(tiny_bundle))
     finally:
         app.delete()
