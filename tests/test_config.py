@@ -75,6 +75,7 @@ def test_the_paper_s_patches_share_their_computation_and_are_trained_for_it() ->
         ("detector", "halo_px", 256, "more than twice"),
         ("detector", "threshold", 1.0, "threshold"),
         ("detector", "prn_stride_px", 0, "prn_stride_px"),
+        ("grading", "refer_at", 1.1, "refer_at"),
     ],
 )
 def test_a_setting_out_of_range_is_named(section: str, field: str, value: Any, complaint: str) -> None:
@@ -84,6 +85,11 @@ def test_a_setting_out_of_range_is_named(section: str, field: str, value: Any, c
     values[section][field] = value
     with pytest.raises(UsageError, match=complaint):
         recipe_from_dict(values)
+
+
+def test_a_grading_has_as_many_weights_as_features() -> None:
+    with pytest.raises(ValueError, match="a weight for each of its features"):
+        replace(tiny().grading, weights=(1.0,))
 
 
 def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
@@ -100,6 +106,7 @@ def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
         lambda values: values | {"split": {"validation": 3}},
         lambda values: values | {"detector": values["detector"] | {"colour": "red"}},
         lambda values: values | {"hgn_1x": values["hgn_1x"] | {"width": "wide"}},
+        lambda values: values | {"grading": {"features": ["a"], "mean": [0], "scale": [1], "weights": ["heavy"]}},
     ],
 )
 def test_what_is_no_recipe_is_a_usage_error(spoil: Callable[[dict[str, Any]], Any]) -> None:

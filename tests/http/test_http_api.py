@@ -34,8 +34,10 @@ def open_server() -> Iterator[Server]:
 def test_a_photograph_is_answered_as_json_mask_or_overlay(open_server: Server) -> None:
     assert open_server.ask("POST", "/v1/segment", b"eye")[:2] == (
         200,
-        {"status": "scored", "lesions": [], "bytes": 3},
+        {"status": "scored", "lesions": [], "bytes": 3, "at": "default"},
     )
+    assert open_server.ask("POST", "/v1/segment?operating_point=sensitive", b"eye")[1]["at"] == "sensitive"
+    assert open_server.ask("POST", "/v1/segment?operating_point=bold", b"eye")[0] == 422
     assert open_server.ask("POST", "/v1/segment", b"eye", Accept="image/png")[1] == b"a mask"
     assert open_server.ask("POST", "/v1/segment", b"eye", Accept="image/jpeg")[1] == b"an overlay"
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from ma_cluster.bundle import Bundle, load_bundle, save_bundle
-from ma_cluster.config import tiny
+from ma_cluster.config import GradingConfig, tiny
 from ma_cluster.errors import ImageFailedError, ImageRefusedError, Reason
-from ma_cluster.hypotheses.frrn import build_hgn
+from ma_cluster.hypotheses.frrn import build_hgn, of_kinds
 from ma_cluster.hypotheses.maps import Maps, fuse, upsample_half
 from ma_cluster.images.sample import retina
 from ma_cluster.lesions.detector import Detector
+from ma_cluster.lesions.grading import image_score
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.resnet import build_prn
 
@@ -206,6 +207,26 @@ def test_the_sensitive_point_calls_what_the_default_one_only_outlines(bundle, ph
     assert 0 <= len(default.lesions) < len(sensitive.lesions)
     assert (sensitive.mask | default.mask == sensitive.mask).all()
     assert all(lesion.score_max >= 0.95 for lesion in default.lesions)
+
+
+def test_a_network_of_more_kinds_calls_the_same_and_grades_the_photograph(bundle, photograph):
+    """Its other outputs change no lesion; the score is the grading's, on the maps at 0.5x."""
+    more = of_kinds(bundle.weights["hgn_half"], 4)
+    more["head.weight"][2:] = torch.randn(3, *more["head.weight"].shape[1:], generator=torch.manual_seed(0)) * 0.1
+    grading = GradingConfig(features=("MA_mean", "EX_largest"), mean=(0.0, 0.0), scale=(1.0, 1.0), weights=(0.5, 0.25))
+    graded = dataclasses.replace(
+        bundle,
+        recipe=dataclasses.replace(bundle.recipe, grading=dataclasses.replace(grading, refer_at=1.0)),
+        weights=bundle.weights | {"hgn_half": more},
+    )
+    plain, detector = Detector(bundle).detect(photograph), Detector(graded)
+    prepared = detector.prepare(photograph)
+    found, features = detector.segment(prepared), detector.features(prepared)
+    assert (found.mask == plain.mask).all() and found.lesions == plain.lesions != ()
+    assert len(features) == 12
+    assert found.image_score == image_score(features, grading) == detector.hypotheses(prepared).image_score
+    assert (plain.image_score, plain.triage, found.triage) == (None, "refer", "none")
+    assert Detector(bundle).segment(prepared).findings == plain.findings
 
 
 def test_the_network_at_1x_looks_only_where_lesions_may_be(photograph):

@@ -81,13 +81,16 @@ def test_the_page_shows_counts_reasons_and_the_overlays_with_most_lesions_first(
     assert overlays == ["../overlays/c.jpg", "../overlays/a%20b.jpg"]
     assert "not_an_image" in page.texts
     assert "4.0 s" in page.texts
-    assert {"7 lesions, gradable", "3 lesions, gradable"} <= set(page.texts)
+    assert {f"{count} lesions, to refer (image score 0.62), gradable" for count in (3, 7)} <= set(page.texts)
     assert write_report(str(dest))  # again, over the first
 
 
 def test_a_finished_run_is_told_with_the_time_of_each_stage(tmp_path: Path) -> None:
     dest = LocalStore(committed_run(tmp_path))
-    lines = list(summary_lines(finish_run(dest, open_run(dest.url)[1]), images_per_second=0.5))
+    summary = finish_run(dest, open_run(dest.url)[1])
+    lines = list(summary_lines(summary, images_per_second=0.5))
+    assert summary.triage == read_status(dest.url).triage == {"refer": 2}
+    assert "  triage   none 0, refer 2, ungradable 0" in lines
     assert lines[0].endswith("3 photographs, 10 lesions")
     assert any(line.startswith("0.50 photographs/s") for line in lines)
     assert [line.split() for line in lines if "hgn" in line] == [["hgn", "4.0", "s", "100%"]]
@@ -126,7 +129,8 @@ def test_an_ungradable_photograph_is_never_counted_as_clean(tmp_path: Path) -> N
     for shard in pending(dest, run):
         (entry,) = read_shard(dest, shard)
         quality = qualities.get(entry.key, QUALITY)
-        known = {"attempts": 1, "facts": replace(FACTS, quality=quality), "detail": quality.detail, "lesions": ()}
+        known = {"attempts": 1, "facts": replace(FACTS, quality=quality), "detail": quality.detail}
+        known["findings"] = Findings((), None, Triage.NONE if quality.gradable else Triage.UNGRADABLE)
         keys = {"mask_key": f"masks/{entry.key}.png", "overlay_key": f"overlays/{entry.key}"}
         commit(dest, run, shard, [Outcome(key=entry.key, etag=entry.etag, reason=None, **known, **keys)])
     lines = [*status_lines(read_status(dest.url)), *summary_lines(finish_run(dest, run), None)]
