@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ma_cluster.config import HgnConfig, tiny
-from ma_cluster.hypotheses.frrn import Frrn, build_hgn
-from ma_cluster.hypotheses.hgn_training import HgnBatch, hgn_losses, kind_logits, soft_dice, weighted_cross_entropy
+from ma_cluster.hypotheses.frrn import Frrn, build_hgn, kind_logits
+from ma_cluster.hypotheses.hgn_training import HgnBatch, hgn_losses, soft_dice, weighted_cross_entropy
 from ma_cluster.hypotheses.maps import hgn_probability
 from ma_cluster.networks.optimising import build_optimizer, descend, learning_rate
 from ma_cluster.networks.tensors import normalise
