@@ -219,7 +219,7 @@ def test_bundle_packs_checkpoints_and_overwrites_nothing(ma_cluster: Command, tm
     for name, seed in (("hgn_1x", 0), ("hgn_half", 1)):
         network = calibrated_frrn(seed=seed)
         optimizer = build_optimizer(network, tiny().hgn_1x)
-        (tmp_path / f"{name}.safetensors").write_bytes(checkpoint_bytes(network, optimizer, {"step": 4}))
+        (tmp_path / f"{name}.safetensors").write_bytes(checkpoint_bytes({"model": network}, optimizer, {"step": 4}))
     arguments = ["bundle", "--hgn-1x", tmp_path / "hgn_1x.safetensors", "--hgn-half", tmp_path / "hgn_half.safetensors"]
     done = ma_cluster(*arguments, "--recipe", "tiny", "--attribution", "ours", "--out", tmp_path / "model")
     packed = load_bundle(tmp_path / "model")
@@ -250,7 +250,7 @@ def test_bundle_needs_no_recipe_where_runs_say_what_they_trained(ma_cluster: Com
         what = {"network": name, "recipe": to_dict(recipe), "photographs": "2f", "version": "1"}
         folder = TrainFolder.begin(str(tmp_path / name), what, resume=False)
         record = Epoch(step=4, losses={}, average_precision=0.5, workers=1, patches_per_second=1.0, seconds=1.0)
-        folder.save({"model": network}, build_optimizer(network, tiny().hgn_1x), 4, record)
+        folder.save({"model": network}, build_optimizer(network, tiny().hgn_1x), record)
     one, half, out = tmp_path / "hgn_1x", tmp_path / "hgn_half", tmp_path / "model"
     assert ma_cluster("bundle", "--hgn-1x", one, "--hgn-half", half, "--out", out).status == 0
     packed = load_bundle(out)

@@ -190,7 +190,7 @@ def bundle(
     """
     from ma_cluster.bundle import save_bundle
     from ma_cluster.evaluation.calibration import calibrate
-    from ma_cluster.images.datasets import read_dataset
+    from ma_cluster.images.datasets import read_split
     from ma_cluster.storage.store import open_store
     from ma_cluster.training.checkpoints import pack
 
@@ -202,10 +202,7 @@ def bundle(
     checkpoints = {name: urls for name, urls in named.items() if urls}
     packed = pack(checkpoints, chosen, attribution)
     if data:
-        unseen = [each for each in read_dataset(data, packed.recipe.split, healthy) if each.split == "validation"]
-        if not any(sample.mask for sample in unseen):
-            raise UsageError(f"no annotated validation photographs in {data}")
-        validation = [sample for sample in unseen if sample.mask or sample.label == "healthy"]
+        validation = read_split(data, packed.recipe.split, "validation", healthy)
         packed = calibrate(packed, validation, detector_threads())
     typer.echo(f"{out}  digest {save_bundle(packed, out)}")
     own = {name: packed.validation[name] for name in ("detector",) if name in packed.validation}

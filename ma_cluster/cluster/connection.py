@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from ma_cluster import machine
-from ma_cluster.errors import ClusterError, UsageError
+from ma_cluster.errors import ClusterError, MaClusterError, UsageError
 
 log = logging.getLogger(__name__)
 LOCAL = "local"
@@ -98,6 +98,16 @@ def check_gpus(address: str | None, wanted: float) -> None:
         raise UsageError(
             f"needs {wanted:g} GPU in all, {there or 'none'} here: lower --gpus, or give a cluster's --address"
         )
+
+
+def answer(refs: Any) -> Any:
+    """`ray.get`, through which comes what a task or an actor has raised on purpose, as it is."""
+    try:
+        return ray.get(refs)
+    except RayTaskError as error:
+        if isinstance(error.cause, MaClusterError):
+            raise error.cause from None
+        raise
 
 
 def quieten() -> None:

@@ -12,14 +12,14 @@ from functools import lru_cache
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from ma_cluster.bundle import DETECTING, Bundle
-from ma_cluster.cluster.connection import check_gpus, connected
+from ma_cluster.cluster.connection import answer, check_gpus, connected
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import ImageError, MaClusterError, UsageError
 from ma_cluster.evaluation.tally import ROWS, Tally, evaluate_photograph, network_of, rows_given
-from ma_cluster.images.datasets import Sample, Split, read_dataset, read_healthy
+from ma_cluster.images.datasets import Sample, Split, of_no_use, read_healthy, read_split
 
 _RETRIES = 2  # of a task whose worker or node was lost; a photograph that is of no use is not tried again
 
@@ -105,12 +105,7 @@ class _Job:
 
 def _jobs(request: EvaluationRequest, split: SplitConfig, rows: Sequence[str]) -> list[_Job]:
     """Photographs whose microaneurysms are all known, then the healthy ones."""
-    samples = [sample for sample in read_dataset(request.data, split) if sample.split == request.split]
-    known = [sample for sample in samples if sample.mask or sample.label == "healthy"]
-    if not any(sample.mask for sample in known):
-        raise UsageError(
-            f"no photograph of the {request.split} split has a mask of microaneurysms; check data and split"
-        )
+    known = read_split(request.data, split, request.split)
     healthy = [] if request.healthy is None else read_healthy(request.healthy, split)
     if request.split == "validation":
         healthy = [sample for sample in healthy if sample.split == "validation"]
@@ -135,15 +130,12 @@ def _detector(bundle: ray.ObjectRef[Bundle], cuda: bool) -> Any:
 def _result(done: ray.ObjectRef[Tally], number: int, total: int) -> Tally:
     """What was found on a photograph; names it by its number, as a file's name may be a patient's."""
     try:
-        return ray.get(done)
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, ImageError | UsageError):
-            text = f"photograph {number} of {total} in the order of their names is of no use: {cause}"
-            raise UsageError(text) from None
-        if isinstance(cause, MaClusterError):
-            raise type(cause)(f"photograph {number} of {total} in the order of their names: {cause}") from None
-        raise
+        tally: Tally = answer(done)
+    except (ImageError, UsageError) as error:
+        raise of_no_use(number, total, error) from None
+    except MaClusterError as error:
+        raise type(error)(f"photograph {number} of {total} in the order of their names: {error}") from None
     except RayError as error:
         text = f"the worker that looked at photograph {number} of {total} died ({type(error).__name__}): {error}"
         raise MaClusterError(text) from error
+    return tally

@@ -19,7 +19,7 @@ from numpy import ndarray
 from PIL import Image
 
 from ma_cluster.config import SplitConfig
-from ma_cluster.errors import UsageError
+from ma_cluster.errors import MaClusterError, UsageError
 from ma_cluster.storage.parquet import from_parquet
 from ma_cluster.storage.store import Store, open_store
 
@@ -66,6 +66,19 @@ def read_dataset(url: str, split: SplitConfig, healthy_url: str | None = None) -
     return sorted(samples, key=lambda sample: sample.name)
 
 
+def read_split(url: str, split: SplitConfig, part: Split, healthy_url: str | None = None) -> list[Sample]:
+    """Photographs of a part whose microaneurysms are all known: they have a mask, or none is to be seen.
+
+    Raises:
+        UsageError: none of them has a mask; or as `read_dataset`, whose arguments these are, raises it.
+    """
+    samples = [sample for sample in read_dataset(url, split, healthy_url) if sample.split == part]
+    known = [sample for sample in samples if sample.mask or sample.label == "healthy"]
+    if not any(sample.mask for sample in known):
+        raise UsageError(f"no photograph of the {part} split has a mask of microaneurysms; check data and split")
+    return known
+
+
 def read_healthy(url: str, split: SplitConfig) -> list[Sample]:
     """Photographs without retinopathy: all of a folder, or those of grade 0 of a table.
 
@@ -88,6 +101,11 @@ def read_healthy(url: str, split: SplitConfig) -> list[Sample]:
         unseen = any(fnmatchcase(name, pattern) for pattern in split.validation_healthy)
         samples.append(Sample(name, image, None, "healthy", "validation" if unseen else "training"))
     return samples
+
+
+def of_no_use(number: int, total: int, error: MaClusterError) -> UsageError:
+    """What is raised for a photograph that cannot be used; a file's name may be a patient's."""
+    return UsageError(f"photograph {number} of {total} in the order of their names is of no use: {error}")
 
 
 def kind_of(mask_url: str) -> str:

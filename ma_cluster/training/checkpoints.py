@@ -47,7 +47,7 @@ def read_checkpoint(url: str) -> bytes:
 
 
 def checkpoint_bytes(
-    model: nn.Module | Networks,
+    networks: Networks,
     optimizer: torch.optim.Optimizer,
     position: Mapping[str, int],
     about: Mapping[str, Any] | None = None,
@@ -55,7 +55,7 @@ def checkpoint_bytes(
     """Weights and optimiser state as the bytes of one safetensors file.
 
     Args:
-        model: the network; or several by name, of which `model` is the one that ships.
+        networks: by name, of which `model` is the one that ships.
         optimizer: of the network that is trained.
         position: where training is: step, seed, ...
         about: the run, as JSON values: `network`, `recipe`, `training` (the network's own part of it), `photographs`
@@ -63,7 +63,7 @@ def checkpoint_bytes(
     """
     tensors = {
         f"{name}.{key}": value.contiguous()
-        for name, network in _by_name(model).items()
+        for name, network in networks.items()
         for key, value in network.state_dict().items()
     }
     for number, state in optimizer.state_dict()["state"].items():
@@ -73,7 +73,7 @@ def checkpoint_bytes(
 
 
 def restore_checkpoint(
-    data: bytes, name: str, model: nn.Module | Networks, optimizer: torch.optim.Optimizer | None = None
+    data: bytes, name: str, networks: Networks, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, int]:
     """Restore what `checkpoint_bytes` gave, and return the position; errors call it `name`.
 
@@ -81,7 +81,7 @@ def restore_checkpoint(
         BundleError: no safetensors file, or of another network.
     """
     tensors = load_safetensors(data, name)
-    for prefix, network in _by_name(model).items():
+    for prefix, network in networks.items():
         load_weights(network, _of_network(tensors, prefix), name)
     if optimizer is not None:
         state: dict[int, dict[str, Tensor]] = {}
@@ -120,10 +120,6 @@ def checkpoint_weights(data: bytes, name: str) -> dict[str, Tensor]:
     if not weights:
         raise BundleError(f"{name} is no checkpoint of training; for a file of a model name the model's folder")
     return weights
-
-
-def _by_name(model: nn.Module | Networks) -> Networks:
-    return model if isinstance(model, Mapping) else {"model": model}
 
 
 def _of_network(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

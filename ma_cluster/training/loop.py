@@ -99,10 +99,16 @@ def train(run: TrainRun, context: TrainContext, listener: Listener) -> None:
                 ledger.snapshot(run.folder.ledger(done, request.epoch))
         counts = [part for theirs in context.gather(stage.validate(average.network, context)) for part in theirs]
         if context.rank == 0:
-            precision = average_precision(sum(counts[1:], counts[0]))
-            pool_loss = None if ledger is None else ledger.loss_mean()
-            epoch = meter.epoch(progress, precision, context.workers, pool_loss)
-            run.folder.save(networks, optimizer, done, epoch)
+            epoch = Epoch(
+                step=done,
+                losses=progress.losses,
+                average_precision=average_precision(sum(counts[1:], counts[0])),
+                workers=context.workers,
+                patches_per_second=progress.patches_per_second,
+                seconds=meter.seconds,
+                pool_loss=None if ledger is None else ledger.loss_mean(),
+            )
+            run.folder.save(networks, optimizer, epoch)
             listener.epoch(replace(progress, epoch=epoch))
 
 
@@ -142,11 +148,6 @@ class Meter:
             self._sums[term] = self._sums.get(term, 0.0) + value
 
     @property
-    def means(self) -> dict[str, float]:
-        """Mean of each term."""
-        return {term: value / self._done for term, value in self._sums.items()}
-
-    @property
     def seconds(self) -> float:
         """Since the epoch began."""
         return time.monotonic() - self._begun
@@ -154,20 +155,8 @@ class Meter:
     def progress(self) -> Progress:
         """As of now."""
         step, pace = self._steps.start + self._done, self._done / self.seconds
-        left = (self._total - step) / pace
-        return Progress(step, self._total, self.means, self._patches * pace, left)
-
-    def epoch(self, trained: Progress, average_precision: float, workers: int, pool_loss: float | None = None) -> Epoch:
-        """The record of the epoch, which ends now; `trained` was taken before its validation."""
-        return Epoch(
-            step=trained.step,
-            losses=trained.losses,
-            average_precision=average_precision,
-            workers=workers,
-            patches_per_second=trained.patches_per_second,
-            seconds=self.seconds,
-            pool_loss=pool_loss,
-        )
+        means = {term: value / self._done for term, value in self._sums.items()}
+        return Progress(step, self._total, means, self._patches * pace, (self._total - step) / pace)
 
 
 class Listener:

@@ -224,23 +224,20 @@ class TrainFolder:
             return None
         return restore_checkpoint(data, LAST, networks, optimizer)["step"]
 
-    def save(
-        self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, step: int, epoch: Epoch | None = None
-    ) -> None:
-        """Make a step the one to go on from; `best` too, where its epoch is better than all before.
+    def save(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, epoch: Epoch) -> None:
+        """Make the end of an epoch the one to go on from; `best` too, where it is better than all before.
 
         Of the networks `model` is the one that ships; where that is an average, another is the one that is trained.
         """
         store = open_store(self.url)
-        data = checkpoint_bytes(networks, optimizer, {"step": step}, self.about)
-        if epoch is not None:
-            before = [record for record in self.epochs if record.step < step]
-            if all(epoch.average_precision > record.average_precision for record in before):
-                store.put(BEST, data)
-            records = [asdict(record) for record in (*before, epoch)]
-            store.put(_LOG, (json.dumps(records, indent=2) + "\n").encode())
-            if (events := _events(epoch)) is not None:
-                store.put(f"tensorboard/events.out.tfevents.{step:010d}", events)
+        data = checkpoint_bytes(networks, optimizer, {"step": epoch.step}, self.about)
+        before = [record for record in self.epochs if record.step < epoch.step]
+        if all(epoch.average_precision > record.average_precision for record in before):
+            store.put(BEST, data)
+        records = [asdict(record) for record in (*before, epoch)]
+        store.put(_LOG, (json.dumps(records, indent=2) + "\n").encode())
+        if (events := _events(epoch)) is not None:
+            store.put(f"tensorboard/events.out.tfevents.{epoch.step:010d}", events)
         store.put(LAST, data)
 
 

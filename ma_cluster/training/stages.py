@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from torch import nn
 
-from ma_cluster.config import DetectorConfig, HgnConfig, PrnConfig
+from ma_cluster.config import HgnConfig, PrnConfig
 from ma_cluster.evaluation.scoring import PixelCounts
 from ma_cluster.hypotheses.frrn import build_hgn
 from ma_cluster.hypotheses.hgn_training import HgnCuts, hgn_batch, hgn_losses
@@ -40,6 +40,7 @@ from ma_cluster.training.context import (
     Work,
 )
 from ma_cluster.training.ledger import Ledger
+from ma_cluster.training.run import TrainRequest
 
 SCORE_ROWS = 512
 """Patches that all workers score at a time."""
@@ -94,14 +95,12 @@ class Stage(Protocol):
 class HgnStage:
     """A hypothesis network. The ledger keeps where it is wrong on photographs without lesions."""
 
+    request: TrainRequest
     config: HgnConfig
     cuts: Callable[[], HgnCuts]
     training: Photographs
     validation: Photographs
-    detector: DetectorConfig
     pool: int
-    epoch_steps: int
-    seed: int
     patches_per_row: int = 1
     first_loss: float = FLOOR
 
@@ -121,7 +120,7 @@ class HgnStage:
             return [Work(step) for step in steps]
         cuts = self.cuts()
         counts = [cuts.hard(step) for step in steps]
-        drawn = ledger.draw(sum(counts), steps.start, self.seed)
+        drawn = ledger.draw(sum(counts), steps.start, self.request.seed)
         return [Work(step, ids) for step, ids in zip(steps, np.split(drawn, np.cumsum(counts)[:-1]), strict=True)]
 
     def losses(self, model: nn.Module, columns: Columns, reduce: Reduce) -> Losses:
@@ -135,7 +134,7 @@ class HgnStage:
             return NOTHING
         cuts, number = self.cuts(), len(self.cuts().without_lesions)
         count = min(self.config.hard_photographs, number)
-        turn = (np.arange(count) + done // self.epoch_steps * count) % number
+        turn = (np.arange(count) + done // self.request.epoch * count) % number
         model.eval()
         scored = []
         for index in turn[context.rank :: context.workers].tolist():
@@ -155,7 +154,8 @@ class HgnStage:
 
     def _probability(self, model: nn.Module, photograph: Annotated) -> Float32[ndarray, "h w"]:
         height, width = photograph.fov.shape
-        tiling = Tiling(height, width, self.detector.tile_px, self.detector.halo_px)
+        detector = self.request.recipe.detector
+        tiling = Tiling(height, width, detector.tile_px, detector.halo_px)
         return probability_maps(model, photograph.enhanced, photograph.fov, tiling)[0]
 
 
@@ -167,14 +167,12 @@ class PrnStage:
     interest before the hypothesis networks are there.
     """
 
+    request: TrainRequest
     config: PrnConfig
     cuts: Callable[[], TripletCuts]
     training: Photographs
     validation: Photographs
     pool: int
-    epoch_steps: int
-    selective: bool
-    seed: int
     patches_per_row: int = 3
     first_loss: float = 1.0
 
@@ -192,10 +190,10 @@ class PrnStage:
         """Negatives are drawn by their losses, or uniformly."""
         assert ledger is not None
         count, epoch = len(steps) * self.config.triplets, steps.start
-        if self.selective:
-            negatives = ledger.draw(count, epoch, self.seed)
+        if self.request.selective:
+            negatives = ledger.draw(count, epoch, self.request.seed)
         else:
-            negatives = np.random.default_rng([self.seed, epoch, 2]).integers(self.pool, size=count)
+            negatives = np.random.default_rng([self.request.seed, epoch, 2]).integers(self.pool, size=count)
         return [Work(step, ids) for step, ids in zip(steps, negatives.reshape(len(steps), -1), strict=True)]
 
     def losses(self, model: nn.Module, columns: Columns, reduce: Reduce) -> Losses:
@@ -206,8 +204,8 @@ class PrnStage:
         """A share of the pool; nothing after the last step."""
         if done == self.config.steps:
             return NOTHING
-        whole = done <= self.epoch_steps and self.pool <= AFFORDABLE
-        ids = refreshed(self.pool, 1.0 if whole else self.config.refresh_share, done // self.epoch_steps)
+        whole = done <= self.request.epoch and self.pool <= AFFORDABLE
+        ids = refreshed(self.pool, 1.0 if whole else self.config.refresh_share, done // self.request.epoch)
         # the last batch is filled up with patches of the first
         batches = np.resize(ids, (-(-len(ids) // SCORE_ROWS), SCORE_ROWS))
         cutter = HealthyCutter(self.training, self.cuts, self.config.cut_px)
@@ -225,7 +223,7 @@ class PrnStage:
         return [self._count(model, photograph) for photograph in _share_of(self.validation, context)]
 
     def _count(self, model: nn.Module, photograph: Annotated) -> PixelCounts:
-        patches, truth = validation_patches(photograph, self.config, self.seed)
+        patches, truth = validation_patches(photograph, self.config, self.request.seed)
         edges = [*range(0, len(patches), SCORE_ROWS), len(patches)]
         parts = [prn_probability(model, channels_first(patches[a:b])).numpy() for a, b in pairwise(edges)]
         return PixelCounts.of(np.concatenate(parts), truth)

@@ -21,7 +21,7 @@ from ma_cluster.errors import ImageError, UsageError
 from ma_cluster.hypotheses.frrn import build_hgn, of_kinds
 from ma_cluster.hypotheses.hgn_training import HgnCuts
 from ma_cluster.images.annotated import Annotated, load_annotated
-from ma_cluster.images.datasets import Sample, Split, read_dataset
+from ma_cluster.images.datasets import Sample, of_no_use, read_split
 from ma_cluster.machine import cores
 from ma_cluster.refinement.prn_training import TripletCuts
 from ma_cluster.refinement.resnet import build_prn
@@ -63,7 +63,8 @@ class Start:
             BundleError: the first weights are damaged or of another network.
             StoreError: a store does not answer.
         """
-        training, validation = _read_split(request, "training"), _read_split(request, "validation")
+        data, split = request.data, request.recipe.split
+        training, validation = (read_split(data, split, part, request.healthy) for part in ("training", "validation"))
         first_weights = _first_weights(request)
         folder = _begin(request, [*training, *validation], first_weights)
         return cls(request, folder, training, validation, first_weights)
@@ -97,28 +98,10 @@ class Start:
         stage: Stage
         if isinstance(config, HgnConfig):
             cuts = keep(_hgn_cuts, photographs, config, request.seed)
-            stage = HgnStage(
-                config,
-                cuts,
-                photographs,
-                unseen,
-                request.recipe.detector,
-                pool=cuts().hard_pool,
-                epoch_steps=request.epoch,
-                seed=request.seed,
-            )
+            stage = HgnStage(request, config, cuts, photographs, unseen, cuts().hard_pool)
         else:
             cuts = keep(_triplet_cuts, photographs, config, request.seed)
-            stage = PrnStage(
-                config,
-                cuts,
-                photographs,
-                unseen,
-                pool=cuts().healthy,
-                epoch_steps=request.epoch,
-                selective=request.selective,
-                seed=request.seed,
-            )
+            stage = PrnStage(request, config, cuts, photographs, unseen, cuts().healthy)
         return TrainRun(request, stage, self.folder, self.first_weights)
 
 
@@ -147,11 +130,6 @@ def train_local(
     return start.result
 
 
-def of_no_use(number: int, total: int, error: ImageError) -> UsageError:
-    """What is raised for a photograph that cannot be used."""
-    return UsageError(f"photograph {number} of {total} in the order of their names is of no use: {error}")
-
-
 def _load(request: TrainRequest, samples: Sequence[Sample], propose: Proposals | None) -> LocalPhotographs:
     loaded: list[Annotated] = []
     for number, sample in enumerate(samples, 1):
@@ -173,19 +151,6 @@ def _hgn_cuts(photographs: Photographs, config: HgnConfig, seed: int) -> HgnCuts
 
 def _triplet_cuts(photographs: Photographs, config: PrnConfig, seed: int) -> TripletCuts:
     return TripletCuts(photographs.marks(), config, seed)
-
-
-def _read_split(request: TrainRequest, split: Split) -> list[Sample]:
-    """Photographs of a split whose microaneurysms are all known: they have a mask, or none is to be seen.
-
-    Raises:
-        UsageError: none of them has a mask.
-    """
-    samples = read_dataset(request.data, request.recipe.split, request.healthy)
-    known = [sample for sample in samples if sample.split == split and (sample.mask or sample.label == "healthy")]
-    if not any(sample.mask for sample in known):
-        raise UsageError(f"no photograph of the {split} split has a mask of microaneurysms; check data and split")
-    return known
 
 
 def _first_weights(request: TrainRequest) -> Weights | None:

@@ -183,11 +183,11 @@ def test_two_steps_and_two_resumed_equal_four() -> None:
     losses = run(model, optimizer, range(4))
     stopped, stopped_optimizer = fresh()
     first = run(stopped, stopped_optimizer, range(2))
-    data = checkpoint_bytes(stopped, stopped_optimizer, {"step": 2})
+    data = checkpoint_bytes({"model": stopped}, stopped_optimizer, {"step": 2})
     torch.manual_seed(1)
     resumed = build_hgn(CONFIG)
     resumed_optimizer = build_optimizer(resumed, CONFIG)
-    position = restore_checkpoint(data, "last", resumed, resumed_optimizer)
+    position = restore_checkpoint(data, "last", {"model": resumed}, resumed_optimizer)
     second = run(resumed, resumed_optimizer, range(position["step"], 4))
     assert first + second == losses
     for name, ours in model.state_dict().items():

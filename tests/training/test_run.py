@@ -20,7 +20,7 @@ def test_the_best_checkpoint_is_of_the_best_epoch(tmp_path: Path) -> None:
     folder = TrainFolder.begin(str(tmp_path / "run"), {"network": "hgn_half"}, resume=False)
     assert folder.restore({"model": model}, optimizer) is None and folder.epochs == ()
     for step, precision in ((2, 0.1), (4, 0.3), (6, 0.2)):
-        folder.save({"model": model}, optimizer, step, epoch(step, precision))
+        folder.save({"model": model}, optimizer, epoch(step, precision))
     assert folder.restore({"model": model}, optimizer) == 6
     assert [record.step for record in folder.epochs] == [2, 4, 6]
     shutil.copy(tmp_path / "run" / "best.safetensors", tmp_path / "run" / "last.safetensors")
@@ -47,7 +47,7 @@ def test_epochs_that_a_lost_checkpoint_had_seen_are_forgotten(tmp_path: Path) ->
     optimizer = build_optimizer(model, RECIPE.hgn_half)
     folder = TrainFolder(str(tmp_path))
     for step, precision in ((2, 0.1), (4, 0.9), (4, 0.2)):
-        folder.save({"model": model}, optimizer, step, epoch(step, precision))
+        folder.save({"model": model}, optimizer, epoch(step, precision))
     assert [record.average_precision for record in folder.epochs] == [0.1, 0.2]
 
 

@@ -19,11 +19,12 @@ import ray
 from jaxtyping import Float, Float64, Int, Int64
 from numpy import ndarray
 from ray.actor import ActorHandle
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError
 
 from ma_cluster import metrics
 from ma_cluster.cluster import recording
-from ma_cluster.errors import LedgerLostError, MaClusterError
+from ma_cluster.cluster.connection import answer
+from ma_cluster.errors import LedgerLostError
 from ma_cluster.refinement.selection import BLOCK, UNIFORMS_PER_DRAW, LossTable, checked_losses, share_out
 from ma_cluster.storage.store import open_store
 from ma_cluster.training.ledger import Part, free_folder, read_manifest, read_table, write_manifest, write_table
@@ -178,11 +179,8 @@ class _Shard:
 def _answers(calls: Sequence[ray.ObjectRef[Any]]) -> list[Any]:
     """Wait for the shards; what they raise on purpose comes through, their death is a LedgerLostError."""
     try:
-        return ray.get(list(calls))
-    except RayTaskError as error:
-        if isinstance(error.cause, MaClusterError):
-            raise error.cause from None
-        raise
+        answers: list[Any] = answer(list(calls))
+        return answers
     except (RayActorError, ObjectLostError, NodeDiedError) as error:
         raise LedgerLostError(
             "an actor of the ledger died and cannot come back; make the ledger anew and restore it from a snapshot"

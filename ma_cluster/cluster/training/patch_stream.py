@@ -23,15 +23,14 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import DataIterator, ExecutionResources
-from ray.exceptions import RayTaskError
 
+from ma_cluster.cluster.connection import answer
 from ma_cluster.config import ImageConfig, Scale
-from ma_cluster.errors import ImageError, MaClusterError
+from ma_cluster.errors import ImageError
 from ma_cluster.images.annotated import Annotated, Marks, load_annotated
-from ma_cluster.images.datasets import Sample
+from ma_cluster.images.datasets import Sample, of_no_use
 from ma_cluster.training.checkpoints import Proposals
 from ma_cluster.training.context import Columns, Cutter, Work, share
-from ma_cluster.training.start import of_no_use
 
 _BLOCK_BYTES = 16 * 2**20  # far below Ray Data's target block size, at which it would split a block
 _PREFETCH_BLOCKS = 2
@@ -77,13 +76,9 @@ def prepare_photographs(
     prepared = [task.remote(sample, scale, config, propose, kinds) for sample in samples]
     for number, (_, done) in enumerate(prepared, 1):
         try:
-            ray.get(done)
-        except RayTaskError as error:
-            if isinstance(error.cause, ImageError):
-                raise of_no_use(number, len(prepared), error.cause) from None
-            if isinstance(error.cause, MaClusterError):
-                raise error.cause from None
-            raise
+            answer(done)
+        except ImageError as error:
+            raise of_no_use(number, len(prepared), error) from None
     return StoredPhotographs(tuple(photograph for photograph, _ in prepared))
 
 

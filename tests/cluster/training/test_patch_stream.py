@@ -126,7 +126,7 @@ def test_photographs_are_prepared_as_a_single_process_would(tmp_path: Path, loca
     torch.manual_seed(0)
     network = build_hgn(recipe.hgn_half)
     (tmp_path / "hgn.safetensors").write_bytes(
-        checkpoint_bytes(network, build_optimizer(network, recipe.hgn_half), {"step": 0})
+        checkpoint_bytes({"model": network}, build_optimizer(network, recipe.hgn_half), {"step": 0})
     )
     propose = Proposals(str(tmp_path / "hgn.safetensors"), recipe)
     prepared = prepare_photographs(samples, "0.5x", recipe.image, propose)
