@@ -1,22 +1,25 @@
-"""What a run came to, retries included: counts over its committed shards, and summary.json. No Ray in here."""
+"""What a run has come to and how it proceeds, retries included, from the object store alone; and summary.json.
+
+From any machine and at any time. No Ray in here.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ma_cluster.archive.outcomes import SECONDS
 from ma_cluster.archive.retry import latest_outcomes, retries
-from ma_cluster.archive.run import Run, committed_at, mark_finished, read_outcomes
-from ma_cluster.errors import MaClusterError
-from ma_cluster.storage.store import Store
+from ma_cluster.archive.run import Run, committed_at, mark_finished, read_outcomes, read_run, undecided
+from ma_cluster.errors import MaClusterError, UsageError
+from ma_cluster.storage.store import Store, open_store
 
 COUNTED = [
     "status",
@@ -31,86 +34,155 @@ COUNTED = [
     *SECONDS.values(),
 ]
 """Columns that `count_outcomes` reads."""
-
 RUN_SUMMARY = "run_summary.json"
 """Beside the summary of a retry: that of its whole run, after the retry."""
+_RATE_PARTS = 50
+"""Latest shards over which the rate is taken: an interruption long ago does not slow it."""
 _NUMBER = re.compile(r"\b\d+(\.\d+)?\b")
 
 
-@dataclass(frozen=True, slots=True)
-class PartCounts:
-    """Counts of one committed shard."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Counts of outcomes, as of a committed shard. Adds up."""
 
-    committed_at: float
-    """Seconds since 1970."""
-    images: int
-    statuses: Counter[str]
-    reasons: Counter[str]
-    details: Counter[tuple[str, str]]
+    committed_at: float = 0.0
+    """When the latest of them were, seconds since 1970."""
+    images: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    words: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Reasons with their words, in which each number is a #."""
-    lesions: int
-    triage: Counter[str]
-    """Scored photographs by what is to be done with them."""
-    ungradable: int
-    """Scored photographs on which the lack of lesions means nothing."""
-    clean: int
+    lesions: int = 0
+    triage: Counter[str] = field(default_factory=Counter)
+    """Scored photographs: those to be referred, those not, and those that could not be judged and are not referred."""
+    ungradable: int = 0
+    """Scored photographs on which the lack of lesions means nothing, referred ones among them."""
+    clean: int = 0
     """Gradable photographs without lesions."""
-    flags: Counter[str]
-    megapixels: float
+    flags: Counter[str] = field(default_factory=Counter)
+    """How many photographs have each flag."""
+    megapixels: float = 0.0
     """Of the photographs that could be read."""
-    seconds: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
     """By stage, over all photographs; stages of different photographs run beside each other."""
 
+    def __add__(self, other: Counts) -> Counts:
+        summed = [each.name for each in fields(self) if each.name not in ("committed_at", "seconds")]
+        sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in summed}
+        seconds = {stage: spent + other.seconds[stage] for stage, spent in self.seconds.items()}
+        return Counts(**sums, seconds=seconds, committed_at=max(self.committed_at, other.committed_at))
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """A finished run: how many photographs ended how. Also what summary.json holds."""
+    @property
+    def details(self) -> dict[str, dict[str, int]]:
+        """By reason, its words and how often they were said, most often first."""
+        found: dict[str, dict[str, int]] = {reason: {} for reason, _ in sorted(self.words)}
+        for (reason, words), count in sorted(self.words.items(), key=lambda item: (-item[1], item[0])):
+            found[reason][words] = count
+        return found
 
-    run: str
-    images: int
-    skipped: int
-    """Files of the source that were taken for no photographs: sidecars, system files, those of earlier runs."""
-    statuses: dict[str, int]
-    reasons: dict[str, int]
-    details: dict[str, dict[str, int]]
-    """By reason, its words and how often they were said, most often first."""
-    lesions: int
-    triage: dict[str, int]
-    """How many photographs are to be referred, how many not, and how many could not be judged and are not referred."""
-    ungradable: int
-    """Scored photographs on which the lack of lesions means nothing, referred ones among them."""
-    clean: int
-    """Gradable photographs without lesions."""
-    flags: dict[str, int]
-    """How many photographs have each flag."""
-    megapixels: float
-    seconds: dict[str, float]
-    """By stage, over all photographs."""
-    started: str
-    finished: str
+    def to_json(self) -> dict[str, Any]:
+        """As summary.json has them."""
+        return {
+            "statuses": self.statuses,
+            "reasons": self.reasons,
+            "details": self.details,
+            "lesions": self.lesions,
+            "triage": self.triage,
+            "ungradable": self.ungradable,
+            "clean": self.clean,
+            "flags": self.flags,
+            "megapixels": round(self.megapixels, 3),
+            "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """A run, what it has come to, and how it proceeds."""
+
+    run: Run
+    counts: Counts
+    retries: int
+    images_per_second: float | None
+    """Over the latest shards; None before there are two."""
 
     @property
     def complete(self) -> bool:
         """Whether every photograph was scored."""
-        return self.statuses.get("scored", 0) == self.images
+        return self.counts.statuses["scored"] == self.run.plan.images
+
+    @property
+    def remaining(self) -> int:
+        """Photographs without an outcome."""
+        return self.run.plan.images - self.counts.images
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Time to the end at this rate, were the run still going on."""
+        return self.remaining / self.images_per_second if self.images_per_second else None
+
+    def summary(self) -> dict[str, Any]:
+        """The values of summary.json, those that stay as they are once the run is finished."""
+        run = self.run
+        known = {"run": run.id, "images": run.plan.images, "skipped": run.plan.skipped}
+        return known | self.counts.to_json() | {"started": run.started, "finished": run.finished}
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return self.summary() | {
+            "source": self.run.source,
+            "decided": self.counts.images,
+            "remaining": self.remaining,
+            "retries": self.retries,
+            "images_per_second": self.images_per_second,
+            "eta_seconds": self.eta_seconds,
+        }
 
 
-def count_parts(dest: Store, run: Run) -> Iterator[PartCounts]:
+def read_status(dest_url: str) -> RunStatus:
+    """The status of the run under a URL.
+
+    Raises:
+        UsageError: there is no run.
+    """
+    dest, run = open_run(dest_url)
+    return status_of(dest, run, list(count_parts(dest, run)))
+
+
+def status_of(dest: Store, run: Run, parts: Sequence[Counts]) -> RunStatus:
+    """The status of a run whose committed shards have these counts."""
+    counts = sum(parts, Counts())
+    in_order: dict[str, Any] = {
+        name: Counter(dict(sorted(getattr(counts, name).items())))
+        for name in ("statuses", "reasons", "triage", "flags")
+    }
+    return RunStatus(run, replace(counts, **in_order), len(retries(dest)), rate(parts))
+
+
+def rate(parts: Sequence[Counts]) -> float | None:
+    """Photographs a second between the first and the last of the latest commits."""
+    latest = sorted(parts, key=lambda part: part.committed_at)[-_RATE_PARTS:]
+    if len(latest) < 2 or latest[-1].committed_at <= latest[0].committed_at:
+        return None
+    return sum(part.images for part in latest[1:]) / (latest[-1].committed_at - latest[0].committed_at)
+
+
+def count_parts(dest: Store, run: Run) -> Iterator[Counts]:
     """Counts of each committed shard; a photograph that was retried counts where it was last."""
     return (count_outcomes(outcomes) for outcomes in latest_outcomes(dest, run, COUNTED))
 
 
-def count_part(dest: Store, run: Run, number: int) -> PartCounts:
+def count_part(dest: Store, run: Run, number: int) -> Counts:
     """Counts of one committed shard of a run without retries."""
     return count_outcomes(read_outcomes(dest, run, number, COUNTED))
 
 
-def count_outcomes(outcomes: pa.Table) -> PartCounts:
+def count_outcomes(outcomes: pa.Table) -> Counts:
     """Counts of outcomes that were committed together, with the columns `COUNTED`."""
     statuses, reasons = Counter(outcomes["status"].to_pylist()), Counter(outcomes["reason"].to_pylist())
     reasons.pop(None, None)
     said = zip(outcomes["reason"].to_pylist(), outcomes["detail"].to_pylist(), strict=True)
-    details = Counter((reason, _NUMBER.sub("#", words)) for reason, words in said if reason and words)
+    words = Counter((reason, _NUMBER.sub("#", text)) for reason, text in said if reason and text)
     lesions = sum(count or 0 for count in outcomes["lesion_count"].to_pylist())
     scored = outcomes.filter(pc.equal(outcomes["status"], "scored"))
     judged = list(zip(scored["gradable"].to_pylist(), scored["lesion_count"].to_pylist(), strict=True))
@@ -121,12 +193,12 @@ def count_outcomes(outcomes: pa.Table) -> PartCounts:
     sizes = zip(outcomes["height"].to_pylist(), outcomes["width"].to_pylist(), strict=True)
     megapixels = sum(height * width for height, width in sizes if height is not None) / 1e6
     seconds = {stage: pc.sum(outcomes[column]).as_py() or 0.0 for stage, column in SECONDS.items()}
-    return PartCounts(
+    return Counts(
         committed_at=committed_at(outcomes),
         images=outcomes.num_rows,
         statuses=statuses,
         reasons=reasons,
-        details=details,
+        words=words,
         lesions=lesions,
         triage=triage,
         ungradable=ungradable,
@@ -137,37 +209,7 @@ def count_outcomes(outcomes: pa.Table) -> PartCounts:
     )
 
 
-def total(parts: Iterable[PartCounts]) -> PartCounts:
-    """The sum; `committed_at` is the latest."""
-    seconds = dict.fromkeys(SECONDS, 0.0)
-    out = PartCounts(0.0, 0, Counter(), Counter(), Counter(), 0, Counter(), 0, 0, Counter(), 0.0, seconds)
-    for part in parts:
-        out = PartCounts(
-            max(out.committed_at, part.committed_at),
-            out.images + part.images,
-            out.statuses + part.statuses,
-            out.reasons + part.reasons,
-            out.details + part.details,
-            out.lesions + part.lesions,
-            out.triage + part.triage,
-            out.ungradable + part.ungradable,
-            out.clean + part.clean,
-            out.flags + part.flags,
-            out.megapixels + part.megapixels,
-            {stage: seconds + part.seconds[stage] for stage, seconds in out.seconds.items()},
-        )
-    return out
-
-
-def by_reason(details: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    """The words of each reason with their counts, most often first."""
-    found: dict[str, dict[str, int]] = {reason: {} for reason, _ in sorted(details)}
-    for (reason, words), count in sorted(details.items(), key=lambda item: (-item[1], item[0])):
-        found[reason][words] = count
-    return found
-
-
-def finish_run(dest: Store, run: Run) -> Summary:
+def finish_run(dest: Store, run: Run) -> RunStatus:
     """Check that each photograph has its outcome, and write `finished` and summary.json.
 
     After a retry the same of the whole run lies beside the retry's own, as retries/0001/run_summary.json.
@@ -176,33 +218,38 @@ def finish_run(dest: Store, run: Run) -> Summary:
         MaClusterError: outcomes are missing.
         PartDamagedError: a part of them is damaged, or foreign.
     """
-    counts = total(count_parts(dest, run))
-    if counts.images != run.plan.images:
+    status = status_of(dest, run, list(count_parts(dest, run)))
+    if status.remaining:
         raise MaClusterError(
-            f"{run.plan.images - counts.images} photographs of run {run.id} have no outcome; start it again to resume"
+            f"{status.remaining} photographs of run {run.id} have no outcome; start it again to resume"
         )
-    run = mark_finished(dest, run)
-    assert run.finished is not None
-    summary = Summary(
-        run=run.id,
-        images=counts.images,
-        skipped=run.plan.skipped,
-        statuses=dict(sorted(counts.statuses.items())),
-        reasons=dict(sorted(counts.reasons.items())),
-        details=by_reason(counts.details),
-        lesions=counts.lesions,
-        triage=dict(sorted(counts.triage.items())),
-        ungradable=counts.ungradable,
-        clean=counts.clean,
-        flags=dict(sorted(counts.flags.items())),
-        megapixels=round(counts.megapixels, 3),
-        seconds={stage: round(seconds, 3) for stage, seconds in counts.seconds.items()},
-        started=run.started,
-        finished=run.finished,
-    )
-    text = (json.dumps(dataclasses.asdict(summary), indent=2) + "\n").encode()
+    status = replace(status, run=mark_finished(dest, run))
+    text = (json.dumps(status.summary(), indent=2) + "\n").encode()
     dest.create("summary.json", text)
     finished = [parts for parts, retry in retries(dest) if retry.finished is not None]
     if finished:
         finished[-1].create(RUN_SUMMARY, text)
-    return summary
+    return status
+
+
+def missing_keys(dest_url: str) -> Iterator[str]:
+    """Keys of the plan that have no outcome yet, in the plan's order.
+
+    Raises:
+        UsageError: there is no run.
+    """
+    dest, run = open_run(dest_url)
+    return (entry.key for entry in undecided(dest, run))
+
+
+def open_run(dest_url: str) -> tuple[Store, Run]:
+    """The store of a destination, and the run that is there.
+
+    Raises:
+        UsageError: there is no run.
+    """
+    dest = open_store(dest_url)
+    run = read_run(dest)
+    if run is None:
+        raise UsageError("there is no run at this destination: it has no run.json; check the URL")
+    return dest, run

@@ -142,12 +142,12 @@ def status(
     ] = None,
 ) -> None:
     """Show how an archive run stands."""
-    from ma_cluster.archive.status import missing_keys, read_status, to_json
+    from ma_cluster.archive.summary import missing_keys, read_status
     from ma_cluster.report import console
     from ma_cluster.report.truth import compare_run
 
     if as_json:
-        values = to_json(read_status(dest))
+        values = read_status(dest).to_json()
         values |= {"missing": list(missing_keys(dest))} if missing else {}
         values |= {"truth": dataclasses.asdict(compare_run(dest, truth))} if truth else {}
         typer.echo(json.dumps(values, indent=2))

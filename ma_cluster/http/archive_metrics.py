@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from ma_cluster.archive.retry import retries
 from ma_cluster.archive.run import Run, committed, read_run
-from ma_cluster.archive.summary import PartCounts, count_part, count_parts, total
+from ma_cluster.archive.summary import Counts, count_part, count_parts
 from ma_cluster.errors import MaClusterError, Status, StoreError
 from ma_cluster.metrics import ARCHIVE_STATE
 from ma_cluster.storage.store import Store, open_store
@@ -97,7 +97,7 @@ class ArchiveMetrics(Collector):
             ungradable.add_metric([run.id], counts.ungradable)
         yield from (images, remaining, ungradable)
 
-    def _count(self, url: str) -> tuple[Run | None, PartCounts]:
+    def _count(self, url: str) -> tuple[Run | None, Counts]:
         return self._counts.setdefault(url, _RunCounts(open_store(url))).now()
 
     def text(self) -> bytes:
@@ -115,22 +115,22 @@ class _RunCounts:
         self._begun: str | None = None
         self._retried: list[int] = []
         self._parts: set[int] = set()
-        self._counts = total(())
+        self._counts = Counts()
 
-    def now(self) -> tuple[Run | None, PartCounts]:
+    def now(self) -> tuple[Run | None, Counts]:
         """The run, None before it is planned, and its counts."""
         run = read_run(self._dest)
         if run is None:
             return None, self._counts
         if run.started != self._begun:
-            self._begun, self._retried, self._parts, self._counts = run.started, [], set(), total(())
+            self._begun, self._retried, self._parts, self._counts = run.started, [], set(), Counts()
         parts = committed(self._dest)
         retried = [len(committed(parts)) for parts, _ in retries(self._dest)]
         if retried != self._retried or (retried and parts != self._parts):
-            self._counts = total(count_parts(self._dest, run))
+            self._counts = sum(count_parts(self._dest, run), Counts())
         elif not retried:
             new = (count_part(self._dest, run, number) for number in sorted(parts - self._parts))
-            self._counts = total([self._counts, *new])
+            self._counts = sum(new, self._counts)
         self._parts, self._retried = parts, retried
         return run, self._counts
 

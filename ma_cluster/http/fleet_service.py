@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.run import Run, read_run
 from ma_cluster.archive.shard_scorer import Reading, Recorder, Segmentation
-from ma_cluster.archive.status import read_status, to_json
+from ma_cluster.archive.summary import read_status
 from ma_cluster.bundle import Bundle
 from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import ImageError, MaClusterError, Reason, WorkerLostError
@@ -121,7 +121,7 @@ class FleetService:
         known = self._known(job, self._running()) | {"status": None, "log": self._jobs.log(job_id)}
         try:
             planned = job.run() is not None
-            return known | {"status": to_json(read_status(job.destination)) if planned else None}
+            return known | {"status": read_status(job.destination).to_json() if planned else None}
         except MaClusterError as error:
             return known | {"error": job.error or str(error)}
 

@@ -16,8 +16,7 @@ from rich import progress as bars
 from rich.console import Console
 
 from ma_cluster.archive.repair import PutAside
-from ma_cluster.archive.status import RunStatus
-from ma_cluster.archive.summary import Summary
+from ma_cluster.archive.summary import Counts, RunStatus
 from ma_cluster.errors import Triage
 from ma_cluster.report.doctor import Finding
 from ma_cluster.report.truth import Agreement
@@ -36,36 +35,36 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def summary_lines(summary: Summary, images_per_second: float | None) -> Iterator[str]:
+def summary_lines(status: RunStatus, images_per_second: float | None) -> Iterator[str]:
     """The lines at the end of an archive run.
 
     Args:
-        summary: of the whole run.
+        status: of the whole run.
         images_per_second: of this command; None where there was nothing left to score.
     """
-    yield f"run {summary.run}: {_photographs(summary.images)}, {summary.lesions} lesions"
-    yield from _counts(summary.statuses, summary.reasons, summary.details)
-    yield from _graded(summary)
-    yield from _skipped(summary.skipped)
+    counts = status.counts
+    yield f"run {status.run.id}: {_photographs(counts.images)}, {counts.lesions} lesions"
+    yield from _counts(counts)
+    yield from _skipped(status.run.plan.skipped)
     if images_per_second is None:
         yield "nothing was left to score"
     else:
-        megapixels_per_second = images_per_second * summary.megapixels / max(summary.images, 1)
+        megapixels_per_second = images_per_second * counts.megapixels / max(counts.images, 1)
         yield f"{images_per_second:.2f} photographs/s, {megapixels_per_second:.3g} megapixels/s"
-    yield from _stages(summary.seconds)
+    yield from _stages(counts.seconds)
 
 
 def status_lines(status: RunStatus) -> Iterator[str]:
     """The lines that say how a run stands."""
-    yield f"run {status.run.id} of {printable(status.run.source)}"
-    yield f"started {status.run.started}, {f'finished {status.run.finished}' if status.run.finished else 'unfinished'}"
-    yield f"{status.decided} of {_photographs(status.run.plan.images)} decided, {status.lesions} lesions"
-    yield from _counts(status.statuses, status.reasons, status.details)
-    yield from _graded(status)
-    yield from _skipped(status.run.plan.skipped)
+    run, counts = status.run, status.counts
+    yield f"run {run.id} of {printable(run.source)}"
+    yield f"started {run.started}, {f'finished {run.finished}' if run.finished else 'unfinished'}"
+    yield f"{counts.images} of {_photographs(run.plan.images)} decided, {counts.lesions} lesions"
+    yield from _counts(counts)
+    yield from _skipped(run.plan.skipped)
     if status.retries:
         yield f"  retried {status.retries} time{'' if status.retries == 1 else 's'}"
-    yield from _stages(status.seconds)
+    yield from _stages(counts.seconds)
     if status.remaining and status.images_per_second is not None:
         yield pace(status.images_per_second, status.eta_seconds)
 
@@ -153,26 +152,23 @@ def pace(images_per_second: float | None, eta_seconds: float | None) -> str:
     return f"{images_per_second:.2f}/s, {hours}:{minutes:02d}:{seconds:02d} left"
 
 
-def _counts(statuses: dict[str, int], reasons: dict[str, int], details: dict[str, dict[str, int]]) -> Iterator[str]:
-    yield from (f"  {status:<8} {count}" for status, count in statuses.items())
-    for reason, count in reasons.items():
+def _counts(counts: Counts) -> Iterator[str]:
+    """How photographs ended, and what the scored ones say, as far as they can be judged."""
+    yield from (f"  {status:<8} {count}" for status, count in counts.statuses.items())
+    for reason, count in counts.reasons.items():
         yield f"    {reason:<14} {count}"
-        said = details.get(reason, {})
+        said = counts.details.get(reason, {})
         yield from (f"      {times} x {printable(words)}" for words, times in islice(said.items(), _WORDS_SHOWN))
         if len(said) > _WORDS_SHOWN:
             yield f"      and {len(said) - _WORDS_SHOWN} others; summary.json has all"
-
-
-def _graded(run: Summary | RunStatus) -> Iterator[str]:
-    """What the scored photographs say, as far as they can be judged."""
-    if run.triage:
-        yield f"  triage   {', '.join(f'{todo} {run.triage.get(todo, 0)}' for todo in Triage)}"
-    if "scored" in run.statuses:
-        yield f"  clean {run.clean}: gradable, and without lesions"
-    if run.ungradable:
-        yield f"  ungradable {run.ungradable}: the lack of lesions on them means nothing"
-    if run.flags:
-        yield "  flags " + ", ".join(f"{flag} {count}" for flag, count in run.flags.items())
+    if counts.triage:
+        yield f"  triage   {', '.join(f'{todo} {counts.triage[todo]}' for todo in Triage)}"
+    if counts.statuses["scored"]:
+        yield f"  clean {counts.clean}: gradable, and without lesions"
+    if counts.ungradable:
+        yield f"  ungradable {counts.ungradable}: the lack of lesions on them means nothing"
+    if counts.flags:
+        yield "  flags " + ", ".join(f"{flag} {count}" for flag, count in counts.flags.items())
 
 
 def _skipped(files: int) -> Iterator[str]:

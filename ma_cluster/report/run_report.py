@@ -18,8 +18,7 @@ import jinja2
 import numpy as np
 
 from ma_cluster.archive.retry import latest_outcomes
-from ma_cluster.archive.status import RunStatus, open_run, status_of
-from ma_cluster.archive.summary import COUNTED, count_outcomes
+from ma_cluster.archive.summary import COUNTED, RunStatus, count_outcomes, open_run, status_of
 from ma_cluster.errors import Status
 
 INDEX = "report/index.html"
@@ -129,9 +128,9 @@ def render(status: RunStatus, digest: Digest) -> str:
     """The page as HTML. It loads nothing but the overlays, by paths relative to itself."""
     loader = jinja2.PackageLoader("ma_cluster.report")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    reasons = _bars(list(status.reasons), list(status.reasons.values()), "{:,}")
-    stages = _bars(list(status.seconds), list(status.seconds.values()), "{:,.1f} s")
-    flags = _bars(list(status.flags), list(status.flags.values()), "{:,}")
+    reasons = _bars(list(status.counts.reasons), list(status.counts.reasons.values()), "{:,}")
+    stages = _bars(list(status.counts.seconds), list(status.counts.seconds.values()), "{:,.1f} s")
+    flags = _bars(list(status.counts.flags), list(status.counts.flags.values()), "{:,}")
     page: str = environment.get_template("run.html").render(
         status=status,
         digest=digest,

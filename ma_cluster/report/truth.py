@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from ma_cluster.archive.retry import latest_outcomes
 from ma_cluster.archive.run import Run
-from ma_cluster.archive.status import open_run
+from ma_cluster.archive.summary import open_run
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.scoring import label

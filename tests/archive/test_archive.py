@@ -34,8 +34,7 @@ from ma_cluster.archive.run import (
     read_run,
     undecided,
 )
-from ma_cluster.archive.status import missing_keys, read_status
-from ma_cluster.archive.summary import finish_run
+from ma_cluster.archive.summary import finish_run, missing_keys, read_status
 from ma_cluster.errors import MaClusterError, Reason, RunConflictError, Triage
 from ma_cluster.lesions.grading import Findings
 from ma_cluster.storage.local import LocalStore
@@ -186,8 +185,8 @@ def test_status_and_missing_keys_come_from_the_store(tmp_path: Path) -> None:
     for number in (0, 2):
         commit(dest, run, list(shards(dest, run.plan))[number], refused(dest, run, number))
     status = read_status(dest.url)
-    assert (status.decided, status.remaining) == (2, 1)
-    assert (status.statuses, status.reasons) == ({"refused": 2}, {"not_an_image": 2})
+    assert (status.counts.images, status.remaining) == (2, 1)
+    assert (status.counts.statuses, status.counts.reasons) == ({"refused": 2}, {"not_an_image": 2})
     assert status.images_per_second and status.eta_seconds
     assert list(missing_keys(dest.url)) == ["001.jpg"]
 
@@ -275,10 +274,10 @@ def test_a_retry_is_a_run_of_what_failed_and_its_rows_supersede(tmp_path: Path) 
 
     assert statuses(dest) == {"000.jpg": "scored", "001.jpg": "refused", "002.jpg": "failed", "003.jpg": "scored"}
     status = read_status(dest.url)
-    assert status.statuses == {"failed": 1, "refused": 1, "scored": 2}
-    assert (status.decided, status.remaining) == (4, 0)
+    assert status.counts.statuses == {"failed": 1, "refused": 1, "scored": 2}
+    assert (status.counts.images, status.remaining) == (4, 0)
     finished = read_run(dest)
-    assert finished is not None and finish_run(dest, finished).statuses == status.statuses
+    assert finished is not None and finish_run(dest, finished).counts.statuses == status.counts.statuses
     assert {path: path.read_bytes() for path in before} == before, "nothing is overwritten"
     assert sum(read_outcomes(dest, run, number).num_rows for number in committed(dest)) == 4
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from ma_cluster.archive.plan import shards
 from ma_cluster.archive.run import begin_run
 from ma_cluster.archive.shard_scorer import Reading, Segmentation, ShardScorer
-from ma_cluster.archive.status import missing_keys
+from ma_cluster.archive.summary import missing_keys
 from ma_cluster.cli.app import app
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import Triage

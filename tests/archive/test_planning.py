@@ -10,8 +10,7 @@ from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.plan import read_shard
 from ma_cluster.archive.retry import begin_retry
 from ma_cluster.archive.run import Run, begin_run, commit, pending, undecided
-from ma_cluster.archive.status import read_status
-from ma_cluster.archive.summary import finish_run
+from ma_cluster.archive.summary import finish_run, read_status
 from ma_cluster.errors import Reason, RunConflictError, StoreError, Triage, UsageError
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.quality import Quality
@@ -194,8 +193,8 @@ def test_the_words_of_refusals_are_counted_with_their_numbers_left_out(source: L
         said = {"reason": Reason.TOO_SMALL, "detail": next(words)}
         commit(dest, run, shard, [Outcome(key=entry.key, etag=entry.etag, attempts=1, **said)])
     summary = finish_run(dest, run)
-    assert summary.details == {"too_small": {"# x # pixels": 2, "format JPEG2000": 1}}
-    assert read_status(dest.url).details == summary.details
+    assert summary.counts.details == {"too_small": {"# x # pixels": 2, "format JPEG2000": 1}}
+    assert read_status(dest.url).counts.details == summary.counts.details
     assert "      2 x # x # pixels" in summary_lines(summary, None)
     write_report(dest.url)
     page = (dest.root / "report/index.html").read_text()
@@ -210,4 +209,4 @@ def test_outcomes_of_a_version_without_a_column_are_read_with_nulls(source: Loca
     for path in (dest.root / "outcomes").iterdir():
         table = pq.read_table(path)
         pq.write_table(table.drop_columns(["detail"]), path)
-    assert read_status(dest.url).statuses == {"scored": 4}
+    assert read_status(dest.url).counts.statuses == {"scored": 4}

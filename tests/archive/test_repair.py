@@ -16,8 +16,7 @@ from ma_cluster.archive.plan import read_shard
 from ma_cluster.archive.repair import repair_run
 from ma_cluster.archive.retry import begin_retry
 from ma_cluster.archive.run import Run, begin_run, commit, committed, pending, read_run
-from ma_cluster.archive.status import read_status
-from ma_cluster.archive.summary import RUN_SUMMARY, finish_run
+from ma_cluster.archive.summary import RUN_SUMMARY, finish_run, read_status
 from ma_cluster.errors import PartDamagedError, Reason, RunConflictError, UsageError
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import Store, open_store
@@ -114,7 +113,7 @@ def test_a_damaged_part_of_the_outcomes_is_put_aside_and_scored_again(
     assert (read_status(dest.url).remaining, run_of(dest).finished) == (1, None)
 
     decide(dest, begin_run(source, dest, "model", "config"))
-    assert read_status(dest.url).statuses == {"scored": 4}
+    assert read_status(dest.url).counts.statuses == {"scored": 4}
     assert {number: dest.get(f"outcomes/part-{number:06d}.parquet") for number in whole} == whole
     assert json.loads(dest.get("summary.json"))["finished"] == run_of(dest).finished
     assert repair_run(source, dest) == []
@@ -203,13 +202,13 @@ def retried(source: LocalStore, tmp_path: Path) -> LocalStore:
 def test_what_a_retry_has_lost_is_retried_again(
     source: LocalStore, retried: LocalStore, number: str, what: str
 ) -> None:
-    assert read_status(retried.url).statuses == {"scored": 4}
+    assert read_status(retried.url).counts.statuses == {"scored": 4}
     retried.put(f"retries/{number}/{what}", b"damaged")
     assert f"damaged/0001/retries/{number}/{what}" in {each.now for each in repair_run(source, retried)}
-    assert read_status(retried.url).statuses["failed"] >= 1
+    assert read_status(retried.url).counts.statuses["failed"] >= 1
     while (retry := begin_retry(source, retried, run_of(retried))) is not None:
         decide(*retry)
-    assert read_status(retried.url).statuses == {"scored": 4}
+    assert read_status(retried.url).counts.statuses == {"scored": 4}
 
 
 def test_after_a_retry_the_whole_runs_summary_lies_beside_it(retried: LocalStore) -> None:
@@ -228,7 +227,7 @@ def test_a_run_in_s3_is_repaired_as_well(source: LocalStore, weed: Weed) -> None
     assert committed(dest) == {0, 2, 3}
     assert dest.get(f"damaged/0001/{PART}") == b"damaged"
     decide(dest, run_of(dest))
-    assert read_status(dest.url).statuses == {"scored": 4}
+    assert read_status(dest.url).counts.statuses == {"scored": 4}
 
 
 @pytest.mark.parametrize(

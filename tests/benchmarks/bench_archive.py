@@ -102,7 +102,7 @@ def measure(images: int) -> dict[str, Any]:
         summary = finish_run(dest, run)
         seconds["finish"] = time.perf_counter() - began - seconds["plan"] - seconds["drive"]
     ray.shutdown()
-    assert summary.statuses == {"refused": images}
+    assert summary.counts.statuses == {"refused": images}
     return {
         "keys": images,
         "seconds": seconds,

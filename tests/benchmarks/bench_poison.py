@@ -64,7 +64,7 @@ def measure(model: Path, folder: Path, photographs: int, share: float) -> dict[s
         source.create(f"{number:04d}.jpg", ((ABORT, EXIT)[number % 2] if dies else b"") + eye)
     progress: list[Progress] = []
     summary = score_archive(source.url, f"{folder}/dest", FLEET, model=str(model), on_progress=progress.append)
-    assert summary.statuses.get("failed", 0) == poison, "no sound photograph has failed, and no other was scored"
+    assert summary.counts.statuses.get("failed", 0) == poison, "no sound photograph has failed, and no other was scored"
     rate = progress[-1].images_per_second
     assert rate is not None
     return {"poison_share": share, "photographs": photographs, "sound_per_second": rate * (1 - share)}

@@ -11,8 +11,7 @@ import pytest
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.plan import read_shard
 from ma_cluster.archive.run import begin_run, commit, pending
-from ma_cluster.archive.status import open_run, read_status, to_json
-from ma_cluster.archive.summary import finish_run
+from ma_cluster.archive.summary import finish_run, open_run, read_status
 from ma_cluster.errors import Flag, Reason, Triage, UsageError
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.quality import Quality
@@ -89,7 +88,7 @@ def test_a_finished_run_is_told_with_the_time_of_each_stage(tmp_path: Path) -> N
     dest = LocalStore(committed_run(tmp_path))
     summary = finish_run(dest, open_run(dest.url)[1])
     lines = list(summary_lines(summary, images_per_second=0.5))
-    assert summary.triage == read_status(dest.url).triage == {"refer": 2}
+    assert summary.counts.triage == read_status(dest.url).counts.triage == {"refer": 2}
     assert "  triage   none 0, refer 2, ungradable 0" in lines
     assert lines[0].endswith("3 photographs, 10 lesions")
     assert any(line.startswith("0.50 photographs/s") for line in lines)
@@ -141,7 +140,7 @@ def test_an_ungradable_photograph_is_never_counted_as_clean(tmp_path: Path) -> N
     page = Page((dest.root / "report/index.html").read_text())
     overlays = [kept["src"] for tag, kept in page.tags if tag == "img"]
     assert overlays[:2] == ["../overlays/blurred.jpg", "../overlays/dark.jpg"]
-    values = to_json(read_status(dest.url))
+    values = read_status(dest.url).to_json()
     assert (values["clean"], values["ungradable"], values["flags"]["dark"]) == (1, 2, 1)
 
 

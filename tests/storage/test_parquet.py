@@ -27,7 +27,7 @@ def threads():
 
 dest, manifest = sys.argv[1:]
 before = threads()
-assert status.read_status(dest).decided == 3
+assert status.read_status(dest).counts.images == 3
 assert len(list(status.missing_keys(dest))) == 0
 assert len(list(open_source(manifest).list())) == 3
 until = time.monotonic() + 5  # those of our own executors have been joined, and take a moment to go

@@ -28,7 +28,7 @@ from ma_cluster.archive.plan import Shard, largest_shard
 from ma_cluster.archive.retry import begin_retry
 from ma_cluster.archive.run import Run, begin_run, pending
 from ma_cluster.archive.shard_scorer import Scorer, ShardScorer
-from ma_cluster.archive.summary import Summary, finish_run
+from ma_cluster.archive.summary import RunStatus, finish_run
 from ma_cluster.bundle import DETECTING, Bundle, load_bundle, location
 from ma_cluster.cluster import recording
 from ma_cluster.cluster.connection import connected, quieten, starts_own
@@ -71,7 +71,7 @@ def score_archive(
     *,
     model: str = "lite",
     on_progress: OnProgress | None = None,
-) -> Summary:
+) -> RunStatus:
     """Score every photograph of `source` into `dest`; a run that was cut short goes on where it was.
 
     SIGTERM ends it cleanly by SystemExit(143): what is committed stays, what was begun is stopped.
@@ -103,13 +103,13 @@ def retry_archive(
     *,
     model: str = "lite",
     on_progress: OnProgress | None = None,
-) -> Summary:
+) -> RunStatus:
     """Score as `score_archive` does, then go once more over the photographs that failed (not those refused).
 
     A retry that was cut short goes on where it was. Arguments and errors are those of `score_archive`.
 
     Returns:
-        the summary of the whole run, each photograph counted where it was last.
+        how the whole run ended, each photograph counted where it was last.
     """
     score_archive(source, dest, fleet, model=model, on_progress=on_progress)
     photographs = _photographs(source)

@@ -64,6 +64,6 @@ def test_a_run_through_a_breaking_store_ends_as_a_clean_one_and_what_failed_is_s
     }
 
     summary = retry_archive(source.url, dest.url, FLEET, model=str(tiny_bundle))
-    assert summary.statuses == {"scored": EYES}
+    assert summary.counts.statuses == {"scored": EYES}
     assert results(dest, "attempts") == expected
     assert masks(dest) == masks(clean)

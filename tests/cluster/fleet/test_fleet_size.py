@@ -210,7 +210,7 @@ def test_who_joins_a_fleet_goes_by_that_ones_deadlines(eyes: str, tiny_bundle: P
         summary = score_archive(eyes, str(tmp_path), Fleet(name="ma-cluster-warm"), model=str(tiny_bundle))
     finally:
         app.delete()
-    assert summary.reasons == {"timeout": 2}
+    assert summary.counts.reasons == {"timeout": 2}
     assert {row["attempts"] for row in rows(LocalStore(tmp_path)).values()} == {2}
 
 

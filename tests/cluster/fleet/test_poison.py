@@ -64,7 +64,7 @@ def test_photographs_that_kill_their_decoder_fail_and_no_other_is_touched(
     for key, mark in marks.items():
         source.create(key, mark + eye)
     summary = score_archive(source.url, f"{tmp_path}/dest", FLEET, model=str(tiny_bundle))
-    assert summary.statuses == {"failed": len(poison), "scored": good}
+    assert summary.counts.statuses == {"failed": len(poison), "scored": good}
     assert not summary.complete, "so the command exits with 3"
     for key, row in rows(LocalStore(tmp_path / "dest")).items():
         mark = marks.get(key)
@@ -92,13 +92,13 @@ def test_failed_photographs_are_retried_and_the_rest_is_left_alone(
     delete(source.url, "deleted.jpg")
 
     summary = score_archive(url, dest.url, FLEET, model=str(tiny_bundle))
-    assert summary.statuses == {"failed": 4, "scored": 1}
-    assert summary.reasons == {"changed": 2, "crashed_worker": 1, "missing": 1}
+    assert summary.counts.statuses == {"failed": 4, "scored": 1}
+    assert summary.counts.reasons == {"changed": 2, "crashed_worker": 1, "missing": 1}
     before = {entry.key: entry.etag for entry in dest.list()}
 
     broken.unlink()
     summary = retry_archive(url, dest.url, FLEET, model=str(tiny_bundle))
-    assert summary.statuses == {"failed": 2, "scored": 3}
+    assert summary.counts.statuses == {"failed": 2, "scored": 3}
     outcomes = rows(dest)
     assert {key: outcomes[key]["reason"] for key in keys[2:] if outcomes[key]["reason"]} == {
         "deleted.jpg": "changed",
@@ -124,7 +124,7 @@ def test_a_fleet_that_fails_whatever_it_is_given_ends_the_run_which_is_resumed(
         score_archive(source.url, dest.url, broken, model=str(tiny_bundle))
     assert len(committed(dest)) <= 2, "those that had their second loss before"
     summary = retry_archive(source.url, dest.url, FLEET, model=str(tiny_bundle))
-    assert summary.statuses == {"scored": 6}
+    assert summary.counts.statuses == {"scored": 6}
     assert summary.complete
 
 

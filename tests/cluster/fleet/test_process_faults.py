@@ -133,7 +133,7 @@ def test_two_drivers_of_one_run_share_it(scored: Scored, tmp_path: Path) -> None
             time.sleep(0.05)
         summary = score_archive(source.url, dest.url, FLEET, model=scored.model)
         assert other.wait(timeout=120) == 0, (tmp_path / "log.txt").read_text()
-    assert summary.statuses == {"scored": COPIES * EYES}
+    assert summary.counts.statuses == {"scored": COPIES * EYES}
     found = masks(dest)
     assert found == {f"{copy}/{key}": mask for key, mask in scored.masks.items() for copy in range(COPIES)}
 

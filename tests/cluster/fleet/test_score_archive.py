@@ -21,8 +21,7 @@ from PIL import Image
 from processes import Process, descendants, wait_until_gone
 from servers import Weed
 
-from ma_cluster.archive.status import missing_keys, read_status, to_json
-from ma_cluster.archive.summary import Summary
+from ma_cluster.archive.summary import missing_keys, read_status
 from ma_cluster.bundle import load_bundle, save_bundle
 from ma_cluster.cluster.fleet.driver import Progress, score_archive
 from ma_cluster.cluster.fleet.replicas import Fleet
@@ -46,7 +45,7 @@ class ScoredFolder:
 
     source: Path
     dest: Path
-    summary: Summary
+    summary: RunStatus
     progress: list[Progress]
 
 
@@ -98,7 +97,7 @@ def test_photographs_are_scored_and_the_rest_is_refused_with_its_reason(scored_f
     assert {key: row["reason"] for key, row in outcomes.items() if row["status"] == "refused"} == POISON
     assert sum(row["status"] == "scored" for row in outcomes.values()) == GOOD
     assert all(row["attempts"] == 1 for row in outcomes.values())
-    assert scored_folder.summary.statuses == {"refused": 4, "scored": GOOD}
+    assert scored_folder.summary.counts.statuses == {"refused": 4, "scored": GOOD}
     assert not scored_folder.summary.complete
     assert scored_folder.progress[-1].done == scored_folder.progress[-1].total == GOOD + len(POISON)
 
@@ -113,7 +112,7 @@ def test_the_mask_holds_what_the_row_counts(scored_folder: ScoredFolder) -> None
                 assert int(np.asarray(mask).sum()) == row["lesion_area_px"]
             assert row["lesion_count"] == len(row["lesions"])
             assert dest.get(row["overlay_key"]).startswith(b"\xff\xd8")
-    assert sum(row["lesion_count"] or 0 for row in rows(dest).values()) == scored_folder.summary.lesions > 0
+    assert sum(row["lesion_count"] or 0 for row in rows(dest).values()) == scored_folder.summary.counts.lesions > 0
 
 
 def test_run_and_summary_say_what_was_done(scored_folder: ScoredFolder) -> None:
@@ -129,7 +128,7 @@ def test_run_and_summary_say_what_was_done(scored_folder: ScoredFolder) -> None:
 
 
 def test_status_needs_the_store_alone(scored_folder: ScoredFolder) -> None:
-    status = to_json(read_status(str(scored_folder.dest)))
+    status = read_status(str(scored_folder.dest)).to_json()
     assert (status["decided"], status["remaining"], status["eta_seconds"]) == (12, 0, 0.0)
     assert status["reasons"] == {"not_an_image": 2, "too_large": 1, "truncated": 1}
     assert list(missing_keys(str(scored_folder.dest))) == []
@@ -158,14 +157,14 @@ def test_s3_gives_the_same_masks_as_a_folder(scored_folder: ScoredFolder, tiny_b
     for path in scored_folder.source.rglob("*.*"):
         upload.put(path.relative_to(scored_folder.source).as_posix(), path.read_bytes())
     summary = score_archive(source, dest, FLEET, model=model)
-    assert summary.statuses == scored_folder.summary.statuses
+    assert summary.counts.statuses == scored_folder.summary.counts.statuses
     kept = Path(os.environ["MA_CLUSTER_CACHE"]) / "models" / digest
     assert {path.name for path in kept.glob("*.*s*")} == {"bundle.json", "hgn_1x.safetensors", "hgn_half.safetensors"}
     from_s3, local = open_store(dest), LocalStore(scored_folder.dest)
     assert masks(from_s3) == masks(local)
     differing = ("etag", "mask_key", "overlay_key")
     assert results(from_s3, *differing) == results(local, *differing)
-    assert read_status(dest).statuses == summary.statuses
+    assert read_status(dest).counts.statuses == summary.counts.statuses
 
 
 @pytest.mark.slow
@@ -177,7 +176,7 @@ def test_a_model_that_gives_no_numbers_fails_its_photographs_once_and_finds_no_h
     half = {key: value * (1e38 if key.startswith("head") else 1) for key, value in bundle.weights["hgn_half"].items()}
     save_bundle(replace(bundle, weights=bundle.weights | {"hgn_half": half}), model)
     summary = score_archive(str(scored_folder.source), str(tmp_path / "dest"), FLEET, model=str(model))
-    assert summary.statuses == {"refused": 4, "failed": GOOD}
+    assert summary.counts.statuses == {"refused": 4, "failed": GOOD}
     failed = [row for row in rows(LocalStore(tmp_path / "dest")).values() if row["status"] == "failed"]
     assert {(row["reason"], row["attempts"]) for row in failed} == {("not_finite", 1)}
 
