@@ -26,7 +26,7 @@ from ma_cluster.errors import Reason, Triage
 from ma_cluster.images.sample import retina, write_sample
 from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.lesions.grading import Findings
-from ma_cluster.lesions.overlay import encode_mask
+from ma_cluster.lesions.table import encode_mask
 from ma_cluster.networks.optimising import build_optimizer
 from ma_cluster.storage.manifest import Photographs
 from ma_cluster.storage.store import open_store

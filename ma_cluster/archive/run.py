@@ -3,9 +3,8 @@
     run.json                       after the plan, create-only: where it is, the plan is whole
     plan/part-00000.parquet        see plan.py
     outcomes/part-000000.parquet   one for each shard, create-only: where it is, the shard is done
-    retries/0001/...               see retry.py
     summary.json                   create-only, last
-    damaged/0001/...               see repair.py
+    retries/..., damaged/...       see retry.py
 
 Nothing is ever overwritten but `finished` in run.json.
 """

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ma_cluster.archive.outcomes import SECONDS
-from ma_cluster.archive.retry import latest_outcomes, retries
+from ma_cluster.archive.retry import RUN_SUMMARY, latest_outcomes, retries
 from ma_cluster.archive.run import Run, committed_at, mark_finished, read_outcomes, read_run, undecided
 from ma_cluster.errors import MaClusterError, UsageError
 from ma_cluster.storage.store import Store, open_store
@@ -34,8 +34,6 @@ COUNTED = [
     *SECONDS.values(),
 ]
 """Columns that `count_outcomes` reads."""
-RUN_SUMMARY = "run_summary.json"
-"""Beside the summary of a retry: that of its whole run, after the retry."""
 _RATE_PARTS = 50
 """Latest shards over which the rate is taken: an interruption long ago does not slow it."""
 _NUMBER = re.compile(r"\b\d+(\.\d+)?\b")

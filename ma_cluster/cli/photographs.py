@@ -96,7 +96,7 @@ def score(
 
     if fleet_name is not None and (replicas, readers, gpus, threads) != (None, 1, 0.0, 1):
         raise UsageError("a warm fleet has its own sizes: leave out --replicas, --readers, --gpus and --threads")
-    from ma_cluster.archive.repair import repair_run
+    from ma_cluster.archive.retry import repair_run
     from ma_cluster.cluster.fleet.driver import Progress, retry_archive, score_archive
     from ma_cluster.cluster.fleet.replicas import Fleet
     from ma_cluster.report.console import progress_display, repair_lines, summary_lines
@@ -144,7 +144,7 @@ def status(
     """Show how an archive run stands."""
     from ma_cluster.archive.summary import missing_keys, read_status
     from ma_cluster.report import console
-    from ma_cluster.report.truth import compare_run
+    from ma_cluster.report.run_report import compare_run
 
     if as_json:
         values = read_status(dest).to_json()

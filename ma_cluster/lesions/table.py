@@ -1,16 +1,24 @@
-"""A fused probability map -> the lesion table: components above the threshold, measured on the photograph's grid."""
+"""A fused probability map -> the lesions, and how they are shown: table, 1-bit mask, photograph with each one outlined.
+
+Lesions are components above the threshold, measured on the photograph's grid.
+"""
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
+from PIL import Image
 
 from ma_cluster.config import DetectorConfig
 from ma_cluster.images.fundus import Fov, Grid
+
+OUTLINE_RGB = (64, 255, 64)  # absent from a retina, and visible to most of those who are colour-blind
+JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +88,27 @@ def _measure(
         score_max=float(inside.max()),
         fov_distance_px=float(np.hypot(row - fov.row, col - fov.col)),
     )
+
+
+def draw_overlay(pixels: UInt8[ndarray, "h w 3"], mask: Bool[ndarray, "h w"]) -> UInt8[ndarray, "h w 3"]:
+    """A copy of the photograph with a thin contour a few pixels outside each lesion, which stays visible."""
+    thickness = max(1, round(min(mask.shape) / 1000))
+    gap = 2 * thickness + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * gap + 1, 2 * gap + 1))
+    grown = cv2.dilate(mask.astype(np.uint8), kernel)
+    contours, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(pixels.copy(), contours, -1, OUTLINE_RGB, thickness, cv2.LINE_AA)
+
+
+def encode_overlay(pixels: UInt8[ndarray, "h w 3"], mask: Bool[ndarray, "h w"]) -> bytes:
+    """`draw_overlay` as a JPEG."""
+    out = io.BytesIO()
+    Image.fromarray(draw_overlay(pixels, mask)).save(out, format="JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()
+
+
+def encode_mask(mask: Bool[ndarray, "h w"]) -> bytes:
+    """The mask as a 1-bit PNG, white where there is a lesion."""
+    out = io.BytesIO()
+    Image.fromarray(mask).save(out, format="PNG")
+    return out.getvalue()

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 from rich import progress as bars
 from rich.console import Console
 
-from ma_cluster.archive.repair import PutAside
+from ma_cluster.archive.retry import PutAside
 from ma_cluster.archive.summary import Counts, RunStatus
 from ma_cluster.errors import Triage
 from ma_cluster.report.doctor import Finding
-from ma_cluster.report.truth import Agreement
 
 _WORDS_SHOWN = 5  # of each reason
 
 if TYPE_CHECKING:
     from ma_cluster.cluster.fleet.driver import Progress
+    from ma_cluster.report.run_report import Agreement
 
 LOG_SECONDS = 30.0
 """Time between two lines of progress where stderr is no terminal."""

@@ -108,7 +108,7 @@ def test_a_retried_run_below_the_source_is_skipped_with_its_retries(source: Loca
 
 
 def test_all_that_a_run_writes_has_a_name_by_which_it_is_known(source: LocalStore, tmp_path: Path) -> None:
-    from ma_cluster.archive.repair import repair_run
+    from ma_cluster.archive.retry import repair_run
     from ma_cluster.archive.run import FILES, FOLDERS
 
     dest = LocalStore(tmp_path / "dest")

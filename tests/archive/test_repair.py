@@ -13,10 +13,9 @@ from servers import Weed
 
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.plan import read_shard
-from ma_cluster.archive.repair import repair_run
-from ma_cluster.archive.retry import begin_retry
+from ma_cluster.archive.retry import RUN_SUMMARY, begin_retry, repair_run
 from ma_cluster.archive.run import Run, begin_run, commit, committed, pending, read_run
-from ma_cluster.archive.summary import RUN_SUMMARY, finish_run, read_status
+from ma_cluster.archive.summary import finish_run, read_status
 from ma_cluster.errors import PartDamagedError, Reason, RunConflictError, UsageError
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import Store, open_store

@@ -35,7 +35,7 @@ from ma_cluster.images.decode import decode
 from ma_cluster.images.fundus import find_fov
 from ma_cluster.images.reading import Facts, read_bytes, read_pixels
 from ma_cluster.lesions.detector import Detection, Detector
-from ma_cluster.report.truth import agree
+from ma_cluster.report.run_report import agree
 
 Photograph = UInt8[ndarray, "h w 3"]
 STEPS: dict[str, tuple[float, ...]] = {

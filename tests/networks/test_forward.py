@@ -1,4 +1,4 @@
-"""A folded network answers as before, and one that is shown flips is unmoved by them."""
+"""From logits to probabilities; a folded network answers as before, one that is shown flips is unmoved by them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from untrained import calibrated_frrn
 
-from ma_cluster.networks import inference
-from ma_cluster.networks.inference import FLIPS, FlipAugmented, OneDnnConv2d, fold
+from ma_cluster.networks import forward
+from ma_cluster.networks.forward import FLIPS, FlipAugmented, OneDnnConv2d, fold, probability
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_an_overflow_in_any_precision_is_no_certainty(dtype: torch.dtype) -> None:
+    logits = (torch.tensor([0.0, 200.0, -200.0], dtype=dtype) * torch.finfo(dtype).max).float()
+    assert not torch.isfinite(probability(logits)[1:]).any()
+    assert not torch.isfinite(probability(logits - logits[1])).any(), "infinity less infinity"
+
+
+def test_a_finite_logit_has_its_sigmoid() -> None:
+    logits = torch.linspace(-80, 80, 33)
+    assert torch.equal(probability(logits), torch.sigmoid(logits))
 
 
 def test_a_folded_network_answers_as_before_without_a_batch_norm() -> None:
@@ -65,7 +77,7 @@ def test_where_torch_has_other_private_operators_the_public_ones_answer_the_same
 ) -> None:
     told: list[tuple[Any, ...]] = []
     # the log itself, as some library that other tests load switches off the loggers that are there
-    monkeypatch.setattr(inference, "log", SimpleNamespace(warning=lambda *words: told.append(words)))
+    monkeypatch.setattr(forward, "log", SimpleNamespace(warning=lambda *words: told.append(words)))
     network = calibrated_frrn()
     plain, ours = copy.deepcopy(network), copy.deepcopy(network)
     fold(ours)

@@ -1,4 +1,4 @@
-"""A trained network made ready for inference: folded (the same answers, faster), shown flips, run tile by tile."""
+"""How networks are asked: patches in, probabilities out; folded (the same, faster), under flips, tile by tile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from numpy import ndarray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -18,6 +19,21 @@ from ma_cluster.machine import TileMap
 log = logging.getLogger(__name__)
 FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2, 3), (2,))
 """Axes of n c h w that are flipped: none, left-right, both, up-down."""
+
+
+def channels_first(patches: UInt8[ndarray, "n s s 3"]) -> UInt8[Tensor, "n 3 s s"]:
+    """Patches as they are cut, in the layout that the network takes."""
+    return torch.from_numpy(patches).permute(0, 3, 1, 2)
+
+
+def probability(logit: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Sigmoid of a difference of logits; NaN also where that is infinite, or an overflow would pass as certainty."""
+    return torch.where(logit.isfinite(), torch.sigmoid(logit), torch.nan)
+
+
+def normalise(patches: UInt8[Tensor, "n 3 h w"]) -> Tensor:
+    """0..255 -> about -1..1, mid-grey (no local contrast, outside the FOV) -> 0. Every network's input."""
+    return (patches.float() - 128.0) / 128.0
 
 
 @dataclass(frozen=True, slots=True)
