@@ -1,4 +1,8 @@
-"""A shard of the plan -> its committed part: the worker of an archive run. Plain Python; the fleet is passed in."""
+"""A shard of the plan -> its committed part: the worker of an archive run. Plain Python; the fleet is passed in.
+
+`Breaker` stands between a worker and the fleet, and tells a broken fleet from bad photographs: crash after crash with
+no success in between is no photograph's fault.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from ma_cluster.archive.outcomes import Outcome, artefact_name
 from ma_cluster.archive.plan import Shard, read_shard
 from ma_cluster.archive.run import Run, commit, is_committed
-from ma_cluster.errors import ImageError, Reason
+from ma_cluster.errors import FleetBrokenError, ImageError, Reason, WorkerLostError
 from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.grading import Findings
 from ma_cluster.storage.store import Entry, Store
@@ -141,3 +145,79 @@ class ShardScorer:
         self.artefacts.create(mask_key, segmentation.mask_png)
         self.artefacts.create(overlay_key, segmentation.overlay_jpeg)
         return mask_key, overlay_key
+
+
+class Breaker:
+    """A `Scorer` that gives up after `limit` lost workers in a row; a segmented photograph starts the count anew.
+
+    A decoder's death in its child process does not count: it is known to be its photograph's. Threads may share it.
+    """
+
+    def __init__(self, scorer: Scorer, count: Count, limit: int) -> None:
+        self._scorer, self._count, self._limit = scorer, count, limit
+        self._fault: str | None = None
+
+    def read(self, entry: Entry) -> Reading:
+        """As the scorer does.
+
+        Raises:
+            FleetBrokenError: too many workers were lost in a row, by this photograph or before.
+        """
+        self._check()
+        try:
+            return self._scorer.read(entry)
+        except WorkerLostError as lost:
+            self._note(lost)
+            raise
+
+    def segment(self, reading: Reading) -> Segmentation:
+        """As the scorer does.
+
+        Raises:
+            FleetBrokenError: too many workers were lost in a row, by this photograph or before.
+        """
+        self._check()
+        try:
+            segmentation = self._scorer.segment(reading)
+        except WorkerLostError as lost:
+            self._note(lost)
+            raise
+        self._count.won()
+        return segmentation
+
+    def _note(self, lost: WorkerLostError) -> None:
+        if (in_a_row := self._count.lost()) >= self._limit:
+            self._fault = f"{in_a_row} workers were lost in a row, the last as {lost.detail}"
+            self._check()
+
+    def _check(self) -> None:
+        if self._fault is not None:
+            raise FleetBrokenError(
+                f"{self._fault}; no photograph is the cause of that: see the replicas' logs, look at memory and model, "
+                "and give the command again, with --retry-failed"
+            )
+
+
+@runtime_checkable
+class Count(Protocol):
+    """Workers lost since the last success."""
+
+    def lost(self) -> int:
+        """One more; returns how many in a row."""
+
+    def won(self) -> None:
+        """None any more."""
+
+
+class PlainCount:
+    """A `Count` in this process, for one thread."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+
+    def lost(self) -> int:
+        self._in_a_row += 1
+        return self._in_a_row
+
+    def won(self) -> None:
+        self._in_a_row = 0

@@ -97,8 +97,9 @@ def score(
     if fleet_name is not None and (replicas, readers, gpus, threads) != (None, 1, 0.0, 1):
         raise UsageError("a warm fleet has its own sizes: leave out --replicas, --readers, --gpus and --threads")
     from ma_cluster.archive.retry import repair_run
-    from ma_cluster.cluster.fleet.driver import Progress, retry_archive, score_archive
+    from ma_cluster.cluster.fleet.driver import retry_archive, score_archive
     from ma_cluster.cluster.fleet.replicas import Fleet
+    from ma_cluster.cluster.fleet.workers import Progress
     from ma_cluster.report.console import progress_display, repair_lines, summary_lines
     from ma_cluster.storage.manifest import Photographs
     from ma_cluster.storage.store import open_store

@@ -172,8 +172,9 @@ def _loop(detector: Detector, data: bytes) -> float:
 
 def _archive_run(subject: Subject, data: bytes) -> tuple[float, float]:
     """Photographs a second of a run: of its shards alone, and of all that it does."""
-    from ma_cluster.cluster.fleet.driver import Progress, score_archive
+    from ma_cluster.cluster.fleet.driver import score_archive
     from ma_cluster.cluster.fleet.replicas import Fleet
+    from ma_cluster.cluster.fleet.workers import Progress
 
     progress: list[Progress] = []
     with tempfile.TemporaryDirectory(prefix="ma-bench-") as folder:

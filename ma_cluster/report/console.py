@@ -23,7 +23,7 @@ from ma_cluster.report.doctor import Finding
 _WORDS_SHOWN = 5  # of each reason
 
 if TYPE_CHECKING:
-    from ma_cluster.cluster.fleet.driver import Progress
+    from ma_cluster.cluster.fleet.workers import Progress
     from ma_cluster.report.run_report import Agreement
 
 LOG_SECONDS = 30.0

@@ -14,8 +14,7 @@ import ray
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.plan import shards
 from ma_cluster.archive.run import begin_run, committed, read_outcomes
-from ma_cluster.archive.shard_scorer import Reading, Scorer, Segmentation, ShardScorer
-from ma_cluster.cluster.fleet.breaker import Breaker, PlainCount
+from ma_cluster.archive.shard_scorer import Breaker, PlainCount, Reading, Scorer, Segmentation, ShardScorer
 from ma_cluster.errors import (
     Flag,
     FleetBrokenError,

@@ -24,7 +24,7 @@ from ma_cluster import machine
 from ma_cluster.archive.run import Run, begin_run, pending
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.archive.summary import finish_run
-from ma_cluster.cluster.fleet.driver import WorkerSpec, score_shards
+from ma_cluster.cluster.fleet.workers import WorkerSpec, score_shards
 from ma_cluster.errors import ImageRefusedError, Reason
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import Entry

@@ -27,8 +27,9 @@ from decoders import ABORT, EXIT
 from untrained import untrained_bundle
 
 from ma_cluster.bundle import save_bundle
-from ma_cluster.cluster.fleet.driver import Progress, score_archive
+from ma_cluster.cluster.fleet.driver import score_archive
 from ma_cluster.cluster.fleet.replicas import Fleet
+from ma_cluster.cluster.fleet.workers import Progress
 from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.storage.local import LocalStore
 

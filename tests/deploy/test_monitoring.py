@@ -37,7 +37,7 @@ from processes import kill
 from ray_head import Head, running_head
 from servers import free_ports
 
-from ma_cluster.http.archive_metrics import ArchiveMetrics
+from ma_cluster.http.fleet_service import ArchiveMetrics
 from ma_cluster.metrics import REFUSED
 from ma_cluster.report.top import exported
 

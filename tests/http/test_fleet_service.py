@@ -19,8 +19,7 @@ from ma_cluster.archive.summary import finish_run
 from ma_cluster.bundle import load_bundle
 from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import Reason
-from ma_cluster.http.archive_metrics import ArchiveMetrics, Looks
-from ma_cluster.http.fleet_service import Backing, FleetService
+from ma_cluster.http.fleet_service import ArchiveMetrics, Backing, FleetService, Looks
 from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs, JobState
 from ma_cluster.storage.local import LocalStore
 

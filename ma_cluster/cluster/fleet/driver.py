@@ -1,8 +1,6 @@
-"""An archive run from plan to summary: shards of keys go through worker actors that ask the scoring fleet.
+"""An archive run from plan to summary: its shards go through worker processes that ask the scoring fleet.
 
-    plan -> pending shards -> [ShardScorer -> Reader -> Segmenter -> mask, overlay -> commit] -> summary -> retry
-
-A worker touches no image bytes: what they break is a child process of a Reader, or one request of a Segmenter.
+plan -> pending shards -> [ShardScorer -> Reader -> Segmenter -> mask, overlay -> commit] -> summary -> retry
 """
 
 from __future__ import annotations
@@ -10,10 +8,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import uuid
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,47 +17,23 @@ from itertools import chain
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
 from ma_cluster.archive.outcomes import config_digest
-from ma_cluster.archive.plan import Shard, largest_shard
+from ma_cluster.archive.plan import largest_shard
 from ma_cluster.archive.retry import begin_retry
 from ma_cluster.archive.run import Run, begin_run, pending
-from ma_cluster.archive.shard_scorer import Scorer, ShardScorer
+from ma_cluster.archive.shard_scorer import Breaker, PlainCount, Scorer
 from ma_cluster.archive.summary import RunStatus, finish_run
 from ma_cluster.bundle import DETECTING, Bundle, load_bundle, location
-from ma_cluster.cluster import recording
 from ma_cluster.cluster.connection import connected, quieten, starts_own
-from ma_cluster.cluster.fleet.breaker import Breaker, SharedCount
 from ma_cluster.cluster.fleet.replicas import Fleet, Model
-from ma_cluster.cluster.fleet.scoring_app import SAY_S, ScoringApp
-from ma_cluster.errors import FleetBrokenError, MaClusterError, UsageError
+from ma_cluster.cluster.fleet.scoring_app import ScoringApp
+from ma_cluster.cluster.fleet.workers import OnProgress, WorkerSpec, score_shards, workers_for
+from ma_cluster.errors import UsageError
 from ma_cluster.storage.manifest import Photographs
 from ma_cluster.storage.store import Store, open_store
 
 log = logging.getLogger(__name__)
-_WORKER_IN_FLIGHT = 8
-"""Photographs that one worker process may have under way."""
-_RESTARTS = 10
-_WORKER: dict[str, Any] = {
-    "num_cpus": 0.1,  # it waits for the fleet and the store, it computes nothing
-    "max_restarts": _RESTARTS,  # those after a node's preemption are not counted
-    "max_task_retries": _RESTARTS,
-    "scheduling_strategy": "SPREAD",  # so that a lost node costs few shards
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is. The rate is of this driver, without what an earlier one has done."""
-
-    done: int
-    total: int
-    images_per_second: float | None
-    eta_seconds: float | None
-
-
-OnProgress = Callable[[Progress], None]
 
 
 def score_archive(
@@ -162,7 +134,7 @@ class _Driver:
         waiting_cpus = self.fleet.readers + 1  # Readers and workers mostly wait
         ray_up = connected(self.fleet.address, waiting_cpus=waiting_cpus)
         with _sigterm_exits(), ray_up, self._fleet_up(run, left) as app, closing(SharedCount()) as count:
-            workers, in_flight = _workers(-(-left // largest_shard(run.plan)), app.fleet)
+            workers, in_flight = workers_for(-(-left // largest_shard(run.plan)), app.fleet)
             scorer = partial(_breaking_scorer, app.name, app.fleet, run.source, count)
             spec = WorkerSpec(scorer, parts.url, self.root.url, run, in_flight)
             score_shards(chain([first], todo), spec, workers, on_progress, app.waits_for)
@@ -183,121 +155,36 @@ class _Driver:
             app.delete()
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """All that a worker process needs to know; it opens its own stores and handles."""
-
-    scorer: Callable[[], Scorer]
-    dest: str
-    artefacts: str
-    run: Run
-    in_flight: int
-    """Photographs that it may have under way."""
-
-
-class _Worker:
-    """The actor around a `ShardScorer`: a shard in, the number of its photographs out. Called from several threads."""
-
-    def __init__(self, spec: WorkerSpec) -> None:
-        dest, artefacts = open_store(spec.dest), open_store(spec.artefacts)
-        threads = ThreadPoolExecutor(spec.in_flight)
-        self._shards = ShardScorer(spec.scorer(), dest, artefacts, spec.run, threads, recording.Recorder())
-
-    def score(self, shard: Shard) -> int:
-        return self._shards.score(shard)
-
-
 def _breaking_scorer(app: str, fleet: Fleet, source: str, count: SharedCount) -> Scorer:
     return Breaker(ScoringApp(app, fleet, source), count, fleet.crashes_in_a_row)
 
 
-def score_shards(
-    todo: Iterator[Shard],
-    spec: WorkerSpec,
-    workers: int,
-    on_progress: OnProgress | None = None,
-    waits_for: Callable[[], str] = str,
-) -> None:
-    """Send shards through worker processes of the Ray that is up, a few at a time to each.
-
-    A worker that dies, or whose node does, is started again by Ray, which gives it what it had under way; of that only
-    what is not committed is done again.
-
-    Args:
-        todo: in the plan's order.
-        spec: of each worker.
-        workers: how many.
-        on_progress: called after each shard.
-        waits_for: what of the fleet is not up, in a line; asked where no shard ends for half a minute.
-
-    Raises:
-        StoreError, FleetBrokenError: as a worker met it; or workers die time and again.
+class SharedCount:
+    """A `Count` that processes of a job share, until it is closed. It goes from one to another as a name: of a handle
+    among the arguments of an actor Ray complains, on the terminal, that the actor may not start again.
     """
-    at_a_time = 1 + -(-spec.in_flight // largest_shard(spec.run.plan))  # one more: a shard's end idles nobody
-    actor: Any = ray.remote(_Worker).options(max_concurrency=at_a_time, **_WORKER)
-    pool: list[Any] = [actor.remote(spec) for _ in range(workers)]
-    up = [worker.__ray_ready__.remote() for worker in pool]
-    idle, under_way = deque(pool * at_a_time), dict[Any, tuple[Any, Shard]]()
-    began, total, reached, scored = time.monotonic(), spec.run.plan.images, 0, 0
-    log.info("scoring")
-    try:
-        while True:
-            while idle and reached < total:
-                shard = next(todo, None)
-                reached = total if shard is None else shard.row + shard.images
-                if shard is not None:
-                    worker = idle.popleft()
-                    under_way[worker.score.remote(shard)] = worker, shard
-            if not under_way:
-                return
-            ended, _ = ray.wait(list(under_way), timeout=SAY_S)
-            if not ended:
-                not_up = ray.wait(up, num_returns=workers, timeout=0)[1]
-                _say(
-                    len(under_way),
-                    waits_for() or (f"{len(not_up)} workers, each for a tenth of a CPU" if not_up else ""),
-                )
-                continue
-            worker, shard = under_way.pop(ended[0])
-            idle.append(worker)
-            scored += _answer(ended[0])
-            done = reached - sum(shard.images for _, shard in under_way.values())
-            if on_progress is not None:
-                rate = scored / (time.monotonic() - began)
-                on_progress(Progress(done, total, rate, (total - done) / rate))
-    finally:
-        for worker in pool:
-            ray.kill(worker)
 
+    def __init__(self, name: str | None = None) -> None:
+        """The count of that name, or a new one."""
+        self._name = name or f"crashes-{uuid.uuid4().hex}"
+        # Without a CPU of its own; after its node's death it counts anew.
+        known = {"name": self._name, "get_if_exists": True}
+        actor = ray.remote(PlainCount).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, **known)
+        self._actor: Any = actor.remote()
 
-def _say(shards: int, lacking: str) -> None:
-    """What goes on where nothing moves."""
-    if lacking:
-        log.warning("waiting: %s", lacking)
-    else:
-        log.info("%d shards under way", shards)
+    def __reduce__(self) -> tuple[type[SharedCount], tuple[str]]:
+        return SharedCount, (self._name,)
 
+    def lost(self) -> int:
+        in_a_row: int = ray.get(self._actor.lost.remote())
+        return in_a_row
 
-def _answer(of_worker: Any) -> int:
-    """The number of photographs of a shard that is through; raises what ended it."""
-    try:
-        images: int = ray.get(of_worker)
-    except RayTaskError as error:
-        if isinstance(error.cause, MaClusterError):
-            raise error.cause from None
-        raise
-    except RayActorError as error:
-        raise FleetBrokenError(
-            f"a worker process of the run died more than {_RESTARTS} times: see Ray's logs, look at memory and at the "
-            "installation on each node, and give the command again"
-        ) from error
-    return images
+    def won(self) -> None:
+        ray.get(self._actor.won.remote())  # or it might come after `close`, and Ray would complain of it
 
-
-def _workers(shards: int, fleet: Fleet) -> tuple[int, int]:
-    """Worker processes, and photographs in flight in each: no replica waits, and memory holds them all."""
-    workers = min(shards, -(-fleet.in_flight // _WORKER_IN_FLIGHT))
-    return workers, min(_WORKER_IN_FLIGHT, -(-fleet.in_flight // workers))
+    def close(self) -> None:
+        """End the actor."""
+        ray.kill(self._actor)
 
 
 @contextmanager

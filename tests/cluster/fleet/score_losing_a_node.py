@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from processes import Process, descendants, kill
 from second_node import STORE_BYTES, second_node
 
-from ma_cluster.cluster.fleet.driver import Progress, score_archive
+from ma_cluster.cluster.fleet.driver import score_archive
 from ma_cluster.cluster.fleet.replicas import Fleet
+from ma_cluster.cluster.fleet.workers import Progress
 
 
 def main() -> None:

@@ -22,9 +22,10 @@ from ray_head import RAY, Head, ray_process, running_head
 
 from ma_cluster.archive.run import begin_run, pending
 from ma_cluster.bundle import load_bundle
-from ma_cluster.cluster.fleet.driver import WorkerSpec, model_of, score_archive, score_shards
+from ma_cluster.cluster.fleet.driver import model_of, score_archive
 from ma_cluster.cluster.fleet.replicas import Fleet
 from ma_cluster.cluster.fleet.scoring_app import ScoringApp
+from ma_cluster.cluster.fleet.workers import WorkerSpec, score_shards
 from ma_cluster.errors import FleetBrokenError, UsageError
 from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.machine import cores

@@ -21,8 +21,9 @@ from processes import Process, descendants, kill
 from servers import Weed
 
 from ma_cluster.archive.run import committed, read_run
-from ma_cluster.cluster.fleet.driver import Progress, score_archive
+from ma_cluster.cluster.fleet.driver import score_archive
 from ma_cluster.cluster.fleet.replicas import Fleet
+from ma_cluster.cluster.fleet.workers import Progress
 from ma_cluster.storage.store import Store, open_store
 
 FLEET = Fleet(segmenters=1)

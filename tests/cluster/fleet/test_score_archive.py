@@ -23,8 +23,9 @@ from servers import Weed
 
 from ma_cluster.archive.summary import missing_keys, read_status
 from ma_cluster.bundle import load_bundle, save_bundle
-from ma_cluster.cluster.fleet.driver import Progress, score_archive
+from ma_cluster.cluster.fleet.driver import score_archive
 from ma_cluster.cluster.fleet.replicas import Fleet
+from ma_cluster.cluster.fleet.workers import Progress
 from ma_cluster.errors import RunConflictError, StoreError
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import open_store
