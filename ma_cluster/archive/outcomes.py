@@ -84,7 +84,7 @@ SCHEMA = pa.schema(
         _field("quality_brightness", pa.float64(), "1", "mean of the green channel inside the FOV, 0..1"),
         _field("quality_contrast", pa.float64(), "1", "standard deviation of the green channel inside the FOV"),
         _field("quality_vessel_contrast", pa.float64(), "1", "by how much vessels are darker than what is around them"),
-        _field("quality_sharpness", pa.float64(), "1", "standard deviation of its Laplacian inside the FOV"),
+        _field("quality_sharpness", pa.float64(), "1", "contrast of the finest structures over that of small ones"),
         _field("quality_focus", pa.float64(), "1", "contrast of the smallest structures over that of vessels"),
         _field("triage", pa.string(), "", "refer, none, or ungradable: no signs seen, and that means nothing"),
         _field("image_score", pa.float64(), "1", "probability of retinopathy, 0..1; null of a model without a grading"),

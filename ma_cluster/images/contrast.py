@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import cv2
@@ -11,23 +10,9 @@ from numpy import ndarray
 
 from ma_cluster.config import ImageConfig
 from ma_cluster.images.fundus import Fov, Fundus, Grid, half_scale, half_scale_mask
-from ma_cluster.images.quality import Quality, local_mean
+from ma_cluster.images.quality import Quality, exposure_gain, local_mean
 
 MID_GREY = 128
-
-
-def exposure_gain(quality: Quality, config: ImageConfig) -> float:
-    """The factor that brings the vessels of a dim or hazy photograph to their usual contrast; 1 for any other.
-
-    Between both it rises within an eighth of the limit, so that no photograph stands on an edge.
-    """
-    if quality.vessel_contrast <= 0:
-        return 1.0
-    dim = 1 - math.sqrt(quality.brightness * quality.vessel_contrast) / config.least_exposure
-    hazy = 1 - quality.vessel_contrast / config.least_contrast
-    share = min(1.0, 8 * max(dim, hazy, 0.0))
-    gain = min(config.vessel_contrast / quality.vessel_contrast, config.largest_gain)
-    return 1 + share * max(0.0, gain - 1)
 
 
 def enhance(
@@ -76,7 +61,7 @@ def prepare(fundus: Fundus, quality: Quality, config: ImageConfig) -> Prepared:
     """
     sigma = config.sigma_ratio * config.fov_diameter_px
     half, fov_half = half_scale(fundus.canonical), half_scale_mask(fundus.canonical_fov)
-    gain = config.contrast_gain * exposure_gain(quality, config)
+    gain = config.contrast_gain * exposure_gain(quality.brightness, quality.vessel_contrast, config)
     return Prepared(
         pixels=fundus.pixels,
         enhanced_1x=enhance(fundus.canonical, fundus.canonical_fov, sigma, gain),

@@ -6,6 +6,7 @@ find on the undegraded photograph. One that is not gradable keeps its lesions, b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -35,14 +36,14 @@ _WORDS = {
 # the radius: 0.45, 0.13, 0 (focus 0.16, 0.13, 0.10); FOV of 1000, 700, 470 pixels: 0.69, 0.53, 0.34.
 _CONTRAST = 0.04, 0.098
 _FOCUS = 0.15, 0.2
-_DIAMETER_PX = 900.0, 1400.0  # of a FOV of the usual field, where the canonical one is 3410
-_CANONICAL_PX = 3410.0
+_SHARPNESS = 0.26, 0.34
+_DIAMETER_PX = 900.0, 1400.0  # of a FOV of the usual field
 _UNCLIPPED = 0.75, 0.95
 _DARK_BRIGHTNESS = 0.25  # what lacks contrast is called dark below this mean of the green channel, hazy above it
 _LEAST_REDNESS = 1.1  # a photograph whose red is darker than so many times its green has no colours: red-free, or grey
 _TOLD = 0.6  # a measure whose grade is below is told by its flag
 _MARGIN = 1 / 55  # of the FOV's diameter, left out along the rim: there the lens's shading is no vessel
-_BAND = 1 / 850, 1 / 340  # sigmas over the FOV's diameter: structures of a microaneurysm's size lie between
+_BANDS = 1 / 1700, 1 / 850, 1 / 340  # sigmas over the FOV's diameter: a microaneurysm's size lies between the last two
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ class Quality:
     vessel_contrast: float
     """By how much the darkest hundredth, vessels, is darker than the mean around it, 0..1."""
     sharpness: float
-    """Standard deviation of the Laplacian on the 0.5x grid, 0..1: falls with blur, rises with noise."""
+    """What structures of half a microaneurysm's size have of the contrast of those of its size: falls with blur and
+    motion, whatever the light and the camera, and rises with noise."""
     focus: float
     """What structures of a microaneurysm's size have of the vessels' contrast: falls with blur, light aside."""
     score: float
@@ -90,18 +92,19 @@ def assess(fundus: Fundus, noticed: tuple[Flag, ...], config: ImageConfig) -> Qu
     green = rgb[:, 1].astype(np.float32) / 255
     mean = local_mean(quarter, inside, config.sigma_ratio * diameter_px / 2)[:, :, 1]
     vessels = max(0.0, float(np.percentile((mean - quarter[:, :, 1])[inner], 99)) / 255)
-    fine, coarse = (cv2.GaussianBlur(half[:, :, 1].astype(np.float32), (0, 0), share * diameter_px) for share in _BAND)
-    spots = max(0.0, float(np.percentile((coarse - fine)[inner_half], 99)) / 255)
-    focus = spots / vessels if vessels > 0 else 0.0
+    details, spots = _structures(half[:, :, 1], inner_half, diameter_px)
+    focus, sharpness = (above / below if below > 0 else 0.0 for above, below in ((spots, vessels), (details, spots)))
     clipped = float((green >= 250 / 255).mean())
     grades = {
         Flag.DARK if green.mean() < _DARK_BRIGHTNESS else Flag.HAZY: _grade(vessels, *_CONTRAST),
         Flag.BRIGHT: _grade(1 - clipped, *_UNCLIPPED),
-        Flag.BLURRED: _grade(focus, *_FOCUS),
-        Flag.COARSE: _grade(_CANONICAL_PX / fundus.grid.scale, *_DIAMETER_PX),
+        Flag.BLURRED: min(_grade(focus, *_FOCUS), _grade(sharpness, *_SHARPNESS)),
+        Flag.COARSE: _grade(config.fov_diameter_px / fundus.grid.scale, *_DIAMETER_PX),
     }
     score = min(grades.values())
     told = {flag for flag, grade in grades.items() if grade < _TOLD} | set(noticed)
+    if exposure_gain(float(green.mean()), vessels, config) > 1:
+        told.add(next(iter(grades)))
     told |= {Flag.MORE_DISCS} if fundus.discs > 1 else set()
     told |= {Flag.FIELD_ASSUMED} if config.field_degrees == 0 else set()
     told |= {Flag.RED_FREE} if rgb[:, 0].mean() < _LEAST_REDNESS * rgb[:, 1].mean() else set()
@@ -109,12 +112,35 @@ def assess(fundus: Fundus, noticed: tuple[Flag, ...], config: ImageConfig) -> Qu
         brightness=float(green.mean()),
         contrast=float(green.std()),
         vessel_contrast=vessels,
-        sharpness=float(cv2.Laplacian(half[:, :, 1], cv2.CV_32F)[inner_half].std() / 255),
+        sharpness=sharpness,
         focus=focus,
         score=score,
         gradable=score >= 0.5 and Flag.MORE_DISCS not in told,
         flags=tuple(flag for flag in Flag if flag in told),
     )
+
+
+def exposure_gain(brightness: float, vessel_contrast: float, config: ImageConfig) -> float:
+    """The factor that brings the vessels of a dim or hazy photograph to their usual contrast; 1 for any other.
+
+    Between both it rises within an eighth of the limit, so that no photograph stands on an edge.
+    """
+    if vessel_contrast <= 0 or brightness <= 0:
+        return 1.0
+    dim = 1 - math.sqrt(brightness * vessel_contrast) / config.least_exposure
+    hazy = 1 - min(vessel_contrast / config.least_contrast, vessel_contrast / brightness / config.least_depth)
+    share = min(1.0, 8 * max(dim, hazy, 0.0))
+    gain = min(config.vessel_contrast / vessel_contrast, config.largest_gain)
+    return 1 + share * max(0.0, gain - 1)
+
+
+def _structures(green: UInt8[ndarray, "h w"], inner: Bool[ndarray, "h w"], diameter_px: float) -> tuple[float, float]:
+    """Contrast of dark structures of half a microaneurysm's size and of its size, 0..1: the darkest hundredth."""
+    light = green.astype(np.float32)
+    fine, middle, coarse = (cv2.GaussianBlur(light, (0, 0), share * diameter_px) for share in _BANDS)
+    pairs = (middle - fine, coarse - middle)
+    details, spots = (max(0.0, float(np.percentile(band[inner], 99)) / 255) for band in pairs)
+    return details, spots
 
 
 def _grade(measure: float, limit: float, good: float) -> float:

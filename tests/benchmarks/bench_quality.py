@@ -51,6 +51,13 @@ COMPENSATED = ("exposure", "haze")
 RIM = 0.95
 
 
+def as_saved(pixels: Photograph, quality: int = 90) -> Photograph:
+    """As a camera's JPEG gives it back."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=quality)
+    return np.asarray(Image.open(out))
+
+
 def degrade(pixels: Photograph, kind: str, step: float, diameter_px: float) -> Photograph:
     """A photograph with one thing made worse; what changes its size keeps its shape."""
     light = pixels.astype(np.float32)
@@ -66,9 +73,7 @@ def degrade(pixels: Photograph, kind: str, step: float, diameter_px: float) -> P
         kernel[1] = 1 / kernel.shape[1]
         light = cv2.filter2D(light, -1, kernel)
     elif kind == "jpeg":
-        out = io.BytesIO()
-        Image.fromarray(pixels).save(out, "JPEG", quality=int(step))
-        return np.asarray(Image.open(out))
+        return as_saved(pixels, int(step))
     else:
         ratio = step / diameter_px
         light = cv2.resize(light, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA)
@@ -94,7 +99,7 @@ def curves(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield named | {"kind": "none", "step": 1.0} | row(detector, sure, pixels, mask)
         for kind, steps in STEPS.items():
             for step in steps:
-                worse = degrade(pixels, kind, step, fov.diameter_px)
+                worse = as_saved(degrade(pixels, kind, step, fov.diameter_px))
                 found = named | {"kind": kind, "step": step} | row(detector, sure, worse, mask)
                 if kind in COMPENSATED:
                     found["without"] = row(without, sure, worse, mask)
@@ -136,6 +141,7 @@ def measures(facts: Facts) -> dict[str, Any]:
         "brightness": round(quality.brightness, 4),
         "vessel_contrast": round(quality.vessel_contrast, 4),
         "focus": round(quality.focus, 4),
+        "sharpness": round(quality.sharpness, 4),
     }
 
 

@@ -1,11 +1,19 @@
-"""Containers that Pillow's writers do not write: TIFF samples of any type, PNG chunks of any content, odd headers."""
+"""Photographs as cameras and hospitals give them, and the containers that Pillow's writers do not write."""
 
 from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import dataclass
 
+import cv2
 import numpy as np
+from photographs import encode
+from PIL import Image
+
+from ma_cluster.config import ImageConfig
+from ma_cluster.errors import Flag, Reason
+from ma_cluster.images.fundus import find_fov
 
 PNG_BODY = 33
 """Bytes of a PNG's signature and header: chunks may go in from here on."""
@@ -75,3 +83,113 @@ def _write_directory(out: bytearray, values: dict[int, list[int]]) -> int:
         entries += struct.pack("<HHI", tag, 4, len(numbers)) + body
     out += struct.pack("<H", len(values)) + entries + bytes(4)
     return len(out) - 4
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A file, and what is right for it."""
+
+    data: bytes
+    like: str | None = None
+    """The file that it is to be read as; None where it has an answer of its own."""
+    reason: Reason | None = None
+    """Why it is refused; None where it is scored."""
+    says: str = ""
+    """What its words hold, a pattern."""
+    flags: frozenset[Flag] = frozenset()
+    """What is told of it beside what every photograph is told."""
+    gradable: bool = True
+
+
+def reduced(pixels: np.ndarray, diameter_px: int) -> np.ndarray:
+    """A photograph cut to its disc, which is then so wide."""
+    fov, _ = find_fov(pixels, ImageConfig())
+    ratio, edge = diameter_px / fov.diameter_px, 0.53 * fov.diameter_px
+    rows, cols = (slice(max(0, round(at - edge)), round(at + edge)) for at in (fov.row, fov.col))
+    return cv2.resize(pixels[rows, cols], None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA)
+
+
+def odd_photographs(base: np.ndarray) -> dict[str, Odd]:
+    """Every kind, made from one good photograph whose disc is 1,000 pixels wide."""
+    grey = cv2.cvtColor(base, cv2.COLOR_RGB2GRAY)
+    jpeg, png = encode(base, "JPEG", quality=95), encode(base, "PNG")
+    references = {
+        "base.png": Odd(png),
+        "base.jpg": Odd(jpeg),
+        "grey8.png": Odd(encode(Image.fromarray(grey), "PNG"), flags=frozenset({Flag.RED_FREE})),
+    }
+    return references | _metadata(png) | _depths(base, grey) | _damaged(base, jpeg) | _pages(base) | _seen(base)
+
+
+def _metadata(png: bytes) -> dict[str, Odd]:
+    packed = zlib.compress(b"<x:xmpmeta>" + b"history of edits " * 90_000 + b"</x:xmpmeta>")
+    chunks: dict[str, tuple[bytes, bytes, int | None]] = {
+        "png_exif.png": (b"eXIf", b"\0\x08\0\x02\x01\x12\0\x03" + bytes(20), None),
+        "png_itxt.png": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + packed, None),
+        "png_icc.png": (b"iCCP", b"big\0\0" + zlib.compress(bytes(2_000_000)), None),
+        "png_text_crc.png": (b"tEXt", b"a\0bcd", 0),
+    }
+    return {name: Odd(png_with(png, *chunk), like="base.png") for name, chunk in chunks.items()}
+
+
+def _depths(base: np.ndarray, grey: np.ndarray) -> dict[str, Odd]:
+    red_free = frozenset({Flag.RED_FREE})
+    grey12 = grey.astype(np.uint16) * 16
+    planes = tiff(base.astype(np.uint16) * 257, planes_apart=True)
+    return {
+        "rgb12in16.tif": Odd(tiff(base.astype(np.uint16) * 16), like="base.png"),
+        "rgb_float.tif": Odd(tiff((base / 255).astype(np.float32)), like="base.png"),
+        "grey12in16.tif": Odd(tiff(grey12), like="grey8.png", flags=red_free),
+        "grey12in16.png": Odd(encode(Image.fromarray(grey12), "PNG"), like="grey8.png", flags=red_free),
+        "grey_float01.tif": Odd(tiff((grey / 255).astype(np.float32)), like="grey8.png", flags=red_free),
+        "rgb16_planar.tif": Odd(planes, reason=Reason.UNSUPPORTED, says="16 bits whose planes lie apart"),
+    }
+
+
+def _damaged(base: np.ndarray, jpeg: bytes) -> dict[str, Odd]:
+    progressive = encode(base, "JPEG", quality=95, progressive=True)
+    return {
+        "jpeg12.jpg": Odd(jpeg_frame(jpeg, 0xC1, 12), reason=Reason.UNSUPPORTED, says="12 bits"),
+        "IM0001.dcm": Odd(DICOM, reason=Reason.UNSUPPORTED, says="DICOM"),
+        "IMG_2041.HEIC": Odd(HEIC, reason=Reason.UNSUPPORTED, says="HEIC"),
+        "IMG_2042.avif": Odd(AVIF, reason=Reason.UNSUPPORTED, says="AVIF"),
+        "cut_eoi.jpg": Odd(jpeg_with_end(jpeg, 0.6), reason=Reason.TRUNCATED, says="fetch it again"),
+        "hole.jpg": Odd(jpeg_with_hole(jpeg, 8192), reason=Reason.TRUNCATED, says="fetch it again"),
+        "progressive_40.jpg": Odd(jpeg_with_end(progressive, 0.4), reason=Reason.TRUNCATED, says="scans"),
+    }
+
+
+def _pages(base: np.ndarray) -> dict[str, Odd]:
+    other, small = base[:, ::-1], Image.fromarray(base[::4, ::4].copy())
+    more = frozenset({Flag.MORE_PAGES})
+    mpo = encode(base, "MPO", quality=95, save_all=True, append_images=[small])
+    side_by_side = encode(np.hstack([base, other]), "JPEG", quality=95)
+    return {
+        "IMG_0001.JPG": Odd(mpo, like="base.jpg", flags=more),
+        "preview_first.tif": Odd(tiff(base[::2, ::2], base), like="base.png", flags=more),
+        "thumb_first.tif": Odd(tiff(base[::5, ::5], base), like="base.png", flags=more),
+        "od_os.tif": Odd(tiff(base, other), reason=Reason.UNSUPPORTED, says="2 pages.*save each page"),
+        "side_by_side.jpg": Odd(side_by_side, flags=frozenset({Flag.MORE_DISCS}), gradable=False),
+    }
+
+
+def _seen(base: np.ndarray) -> dict[str, Odd]:
+    """Light, focus, field and resolution; drawings that touch the disc and the picture's edge."""
+    height, width = base.shape[:2]
+    lit = base.max(axis=2, keepdims=True) > 25
+    hazy = np.where(lit, base * 0.25 + 120, base)
+    dim = {
+        "dark50.jpg": (base * 0.5, Flag.DARK, True),
+        "dark25.jpg": (base * 0.25, Flag.DARK, False),
+        "haze.jpg": (hazy, Flag.HAZY, False),
+        "blur.jpg": (cv2.GaussianBlur(base, (0, 0), 6), Flag.BLURRED, False),
+        "coarse.jpg": (cv2.resize(base, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), Flag.COARSE, False),
+    }
+    label = cv2.rectangle(base.copy(), (width - 180, 0), (width - 30, 150), (255, 255, 255), -1)
+    frame = cv2.rectangle(base.copy(), (0, 0), (width - 1, height - 1), (255, 255, 255), 5)
+    seen = {
+        name: Odd(encode(pixels.astype(np.uint8), "JPEG", quality=95), flags=frozenset({flag}), gradable=gradable)
+        for name, (pixels, flag, gradable) in dim.items()
+    }
+    drawn = {"label_rim.png": Odd(encode(label, "PNG")), "frame.png": Odd(encode(frame, "PNG"), like="base.png")}
+    return seen | drawn
