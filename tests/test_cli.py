@@ -27,7 +27,7 @@ from ma_cluster.images.sample import retina, write_sample
 from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.lesions.grading import Findings
 from ma_cluster.lesions.table import encode_mask
-from ma_cluster.networks.optimising import build_optimizer
+from ma_cluster.networks import build_optimizer
 from ma_cluster.storage.manifest import Photographs
 from ma_cluster.storage.store import open_store
 from ma_cluster.training.checkpoints import checkpoint_bytes

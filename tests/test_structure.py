@@ -20,7 +20,7 @@ ORDER = ["base", "storage", "bundle", "images", "networks", "hypotheses", "refin
 ORDER += ["training", "archive", "http", "cluster", "report", "cli"]
 """Each imports only itself and what stands to its left; `base` is what lies beside the folders."""
 _BASE = ["config", "network_config", "image_config", "errors", "machine", "metrics", "__init__"]
-TOP_LEVEL = dict.fromkeys(_BASE, "base") | {"bundle": "bundle", "__main__": "cli"}
+TOP_LEVEL = dict.fromkeys(_BASE, "base") | {"bundle": "bundle", "networks": "networks", "__main__": "cli"}
 STORAGE = {"boto3", "botocore", "obstore", "s3fs", "fsspec", "smart_open", "minio"}
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",

@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ma_cluster.config import HgnConfig
-from ma_cluster.networks.forward import Join
+from ma_cluster.networks import Join
 
 STRIDE = 16
 """Overall stride of the pooling stream: input sides are multiples of it."""

@@ -21,8 +21,7 @@ from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.frrn import kind_logits
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, changed, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
-from ma_cluster.networks.forward import channels_first, normalise
-from ma_cluster.networks.optimising import Losses, Reduce, local
+from ma_cluster.networks import Losses, Reduce, channels_first, local, normalise
 
 _PLACES_PER_IMAGE = 10**6
 _HEALTHY_PLACES = 20_000  # of a photograph without lesions: each has a loss in the ledger

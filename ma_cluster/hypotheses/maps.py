@@ -21,7 +21,7 @@ from ma_cluster.config import DetectorConfig, Fusion
 from ma_cluster.hypotheses.frrn import kind_logits
 from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.images.patches import Tiling, Window
-from ma_cluster.networks.forward import ONE_AT_A_TIME, TileExecutor, normalise, probability
+from ma_cluster.networks import ONE_AT_A_TIME, TileExecutor, normalise, probability
 
 Map = Float32[ndarray, "ch cw"]
 _ROUNDING = 1e-5  # far more than means of a few float32 probabilities are off by

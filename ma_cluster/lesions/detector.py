@@ -30,7 +30,7 @@ from ma_cluster.images.reading import read_bytes, read_pixels
 from ma_cluster.lesions.grading import Findings, check_grading, image_score, photograph_features, triage
 from ma_cluster.lesions.table import Lesion, find_lesions
 from ma_cluster.machine import dedicate
-from ma_cluster.networks.forward import FlipAugmented, TileExecutor, fold
+from ma_cluster.networks import FlipAugmented, TileExecutor, fold
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.patchwise import Patchwise, refine
 from ma_cluster.refinement.resnet import Prn, build_prn

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.machine import TileMap
-from ma_cluster.networks.forward import fold, normalise, probability
+from ma_cluster.networks import fold, normalise, probability
 from ma_cluster.refinement.patchwise import interpolate, lattice_nodes
 from ma_cluster.refinement.resnet import STRIDE, Prn
 

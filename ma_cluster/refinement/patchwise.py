@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.machine import TileMap
-from ma_cluster.networks.forward import normalise, probability
+from ma_cluster.networks import normalise, probability
 
 BATCH = 32
 """Patches in one forward pass, whose feature maps then stay in a CPU's cache: 512 take a tenth longer."""

@@ -19,8 +19,7 @@ from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts, lesion_free
 from ma_cluster.images.pool import LesionPool, RegionPool
-from ma_cluster.networks.forward import channels_first, normalise
-from ma_cluster.networks.optimising import Losses, Reduce, local, reduced_mean
+from ma_cluster.networks import Losses, Reduce, channels_first, local, normalise, reduced_mean
 
 _VALIDATION_LESIONS, _VALIDATION_HEALTHY = 200, 1000  # patches of a photograph
 

@@ -27,7 +27,7 @@ from ma_cluster.images.datasets import decode_mask
 from ma_cluster.images.reading import read_bytes
 from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.detector import Detection, Detector, build_network
-from ma_cluster.networks.forward import FlipAugmented, fold
+from ma_cluster.networks import FlipAugmented, fold
 
 SAMPLE_SIDE_PX = 3464
 """Side of the sample photograph as it is enlarged: 12 megapixels."""

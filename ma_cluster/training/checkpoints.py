@@ -22,7 +22,7 @@ from ma_cluster.hypotheses.maps import probability_maps, upsample_half
 from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.detector import build_network
-from ma_cluster.networks.forward import fold
+from ma_cluster.networks import fold
 from ma_cluster.storage.store import open_store
 
 Networks = Mapping[str, nn.Module]

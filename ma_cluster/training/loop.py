@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ma_cluster.bundle import load_weights
 from ma_cluster.evaluation.scoring import average_precision
-from ma_cluster.networks.optimising import WeightAverage, build_optimizer, descend, learning_rate
+from ma_cluster.networks import WeightAverage, build_optimizer, descend, learning_rate
 from ma_cluster.refinement.selection import probability_of_error
 from ma_cluster.training.context import TrainContext, place, share
 from ma_cluster.training.ledger import Ledger

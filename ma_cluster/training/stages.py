@@ -23,8 +23,7 @@ from ma_cluster.hypotheses.hgn_training import HgnCuts, hgn_batch, hgn_losses
 from ma_cluster.hypotheses.maps import probability_maps
 from ma_cluster.images.annotated import Annotated
 from ma_cluster.images.patches import Tiling
-from ma_cluster.networks.forward import channels_first
-from ma_cluster.networks.optimising import Losses, Reduce
+from ma_cluster.networks import Losses, Reduce, channels_first
 from ma_cluster.refinement.patchwise import prn_probability
 from ma_cluster.refinement.prn_training import TripletCuts, prn_losses, triplet_batch, validation_patches
 from ma_cluster.refinement.resnet import build_prn

@@ -35,7 +35,7 @@ from ma_cluster.images.contrast import MID_GREY, Prepared
 from ma_cluster.images.patches import Tiling
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.machine import dedicate
-from ma_cluster.networks.forward import fold, normalise
+from ma_cluster.networks import fold, normalise
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.patchwise import Patchwise, lattice_nodes, refine
 from ma_cluster.refinement.resnet import build_prn

@@ -15,8 +15,7 @@ from ma_cluster.config import HgnConfig, tiny
 from ma_cluster.hypotheses.frrn import Frrn, build_hgn, kind_logits
 from ma_cluster.hypotheses.hgn_training import HgnBatch, hgn_losses, soft_dice, weighted_cross_entropy
 from ma_cluster.hypotheses.maps import hgn_probability
-from ma_cluster.networks.forward import normalise
-from ma_cluster.networks.optimising import build_optimizer, descend, learning_rate
+from ma_cluster.networks import build_optimizer, descend, learning_rate, normalise
 from ma_cluster.training.checkpoints import checkpoint_bytes, restore_checkpoint
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ma_cluster.config import PrnConfig, tiny
-from ma_cluster.networks.optimising import Losses, build_optimizer, descend, learning_rate
+from ma_cluster.networks import Losses, build_optimizer, descend, learning_rate
 from ma_cluster.refinement.prn_training import TripletBatch, classification_loss, prn_losses, triplet_loss
 from ma_cluster.refinement.resnet import build_prn
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ma_cluster.config import tiny
 from ma_cluster.hypotheses.frrn import build_hgn
-from ma_cluster.networks.optimising import build_optimizer
+from ma_cluster.networks import build_optimizer
 from ma_cluster.training.run import Epoch, TrainFolder
 
 RECIPE = tiny()

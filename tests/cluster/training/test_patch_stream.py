@@ -26,7 +26,7 @@ from ma_cluster.hypotheses.frrn import build_hgn
 from ma_cluster.hypotheses.hgn_training import HgnCuts
 from ma_cluster.images.annotated import Annotated, cut, load_annotated
 from ma_cluster.images.datasets import read_dataset
-from ma_cluster.networks.optimising import build_optimizer
+from ma_cluster.networks import build_optimizer
 from ma_cluster.refinement.prn_training import TripletCuts
 from ma_cluster.training.checkpoints import Proposals, checkpoint_bytes
 from ma_cluster.training.context import HealthyCutter, HgnCutter, TripletCutter, Work, share

@@ -1,4 +1,4 @@
-"""From logits to probabilities; a folded network answers as before, one that is shown flips is unmoved by them."""
+"""From logits to probabilities, folding and flips, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from untrained import calibrated_frrn
 
-from ma_cluster.networks import forward
-from ma_cluster.networks.forward import FLIPS, FlipAugmented, OneDnnConv2d, fold, probability
+from ma_cluster import networks
+from ma_cluster.networks import FLIPS, FlipAugmented, OneDnnConv2d, WeightAverage, fold, probability
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -77,7 +77,7 @@ def test_where_torch_has_other_private_operators_the_public_ones_answer_the_same
 ) -> None:
     told: list[tuple[Any, ...]] = []
     # the log itself, as some library that other tests load switches off the loggers that are there
-    monkeypatch.setattr(forward, "log", SimpleNamespace(warning=lambda *words: told.append(words)))
+    monkeypatch.setattr(networks, "log", SimpleNamespace(warning=lambda *words: told.append(words)))
     network = calibrated_frrn()
     plain, ours = copy.deepcopy(network), copy.deepcopy(network)
     fold(ours)
@@ -115,3 +115,24 @@ def test_a_flipped_tile_gets_the_flipped_answer(axes: tuple[int, ...]) -> None:
     network, x = FlipAugmented(calibrated_frrn(), len(FLIPS)), torch.randn(1, 3, 32, 48)
     with torch.inference_mode():
         assert torch.allclose(network(x.flip(axes)), network(x).flip(axes), atol=1e-4)
+
+
+def test_an_average_follows_at_first_and_then_by_its_decay() -> None:
+    model = nn.BatchNorm2d(1)
+    average, expected = WeightAverage(model, 0.9), 1.0
+    for step in range(200):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+            model.num_batches_tracked.fill_(step)
+        average.update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        assert torch.isclose(average.network.weight, torch.tensor(expected)).all()
+    assert average.network.num_batches_tracked == 199 and model.weight == 199
+
+
+def test_without_decay_the_average_is_the_network() -> None:
+    model = nn.Conv2d(1, 1, 1)
+    average = WeightAverage(model, 0.0)
+    average.update(0)
+    assert average.network is model
