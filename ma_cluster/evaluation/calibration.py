@@ -19,8 +19,8 @@ from ma_cluster.config import DetectorConfig, Fusion
 from ma_cluster.evaluation.scoring import PixelCounts, auc_pr_33, average_precision, best_f1, threshold_keeping
 from ma_cluster.evaluation.tally import own_grid, row_map, rows_given
 from ma_cluster.hypotheses.maps import Maps, scale_odds
-from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import Sample, decode_mask, read_object
+from ma_cluster.images.reading import Prepared
 from ma_cluster.lesions.detector import Detector
 
 _FUSIONS: tuple[Fusion, Fusion] = ("geometric", "arithmetic")

@@ -19,8 +19,8 @@ from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont
 
 from ma_cluster.evaluation.scoring import label
-from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.patches import crop
+from ma_cluster.images.reading import Prepared
 
 TILE_PX = 176
 PER_SHEET = 40

@@ -17,8 +17,8 @@ from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.examples import Example, Judged, find_examples, worst_first
 from ma_cluster.evaluation.scoring import LesionCounts, PixelCounts, coarse, label
 from ma_cluster.hypotheses.maps import Map, Maps, fuse
-from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import Sample, decode_mask, read_object
+from ma_cluster.images.reading import Prepared
 from ma_cluster.lesions.detector import Detector
 
 ROWS: dict[str, Callable[[Maps], Map]] = {

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ma_cluster.config import DetectorConfig, Fusion
 from ma_cluster.hypotheses.frrn import kind_logits
-from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.images.patches import Tiling, Window
+from ma_cluster.images.reading import MID_GREY
 from ma_cluster.networks import ONE_AT_A_TIME, TileExecutor, normalise, probability
 
 Map = Float32[ndarray, "ch cw"]

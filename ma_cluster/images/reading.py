@@ -2,8 +2,9 @@
 
     object -> `read_photograph` -> bytes -> `read_bytes` -> upright RGB -> `read_pixels` -> Prepared, Facts
 
-Whatever goes wrong comes back as that photograph's ImageError. Only the decoder sees the bytes; from its pixels on
-nothing depends on what a stranger has written.
+The last step enhances the local contrast: evenly lit, lesions at full contrast, at both scales. Whatever goes wrong
+comes back as that photograph's ImageError. Only the decoder sees the bytes; from its pixels on nothing depends on what
+a stranger has written.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxtyping import UInt8
+import cv2
+from jaxtyping import Bool, UInt8
 from numpy import ndarray
 
 from ma_cluster.config import ImageConfig, KnownField
@@ -27,15 +29,37 @@ from ma_cluster.errors import (
     StoreError,
     UsageError,
 )
-from ma_cluster.images.contrast import Prepared, prepare
 from ma_cluster.images.decode import Decoded
 from ma_cluster.images.decode import decode as decode_here
-from ma_cluster.images.fundus import Fov, locate
-from ma_cluster.images.quality import Quality, assess
+from ma_cluster.images.fundus import Fov, Fundus, Grid, half_scale, half_scale_mask, locate
+from ma_cluster.images.quality import Quality, assess, exposure_gain, local_mean
 from ma_cluster.storage.manifest import Source
 from ma_cluster.storage.store import Entry
 
+MID_GREY = 128
 Decode = Callable[[bytes], Decoded]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A photograph as the networks see it: enhanced on the 1x and the 0.5x grid, with its field of view on both.
+
+    `pixels` is the upright photograph itself, for the overlay and for the way back from the canonical grid.
+    """
+
+    pixels: UInt8[ndarray, "ph pw 3"]
+    enhanced_1x: UInt8[ndarray, "h w 3"]
+    fov_1x: Bool[ndarray, "h w"]
+    enhanced_half: UInt8[ndarray, "hh hw 3"]
+    fov_half: Bool[ndarray, "hh hw"]
+    fov: Fov
+    grid: Grid
+    quality: Quality
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the photograph, pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +144,40 @@ def _fetch(source: Source, entry: Entry, config: ImageConfig) -> bytes:
     if len(data) != entry.size:  # of a store that sends no checksum, whose Content-Length says too little
         raise ImageFailedError(Reason.STORE_ERROR, f"{len(data)} bytes came, {entry.size} were listed")
     return data
+
+
+def enhance(
+    rgb: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"], sigma_px: float, gain: float
+) -> UInt8[ndarray, "h w 3"]:
+    """I' = gain I - gain (G * I) + 128 for each channel, clipped to 0..255; 128 outside the FOV (van Grinsven 2016).
+
+    Args:
+        rgb: canonical photograph at either scale.
+        fov: its field of view.
+        sigma_px: standard deviation of G, pixels of this grid.
+        gain: alpha, without unit.
+    """
+    mean = local_mean(rgb, fov, sigma_px)
+    enhanced = cv2.addWeighted(rgb, gain, mean, -gain, MID_GREY, dtype=cv2.CV_8U)
+    enhanced[~fov] = MID_GREY
+    return enhanced
+
+
+def prepare(fundus: Fundus, quality: Quality, config: ImageConfig) -> Prepared:
+    """Enhance both scales of a photograph; sigma is the same share of the FOV's diameter at each.
+
+    The gain is larger where the photograph is dim or hazy: at half its brightness it has the lesions of the whole one.
+    """
+    sigma = config.sigma_ratio * config.fov_diameter_px
+    half, fov_half = half_scale(fundus.canonical), half_scale_mask(fundus.canonical_fov)
+    gain = config.contrast_gain * exposure_gain(quality.brightness, quality.vessel_contrast, config)
+    return Prepared(
+        pixels=fundus.pixels,
+        enhanced_1x=enhance(fundus.canonical, fundus.canonical_fov, sigma, gain),
+        fov_1x=fundus.canonical_fov,
+        enhanced_half=enhance(half, fov_half, sigma / 2, gain),
+        fov_half=fov_half,
+        fov=fundus.fov,
+        grid=fundus.grid,
+        quality=quality,
+    )

@@ -22,11 +22,10 @@ from ma_cluster.config import KnownField, OperatingPoint, Recipe
 from ma_cluster.errors import ImageFailedError, Reason, Triage
 from ma_cluster.hypotheses.frrn import build_hgn, kinds_in
 from ma_cluster.hypotheses.maps import Map, Maps, can_reach, map_weights, probability_maps, scale_odds, upsample_half
-from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.patches import Tiling
 from ma_cluster.images.quality import Quality
-from ma_cluster.images.reading import read_bytes, read_pixels
+from ma_cluster.images.reading import Prepared, read_bytes, read_pixels
 from ma_cluster.lesions.grading import Findings, check_grading, image_score, photograph_features, triage
 from ma_cluster.lesions.table import Lesion, find_lesions
 from ma_cluster.machine import dedicate

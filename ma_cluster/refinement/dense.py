@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
-from ma_cluster.images.contrast import MID_GREY
+from ma_cluster.images.reading import MID_GREY
 from ma_cluster.machine import TileMap
 from ma_cluster.networks import fold, normalise, probability
 from ma_cluster.refinement.patchwise import interpolate, lattice_nodes

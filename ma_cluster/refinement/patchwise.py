@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
-from ma_cluster.images.contrast import MID_GREY
+from ma_cluster.images.reading import MID_GREY
 from ma_cluster.machine import TileMap
 from ma_cluster.networks import normalise, probability
 

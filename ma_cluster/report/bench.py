@@ -25,7 +25,7 @@ from ma_cluster import machine
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.scoring import PixelCounts, average_precision
 from ma_cluster.hypotheses.maps import Maps
-from ma_cluster.images.contrast import Prepared
+from ma_cluster.images.reading import Prepared
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.networks import normalise, probability
 from ma_cluster.report.bench_subject import Subject, hypothesis_network, peak_mb

@@ -22,9 +22,8 @@ from torch import nn
 
 from ma_cluster.bundle import Bundle, load_bundle
 from ma_cluster.config import ImageConfig
-from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.datasets import decode_mask
-from ma_cluster.images.reading import read_bytes
+from ma_cluster.images.reading import Prepared, read_bytes
 from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.detector import Detection, Detector, build_network
 from ma_cluster.networks import FlipAugmented, fold

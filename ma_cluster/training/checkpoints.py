@@ -19,8 +19,8 @@ from ma_cluster.config import Recipe, deciding, recipe_from_dict
 from ma_cluster.errors import BundleError, ObjectMissingError, UsageError
 from ma_cluster.hypotheses.frrn import build_hgn, kinds_in
 from ma_cluster.hypotheses.maps import probability_maps, upsample_half
-from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.patches import Tiling
+from ma_cluster.images.reading import Prepared
 from ma_cluster.lesions.detector import build_network
 from ma_cluster.networks import fold
 from ma_cluster.storage.store import open_store

@@ -31,8 +31,8 @@ from ma_cluster.bundle import load_weights
 from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.hypotheses.maps import probability_maps
-from ma_cluster.images.contrast import MID_GREY, Prepared
 from ma_cluster.images.patches import Tiling
+from ma_cluster.images.reading import MID_GREY, Prepared
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.machine import dedicate
 from ma_cluster.networks import fold, normalise

@@ -15,9 +15,9 @@ from untrained import calibrated_frrn
 
 from ma_cluster.config import Fusion
 from ma_cluster.hypotheses.maps import can_reach, fuse, hgn_probability, probability_maps, scale_odds, upsample_half
-from ma_cluster.images.contrast import MID_GREY
 from ma_cluster.images.fundus import half_scale
 from ma_cluster.images.patches import Tiling
+from ma_cluster.images.reading import MID_GREY
 from ma_cluster.networks import TileExecutor
 
 LANES = st.builds(TileExecutor, st.integers(1, 9), st.sampled_from([map, ThreadPoolExecutor(3).map]))

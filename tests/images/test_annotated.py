@@ -18,7 +18,7 @@ from ma_cluster.images.annotated import (
     scale_contrast,
     turn,
 )
-from ma_cluster.images.contrast import MID_GREY
+from ma_cluster.images.reading import MID_GREY
 
 SQUARE = np.arange(9).reshape(3, 3)
 

@@ -10,9 +10,8 @@ from numpy import ndarray
 from photographs import fundus_photograph
 
 from ma_cluster.config import ImageConfig
-from ma_cluster.images.contrast import MID_GREY, Prepared, enhance
 from ma_cluster.images.fundus import Fov
-from ma_cluster.images.reading import read_pixels
+from ma_cluster.images.reading import MID_GREY, Prepared, enhance, read_pixels
 
 SIDE = 400
 ROWS, COLS = np.indices((SIDE, SIDE))

@@ -19,9 +19,8 @@ from photographs import idrid_folder
 
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import Flag, ImageRefusedError, Status
-from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.decode import decode
-from ma_cluster.images.reading import Facts, read_bytes
+from ma_cluster.images.reading import Facts, Prepared, read_bytes
 from ma_cluster.images.sample import retina
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.report.detections import detect_file

@@ -13,10 +13,9 @@ from PIL import Image
 
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import Flag, ImageRefusedError, Reason
-from ma_cluster.images.contrast import Prepared
 from ma_cluster.images.decode import decode
 from ma_cluster.images.quality import Quality, exposure_gain
-from ma_cluster.images.reading import read_bytes, read_photograph, read_pixels
+from ma_cluster.images.reading import Prepared, read_bytes, read_photograph, read_pixels
 from ma_cluster.images.sample import retina
 from ma_cluster.storage.local import LocalStore
 

@@ -21,7 +21,7 @@ from PIL import Image
 from processes import Process, descendants, wait_until_gone
 from servers import Weed
 
-from ma_cluster.archive.summary import missing_keys, read_status
+from ma_cluster.archive.summary import RunStatus, missing_keys, read_status
 from ma_cluster.bundle import load_bundle, save_bundle
 from ma_cluster.cluster.fleet.driver import score_archive
 from ma_cluster.cluster.fleet.replicas import Fleet
