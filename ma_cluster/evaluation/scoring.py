@@ -91,22 +91,17 @@ def auc_pr_33(counts: PixelCounts) -> float:
     Conventions: a pixel is called where p >= threshold, so recall is 1 at 0; precision is 1 where nothing is called;
     no point is added at either end.
     """
-    points = [_operating(counts, step / 32) for step in range(33)]
+    points = [at_threshold(counts, step / 32) for step in range(33)]
     recall = np.array([point.recall for point in points])
     precision = np.array([point.precision for point in points])
     return float(np.trapezoid(precision[::-1], recall[::-1]))
-
-
-def at_threshold(counts: PixelCounts, threshold: float) -> Operating:
-    """Precision, recall and F1 at one threshold, to the width of a bin (1.5e-5)."""
-    return _operating(counts, threshold)
 
 
 def best_f1(counts: PixelCounts) -> Operating:
     """The threshold of the largest F1."""
     true, called = _at_or_above(counts)
     f1 = 2 * true / np.maximum(called + true[0], 1)
-    return _operating(counts, int(f1.argmax()) / (BINS - 1))
+    return at_threshold(counts, int(f1.argmax()) / (BINS - 1))
 
 
 def precision_recall(counts: PixelCounts) -> tuple[Float[ndarray, "bins"], Float[ndarray, "bins"]]:
@@ -123,7 +118,8 @@ def threshold_keeping(counts: PixelCounts, recall: float) -> float:
     return float(kept.max() / (BINS - 1))
 
 
-def _operating(counts: PixelCounts, threshold: float) -> Operating:
+def at_threshold(counts: PixelCounts, threshold: float) -> Operating:
+    """Precision, recall and F1 at one threshold, to the width of a bin (1.5e-5)."""
     first = int(threshold * (BINS - 1) + 1e-9)  # as `of` bins, so a score equal to the threshold is called
     true, background = counts.lesion[first:].sum(), counts.background[first:].sum()
     positives = counts.lesion.sum()

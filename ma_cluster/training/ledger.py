@@ -44,13 +44,21 @@ class Ledger(Protocol):
         """
 
     def draw(self, count: int, epoch: int, seed: int) -> Int64[ndarray, "count"]:
-        """Ids drawn with replacement, P(i) ~ max(loss_i, FLOOR): a pure function of (losses, count, epoch, seed)."""
+        """Ids drawn with replacement, P(i) ~ max(loss_i, FLOOR): a pure function of (losses, count, epoch, seed).
+
+        Raises:
+            ValueError: count, epoch or seed is negative.
+        """
 
     def loss_mean(self) -> float:
         """Mean of max(loss, FLOOR) over the pool."""
 
     def snapshot(self, url: str) -> None:
-        """Write all losses under a URL, the manifest last: what was there before stays valid until then."""
+        """Write all losses under a URL, the manifest last: what was there before stays valid until then.
+
+        Raises:
+            StoreError: the store refuses the writes.
+        """
 
     def restore(self, url: str) -> None:
         """Take all losses from a snapshot of a pool of this size, whoever made it.

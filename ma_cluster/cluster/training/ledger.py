@@ -33,7 +33,8 @@ from ma_cluster.training.ledger import Part, free_folder, read_manifest, read_ta
 class LossLedger:
     """A `Ledger` in actors that live as long as the creating process.
 
-    Every method raises LedgerLostError when the losses of a shard are gone because its actor died.
+    Every method raises LedgerLostError when the losses of a shard are gone because its actor died. An update returns
+    when all shards have it; one that runs beside a draw or a snapshot may count there wholly, in part or not at all.
     """
 
     def __init__(self, size: int, shards: Sequence[ActorHandle[Any]], bounds: Sequence[int]) -> None:
@@ -62,11 +63,6 @@ class LossLedger:
         return cls(size, [actor.remote(first, end, initial) for first, end in pairwise(bounds)], bounds)
 
     def update(self, ids: Int[ndarray, "n"], losses: Float[ndarray, "n"]) -> None:
-        """Set the losses of patches; where an id comes twice, its last loss counts. Returns when all shards have them.
-
-        Raises:
-            ValueError: an id is not of this pool, or a loss is NaN, infinite or negative; nothing has then changed.
-        """
         kept = checked_losses(ids, losses, self.size)
         owner = np.searchsorted(self._bounds, ids, side="right") - 1
         mine = [owner == number for number in range(len(self._shards))]
@@ -79,14 +75,7 @@ class LossLedger:
         )
 
     def draw(self, count: int, epoch: int, seed: int) -> Int64[ndarray, "count"]:
-        """Ids drawn with replacement, P(i) ~ max(loss_i, FLOOR): a pure function of (losses, count, epoch, seed).
-
-        Meant for an epoch's draws at once: each call fetches the sums of all blocks, 0.8 MB for 10^8 patches. An update
-        that runs beside a draw may count in it wholly, in part or not at all.
-
-        Raises:
-            ValueError: count, epoch or seed is negative.
-        """
+        """Meant for an epoch's draws at once: each call fetches the sums of all blocks, 0.8 MB for 10^8 patches."""
         bits = np.random.PCG64([seed, epoch])
         counts = share_out(self._block_sums(), count, np.random.Generator(bits))
         places: list[ray.ObjectRef[Any]] = []
@@ -96,28 +85,15 @@ class LossLedger:
         return np.random.Generator(bits).permutation(np.concatenate(_answers(places)))
 
     def loss_mean(self) -> float:
-        """Mean of max(loss, FLOOR) over the pool."""
         return float(self._block_sums().sum()) / self.size
 
     def snapshot(self, url: str) -> None:
-        """Write all losses under a URL, the manifest last: what was there before stays valid until then.
-
-        Call it between updates; one that runs beside it may be in the snapshot in part.
-
-        Raises:
-            StoreError: the store refuses the writes.
-        """
         store = open_store(url)
         folder = free_folder(store)
         saved = _answers([shard.save.remote(url, folder) for shard in self._shards])
         write_manifest(store, [part for parts in saved for part in parts])
 
     def restore(self, url: str) -> None:
-        """Take all losses from a snapshot of this pool, made by a ledger of any number of shards.
-
-        Raises:
-            LedgerLostError: there is none, or it is damaged or of another pool; the ledger must then be made anew.
-        """
         parts = read_manifest(open_store(url), self.size)
         _answers([shard.restore.remote(url, parts) for shard in self._shards])
 
