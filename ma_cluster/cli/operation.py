@@ -100,8 +100,7 @@ def bench(
     detect: seconds of each stage, for several flips at 0.5x. monai: the hypothesis networks against MONAI's sliding
     window. score: an archive run against a bare loop. Every ratio is of times of one run.
     """
-    from ma_cluster.report.bench import BENCHMARKS, run_benchmarks
-    from ma_cluster.report.bench_subject import Subject
+    from ma_cluster.report.bench import BENCHMARKS, Subject, run_benchmarks
 
     unknown = sorted(set(names or []) - BENCHMARKS.keys())
     if unknown:

@@ -80,6 +80,15 @@ def write_sample(destination_url: str, images: int = 6, seed: int = 0) -> Sample
     return SampleArchive(store.url, tuple(written))
 
 
+def enlarged_sample(side_px: int) -> tuple[bytes, Bool[ndarray, "h w"]]:
+    """The archive's first photograph at another size, as a JPEG, and where its microaneurysms are."""
+    pixels, truth, _ = _photograph(retina(), np.random.default_rng([0, 1]), healthy=False)
+    size = (side_px, side_px)
+    large = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
+    known = cv2.resize(truth.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    return _encode(Image.fromarray(large), format="JPEG", quality=JPEG_QUALITY), known
+
+
 def retina() -> UInt8[ndarray, "h w 3"]:
     """The photograph that all samples are variations of: a healthy left eye, CC0 as retina.txt beside it says."""
     with files(__package__).joinpath("retina.jpg").open("rb") as file:

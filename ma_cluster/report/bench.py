@@ -1,17 +1,20 @@
 """`ma-cluster bench`: how fast a model is on this machine, stage by stage, beside MONAI and on a cluster.
 
 Every benchmark runs in a fresh process, so that memory and caches are its own, and every ratio is of times of one run.
-Ray is loaded by the one that needs it alone.
+Ray is loaded by the one that needs it alone. What they look at: a photograph, with the truth where lesions were drawn
+in, and the networks of a model.
 """
 
 from __future__ import annotations
 
 import importlib
+import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,25 +23,91 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32
 from numpy import ndarray
+from torch import nn
 
 from ma_cluster import machine
+from ma_cluster.bundle import Bundle, load_bundle
+from ma_cluster.config import ImageConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.scoring import PixelCounts, average_precision
 from ma_cluster.hypotheses.maps import Maps
-from ma_cluster.images.reading import Prepared
-from ma_cluster.lesions.detector import Detector
-from ma_cluster.networks import normalise, probability
-from ma_cluster.report.bench_subject import Subject, hypothesis_network, peak_mb
+from ma_cluster.images.reading import Prepared, read_bytes
+from ma_cluster.images.sample import enlarged_sample
+from ma_cluster.lesions.detector import Detection, Detector, build_network
+from ma_cluster.networks import FlipAugmented, fold, normalise, probability
 
 FLIPS = (1, 2, 4)
 """Flips at 0.5x that are tried: each costs a quarter of the 1x network."""
 MONAI_TILE, MONAI_OVERLAP = 512, 0.25
 PHOTOGRAPHS = 40
 """Photographs of the archive that `score` is timed on."""
+SAMPLE_SIDE_PX = 3464
+"""Side of the sample photograph as it is enlarged: 12 megapixels."""
 NETWORKS = ("hgn_1x", "hgn_half")
-
 Map = Float32[ndarray, "h w"]
 Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """What is measured, and how. Picklable: each benchmark runs in a process of its own."""
+
+    model: str = "lite"
+    """Name of a model that ships, or a bundle's folder."""
+    image: Path | None = None
+    """A photograph; None takes one of `ma-cluster sample`, enlarged to 12 megapixels, whose lesions are known."""
+    threads: int = 1
+    """CPU threads of the networks, ours and the peers'."""
+    device: str = "cpu"
+    """Where the networks run."""
+    repeats: int = 1
+    """Passes of which the fastest counts."""
+
+    def bundle(self, flips_half: int | None = None) -> Bundle:
+        """The model, if asked with other flips at 0.5x."""
+        bundle = load_bundle(self.model)
+        if flips_half is None:
+            return bundle
+        detector = replace(bundle.recipe.detector, flips_half=flips_half)
+        return replace(bundle, recipe=replace(bundle.recipe, detector=detector))
+
+    def photograph(self) -> Photograph:
+        """The photograph to look at."""
+        if self.image is not None:
+            return Photograph(self.image.name, self.image.read_bytes(), None)
+        return Photograph("ma-cluster sample, enlarged to 12 megapixels", *enlarged_sample(SAMPLE_SIDE_PX))
+
+    def fastest_detection(self, bundle: Bundle, data: bytes) -> Detection:
+        """What a model says of an encoded photograph, with the seconds of the fastest pass."""
+        detector = Detector(bundle, device=self.device, threads=self.threads)
+        detections = [detector.detect(data) for _ in range(self.repeats)]
+        return min(detections, key=lambda detection: sum(detection.seconds.values()))
+
+    def fastest(self, work: Callable[[], Any]) -> float:
+        """Seconds of the fastest pass; waits for a GPU to finish."""
+        seconds = []
+        for _ in range(self.repeats):
+            started = time.perf_counter()
+            work()
+            if torch.device(self.device).type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """An encoded photograph; `truth` on its own grid, None where it is not known."""
+
+    name: str
+    data: bytes
+    truth: Bool[ndarray, "h w"] | None
+
+    def prepared(self, config: ImageConfig) -> Prepared:
+        """The photograph as the networks take it."""
+        return read_bytes(self.data, config)[0]
+
+
 Benchmark = Callable[[Subject], Iterator[dict[str, Any]]]
 
 
@@ -210,3 +279,21 @@ def _precisions(
     known = prepared.grid.crop_mask(truth)
     pairs = {"average_precision_1x": maps.hgn_1x, "monai_average_precision_1x": theirs["hgn_1x"] * prepared.fov_1x}
     return {name: round(average_precision(PixelCounts.of(each, known)), 4) for name, each in pairs.items()}
+
+
+def hypothesis_network(bundle: Bundle, name: str, device: str, *, folded: bool) -> nn.Module:
+    """A hypothesis network as a plain script has it, or, `folded`, as the detector has it."""
+    recipe = bundle.recipe
+    network = build_network(name, recipe, bundle.weights[name])
+    network.to(device).eval()
+    if folded:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fold(network)
+    flips = recipe.detector.flips_1x if name == "hgn_1x" else recipe.detector.flips_half
+    return FlipAugmented(network, flips)
+
+
+def peak_mb() -> int:
+    """This process's largest resident memory so far, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))

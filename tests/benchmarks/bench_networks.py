@@ -39,8 +39,7 @@ from ma_cluster.networks import fold, normalise
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.patchwise import Patchwise, lattice_nodes, refine
 from ma_cluster.refinement.resnet import build_prn
-from ma_cluster.report.bench import NETWORKS, Benchmark, Map, Rows, run_benchmarks
-from ma_cluster.report.bench_subject import Subject, hypothesis_network, peak_mb
+from ma_cluster.report.bench import NETWORKS, Benchmark, Map, Rows, Subject, hypothesis_network, peak_mb, run_benchmarks
 
 HALOS_PX = (0, 16, 32, 48, 64, 80, 96)
 WHOLE_PX, KEPT_PX = 1024, 256

@@ -19,7 +19,7 @@ from ma_cluster.images.datasets import decode_mask, read_dataset, read_object
 from ma_cluster.images.decode import decode
 from ma_cluster.images.fundus import Fov, find_fov
 from ma_cluster.images.phantom import Phantom, PhantomConfig, draw_phantom
-from ma_cluster.images.sample import README_KEY, SampleArchive, retina, write_sample
+from ma_cluster.images.sample import README_KEY, SampleArchive, enlarged_sample, retina, write_sample
 
 CONFIG = PhantomConfig(dots=12, haemorrhages=3, fragments=3, exudates=3)
 FOV = Fov(row=349.5, col=349.5, diameter_px=690.0)
@@ -228,3 +228,12 @@ def test_an_empty_archive_and_a_negative_seed_are_refused(images: int, seed: int
     with pytest.raises(UsageError):
         write_sample(str(tmp_path / "none"), images=images, seed=seed)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_sample_is_enlarged_with_its_truth() -> None:
+    data, truth = enlarged_sample(2000)
+    pixels = decode(data, ImageConfig()).pixels
+    assert (pixels.shape, truth.shape) == ((2000, 2000, 3), (2000, 2000))
+    assert 1e-5 < truth.mean() < 1e-2
+    near = cv2.dilate(truth.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
+    assert pixels[truth].mean() < pixels[near & ~truth].mean(), "its microaneurysms are dark"

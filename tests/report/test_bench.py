@@ -19,7 +19,7 @@ from ma_cluster.bundle import Bundle, load_bundle, save_bundle
 from ma_cluster.cli.app import app
 from ma_cluster.images.sample import retina
 from ma_cluster.refinement.resnet import build_prn
-from ma_cluster.report.bench_subject import SAMPLE_SIDE_PX, Subject
+from ma_cluster.report.bench import SAMPLE_SIDE_PX, Subject
 
 
 @pytest.fixture(scope="module")
