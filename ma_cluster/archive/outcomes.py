@@ -88,6 +88,7 @@ SCHEMA = pa.schema(
         _field("quality_focus", pa.float64(), "1", "contrast of the smallest structures over that of vessels"),
         _field("triage", pa.string(), "", "refer, none, or ungradable: no signs seen, and that means nothing"),
         _field("image_score", pa.float64(), "1", "probability of retinopathy, 0..1; null of a model without a grading"),
+        _field("quality_blocks", pa.float64(), "1", "change of light between the blocks of a JPEG over that within"),
         _field("gradable", pa.bool_(), "", "whether the lack of lesions would mean anything"),
         _field("quality", pa.float64(), "1", "the worst measure, 0..1; ungradable below 0.5"),
         _field("flags", pa.list_(pa.string()), "", "what a person should know, from the closed list"),

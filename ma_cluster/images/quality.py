@@ -23,7 +23,7 @@ _WORDS = {
     Flag.BRIGHT: "overexposed",
     Flag.HAZY: "hazy",
     Flag.BLURRED: "out of focus",
-    Flag.COARSE: "too coarse for small lesions",
+    Flag.COARSE: "too coarse for small lesions, in pixels or by its compression",
     Flag.FIELD_ASSUMED: "its field is assumed to be the usual one",
     Flag.MORE_PAGES: "the file holds more pages, which are not read",
     Flag.MORE_DISCS: "the picture shows more discs, of which one is read",
@@ -34,10 +34,11 @@ _WORDS = {
 # undegraded, by degradation: brightness 0.5, 0.25, 0.12: 0.79, 0.73, 0.25 (contrast 0.056, 0.028, 0.014); haze that
 # leaves 0.35 and 0.2 of the contrast, of the first two: 0.81, 0.55 (0.040, 0.023); defocus of 1/350, 1/200, 1/120 of
 # the radius: 0.45, 0.13, 0 (focus 0.16, 0.13, 0.10); FOV of 1000, 700, 470 pixels: 0.69, 0.53, 0.34.
-_CONTRAST = 0.04, 0.098
+_CONTRAST = 0.035, 0.098
 _FOCUS = 0.15, 0.2
-_SHARPNESS = 0.26, 0.34
-_DIAMETER_PX = 900.0, 1400.0  # of a FOV of the usual field
+_SHARPNESS = 0.28, 0.34
+_DIAMETER_PX = 900.0, 2400.0  # of a FOV of the usual field
+_UNPACKED = 1 / 6.0, 1 / 4.0  # of the inverse of blocks
 _UNCLIPPED = 0.75, 0.95
 _DARK_BRIGHTNESS = 0.25  # what lacks contrast is called dark below this mean of the green channel, hazy above it
 _LEAST_REDNESS = 1.1  # a photograph whose red is darker than so many times its green has no colours: red-free, or grey
@@ -67,6 +68,8 @@ class Quality:
     """Whether the lack of lesions would mean anything."""
     flags: tuple[Flag, ...]
     """What a person should know, in the closed list's order."""
+    blocks: float = 1.0
+    """How much more light changes between the 8 x 8 pixels that a JPEG packs together than within them."""
 
     @property
     def detail(self) -> str | None:
@@ -94,12 +97,15 @@ def assess(fundus: Fundus, noticed: tuple[Flag, ...], config: ImageConfig) -> Qu
     vessels = max(0.0, float(np.percentile((mean - quarter[:, :, 1])[inner], 99)) / 255)
     details, spots = _structures(half[:, :, 1], inner_half, diameter_px)
     focus, sharpness = (above / below if below > 0 else 0.0 for above, below in ((spots, vessels), (details, spots)))
+    blocks = _blocks(fundus)
     clipped = float((green >= 250 / 255).mean())
     grades = {
         Flag.DARK if green.mean() < _DARK_BRIGHTNESS else Flag.HAZY: _grade(vessels, *_CONTRAST),
         Flag.BRIGHT: _grade(1 - clipped, *_UNCLIPPED),
         Flag.BLURRED: min(_grade(focus, *_FOCUS), _grade(sharpness, *_SHARPNESS)),
-        Flag.COARSE: _grade(config.fov_diameter_px / fundus.grid.scale, *_DIAMETER_PX),
+        Flag.COARSE: min(
+            _grade(config.fov_diameter_px / fundus.grid.scale, *_DIAMETER_PX), _grade(1 / blocks, *_UNPACKED)
+        ),
     }
     score = min(grades.values())
     told = {flag for flag, grade in grades.items() if grade < _TOLD} | set(noticed)
@@ -117,6 +123,7 @@ def assess(fundus: Fundus, noticed: tuple[Flag, ...], config: ImageConfig) -> Qu
         score=score,
         gradable=score >= 0.5 and Flag.MORE_DISCS not in told,
         flags=tuple(flag for flag in Flag if flag in told),
+        blocks=blocks,
     )
 
 
@@ -141,6 +148,24 @@ def _structures(green: UInt8[ndarray, "h w"], inner: Bool[ndarray, "h w"], diame
     pairs = (middle - fine, coarse - middle)
     details, spots = (max(0.0, float(np.percentile(band[inner], 99)) / 255) for band in pairs)
     return details, spots
+
+
+def _blocks(fundus: Fundus) -> float:
+    """Change of the green channel from one pixel to the next in the middle of the field, along the eighth of the lines
+    where it is largest, over that along the others; the smaller one of rows and columns.
+    """
+    grid = fundus.grid
+    rows, cols = (
+        slice(first + size // 4, first + 3 * size // 4)
+        for first, size in ((grid.top, grid.height), (grid.left, grid.width))
+    )
+    green = fundus.pixels[rows, cols, 1].astype(np.int16)
+    found = []
+    for axis in (0, 1):
+        change = np.abs(np.diff(green, axis=axis)).mean(axis=1 - axis)
+        phases = sorted(float(change[phase::8].mean()) for phase in range(8))
+        found.append(phases[-1] / max(sum(phases[:-1]) / 7, 1e-3))
+    return max(1.0, min(found))
 
 
 def _grade(measure: float, limit: float, good: float) -> float:

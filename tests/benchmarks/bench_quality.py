@@ -43,7 +43,7 @@ STEPS: dict[str, tuple[float, ...]] = {
     "haze": (0.7, 0.5, 0.35, 0.2),
     "defocus": (1 / 2000, 1 / 1000, 1 / 700, 1 / 500),
     "motion": (1 / 500, 1 / 250),
-    "jpeg": (50, 20, 8),
+    "jpeg": (50, 30, 20, 8),
     "diameter_px": (1700, 1200, 900, 700),
 }
 """Factor on the light; contrast that is left; sigma and length over the disc's diameter; quality; pixels."""
@@ -142,6 +142,7 @@ def measures(facts: Facts) -> dict[str, Any]:
         "vessel_contrast": round(quality.vessel_contrast, 4),
         "focus": round(quality.focus, 4),
         "sharpness": round(quality.sharpness, 4),
+        "blocks": round(quality.blocks, 2),
     }
 
 

@@ -63,6 +63,7 @@ def spread(prepared: Prepared) -> float:
         (hazy(RETINA, 0.15), Flag.HAZY),
         (cv2.GaussianBlur(RETINA, (0, 0), 8), Flag.BLURRED),
         (cv2.resize(RETINA, (400, 400), interpolation=cv2.INTER_AREA), Flag.COARSE),
+        (decode(encode(RETINA, "JPEG", quality=10), CONFIG).pixels, Flag.COARSE),
         (np.clip(RETINA.astype(float) * 4, 0, 255), Flag.BRIGHT),
     ],
 )
