@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ma_cluster.cli.app import Address, Model, app
+from ma_cluster.errors import UsageError
 
 
 class Part(StrEnum):
@@ -21,9 +22,16 @@ class Part(StrEnum):
 
 @app.command()
 def evaluate(
-    data: Annotated[str, typer.Option(metavar="URL", help="Data set: IDRiD's layout, or a manifest.")],
-    split: Annotated[Part, typer.Option(help="Its photographs that are looked at.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="Folder or s3:// prefix of the results.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="URL", help="Data set with masks: IDRiD's layout, or a manifest.")
+    ] = None,
+    grades: Annotated[
+        str | None, typer.Option(metavar="CSV", help="Photographs and their grades of retinopathy: image, grade, ...")
+    ] = None,
+    split: Annotated[Part, typer.Option(help="Photographs that are looked at; of the grades, test means all.")] = (
+        Part.TEST
+    ),
     model: Model = "lite",
     rows: Annotated[str, typer.Option(metavar="all|NAME,...", help="Rows of the table, by name.")] = "all",
     healthy: Annotated[
@@ -32,30 +40,43 @@ def evaluate(
     gpus: Annotated[float, typer.Option(min=0, help="GPUs for each photograph under way; a share is allowed.")] = 0.0,
     address: Address = None,
 ) -> None:
-    """Reproduce the paper's Table 2 on annotated photographs.
+    """Compare a model with annotated photographs (the paper's Table 2), with graded ones, or with both.
 
-    Writes DIR/table.json, table.md, pr.png, froc.png and examples/.
+    With --data, writes DIR/table.json, table.md, pr.png, froc.png and examples/; with --grades, DIR/images.json and
+    images.md: how well the image score tells retinopathy, by each other column of CSV as well.
     """
     from ma_cluster.bundle import load_bundle
-    from ma_cluster.cluster.distributed_evaluation import EvaluationRequest
-    from ma_cluster.cluster.distributed_evaluation import evaluate as look
-    from ma_cluster.report.evaluation_report import markdown, table, write_evaluation
+    from ma_cluster.cluster import distributed_evaluation as look
+    from ma_cluster.report import evaluation_report, image_report
     from ma_cluster.storage.store import open_store
 
+    if data is None and grades is None:
+        raise UsageError("there is nothing to compare with: give --data, --grades or both")
     bundle, store = load_bundle(model), open_store(out)
-    request = EvaluationRequest(
+    request = look.EvaluationRequest(
         data=data,
         split=split.value,
         rows=None if rows == "all" else tuple(rows.split(",")),
         healthy=healthy,
+        grades=grades,
         gpus=gpus,
         address=address,
     )
-    tally = look(bundle, request, lambda done, total: typer.echo(f"{done} of {total} photographs", err=True))
-    values = table(tally, bundle, split.value)
-    write_evaluation(store, values, tally)
-    for line in markdown(values):
-        typer.echo(line)
+    lines: list[str] = []
+    if data is not None:
+        tally = look.evaluate(bundle, request, _tell)
+        values = evaluation_report.table(tally, bundle, split.value)
+        evaluation_report.write_evaluation(store, values, tally)
+        lines += evaluation_report.markdown(values)
+    if grades is not None:
+        values = image_report.images_table(look.evaluate_grades(bundle, request, _tell), bundle, split.value)
+        image_report.write_images(store, values)
+        lines += ["", *image_report.images_markdown(values)] if lines else image_report.images_markdown(values)
+    typer.echo("\n".join(lines))
+
+
+def _tell(done: int, total: int) -> None:
+    typer.echo(f"{done} of {total} photographs", err=True)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from ma_cluster.config import RECIPES, Negatives, Recipe
 from ma_cluster.errors import ObjectMissingError, UsageError
 
 if TYPE_CHECKING:
+    from ma_cluster.bundle import Bundle
     from ma_cluster.training.run import Network
 
 train = typer.Typer(help="Train a network; ends with a checkpoint that `bundle` packs.", no_args_is_help=True)
@@ -181,16 +182,19 @@ def bundle(
     healthy: Annotated[
         str | None, typer.Option(metavar="URL", help="With --data: photographs without retinopathy as well.")
     ] = None,
+    grades: Annotated[
+        str | None,
+        typer.Option(metavar="CSV", help="Photographs and their grades of retinopathy: image, grade, split."),
+    ] = None,
 ) -> None:
     """Pack the checkpoints of training into a model. An option given twice means the mean of both weights.
 
     Of a run's folder its best checkpoint is taken. With --data, regions of interest, fusion and threshold are chosen on
-    its validation photographs, and with --healthy how sure a lesion must be to be called; the figures are written into
-    bundle.json.
+    its validation photographs, and with --healthy how sure a lesion must be to be called. With --grades, the image
+    score is fitted to those that train, and calibrated on those that validate, where it refers most of grade 2 and up.
+    The figures are written into bundle.json.
     """
     from ma_cluster.bundle import save_bundle
-    from ma_cluster.evaluation.calibration import calibrate
-    from ma_cluster.images.datasets import read_split
     from ma_cluster.storage.store import open_store
     from ma_cluster.training.checkpoints import pack
 
@@ -200,11 +204,25 @@ def bundle(
         raise UsageError(f"{out} holds a bundle already, and nothing is overwritten; name another place")
     named = {"hgn_1x": hgn_1x, "hgn_half": hgn_half, "prn": prn, "cls": cls}
     checkpoints = {name: urls for name, urls in named.items() if urls}
-    packed = pack(checkpoints, chosen, attribution)
-    if data:
-        validation = read_split(data, packed.recipe.split, "validation", healthy)
-        packed = calibrate(packed, validation, detector_threads())
+    packed = _calibrated(pack(checkpoints, chosen, attribution), data, healthy, grades)
     typer.echo(f"{out}  digest {save_bundle(packed, out)}")
     own = {name: packed.validation[name] for name in ("detector",) if name in packed.validation}
     for name, figures in (packed.validation.get("rows", {}) | own).items():
         typer.echo(f"{name:<15} average precision {figures['average_precision']:.4f}  best F1 {figures['f1']:.4f}")
+    if figures := packed.validation.get("grading"):
+        said = "  ".join(f"{name} {figures[name]:.4f}" for name in ("area", "sensitivity", "specificity"))
+        typer.echo(f"{'image score':<15} {said}")
+
+
+def _calibrated(packed: Bundle, data: str | None, healthy: str | None, grades: str | None) -> Bundle:
+    """The bundle with what photographs choose, of the data sets that are given."""
+    from ma_cluster.evaluation.calibration import calibrate, fit_grading
+    from ma_cluster.images.datasets import read_dataset, read_graded, read_split
+
+    split = packed.recipe.split
+    if data:
+        packed = calibrate(packed, read_split(data, split, "validation", healthy), detector_threads())
+    if grades:
+        annotated = read_dataset(data, split) if data else []
+        packed = fit_grading(packed, read_graded(grades, split, annotated), detector_threads())
+    return packed

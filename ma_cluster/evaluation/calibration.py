@@ -6,27 +6,34 @@ figures that justify it, come out. Pixels are counted on each photograph's own g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float, Float32
 from numpy import ndarray
 
 from ma_cluster.bundle import Bundle
-from ma_cluster.config import DetectorConfig, Fusion
+from ma_cluster.config import DetectorConfig, Fusion, GradingConfig
+from ma_cluster.errors import UsageError
+from ma_cluster.evaluation.image_figures import REFERABLE, Scores, area
 from ma_cluster.evaluation.scoring import PixelCounts, auc_pr_33, average_precision, best_f1, threshold_keeping
 from ma_cluster.evaluation.tally import own_grid, row_map, rows_given
 from ma_cluster.hypotheses.maps import Maps, scale_odds
-from ma_cluster.images.datasets import Sample, decode_mask, read_object
+from ma_cluster.images.datasets import Graded, Sample, decode_mask, read_object
 from ma_cluster.images.reading import Prepared
 from ma_cluster.lesions.detector import Detector
+from ma_cluster.lesions.grading import image_score, log_odds
 
 _FUSIONS: tuple[Fusion, Fusion] = ("geometric", "arithmetic")
 _ODDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _WEIGHTS_1X = (0.0, 0.5, 1.0)
 _HYPOTHESES = ("hgn_1x", "hgn_half")
+_LEAST_SLOPE = 0.05  # of the calibration: more signs never make retinopathy less likely
+_NEWTON_STEPS = 100
+_ROUNDING = 1e-9
 _LARGEST = 0.999  # of a score that a lesion must reach
 _SMALLEST = 1e-3  # networks that tell nothing apart do best to call every pixel; a detector must not
 
@@ -78,6 +85,114 @@ def least_score(calls: Sequence[Sequence[float]], calls_allowed: float) -> float
     scores = sorted((score for of_one in calls for score in of_one), reverse=True)
     allowed = int(calls_allowed * len(calls))
     return 0.0 if len(scores) <= allowed else float(min(np.nextafter(np.float32(scores[allowed]), 1), _LARGEST))
+
+
+def fit_grading(bundle: Bundle, graded: Sequence[Graded], threads: int | None = None) -> Bundle:
+    """The bundle with what its photographs' own answers follow from, and their figures.
+
+    The regression is fitted on the photographs that train. Their own networks have seen some of these, so that it is
+    too sure of itself: those that validate set its slope and its bias, and then `refer_at`.
+
+    Args:
+        bundle: the networks.
+        graded: photographs that train, and others that validate.
+        threads: as for `Detector`.
+
+    Raises:
+        UsageError: there are none with, or none without retinopathy among the ones or the others, or none to refer
+            among those that validate.
+    """
+    for part in ("training", "validation"):
+        grades = [each.grade for each in graded if each.split == part]
+        if min(grades, default=1) > 0 or max(grades, default=0) < (REFERABLE if part == "validation" else 1):
+            raise UsageError(
+                f"the grades need {part} photographs with and without retinopathy, some of them to be referred: name "
+                "them in a column split"
+            )
+    detector = Detector(bundle, threads=threads)
+    measured = [detector.features(detector.prepare(read_object(each.image))) for each in graded]
+    parts = {
+        part: [(features, each.grade) for features, each in zip(measured, graded, strict=True) if each.split == part]
+        for part in ("training", "validation")
+    }
+    config = calibrated(fitted(parts["training"], bundle.recipe.grading), parts["validation"])
+    scores = np.array([image_score(features, config) for features, _ in parts["validation"]])
+    grade = np.array([each for _, each in parts["validation"]])
+    figures = {
+        "training": len(parts["training"]),
+        "validation": len(scores),
+        "area": _area(scores, grade > 0),
+        "sensitivity": float((scores >= config.refer_at)[grade >= REFERABLE].mean()),
+        "specificity": float((scores < config.refer_at)[grade == 0].mean()),
+    }
+    rounded = {name: round(value, 4) for name, value in figures.items()}
+    recipe = replace(bundle.recipe, grading=config)
+    return replace(bundle, recipe=recipe, validation=bundle.validation | {"grading": rounded})
+
+
+def fitted(graded: Sequence[tuple[Mapping[str, float], int]], config: GradingConfig) -> GradingConfig:
+    """The logistic regression of retinopathy on the features, standardised, with a ridge of 1 on their weights.
+
+    Args:
+        graded: of each photograph its features and its grade.
+        config: what is not fitted.
+    """
+    names = tuple(graded[0][0])
+    features = np.array([[each[name] for name in names] for each, _ in graded])
+    mean, scale = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    truth = np.array([grade > 0 for _, grade in graded])
+    *weights, bias = _logistic((features - mean) / scale, truth, np.zeros(len(names)))
+    return replace(
+        config,
+        features=names,
+        mean=tuple(mean.tolist()),
+        scale=tuple(scale.tolist()),
+        weights=tuple(weights),
+        bias=bias,
+    )
+
+
+def calibrated(config: GradingConfig, graded: Sequence[tuple[Mapping[str, float], int]]) -> GradingConfig:
+    """The regression with its slope and bias as photographs have them that trained nothing (Platt scaling, with a ridge
+    towards a slope of 1), and the score from which as many as must be are referred, and the fewest others.
+    """
+    grade = np.array([each for _, each in graded])
+    odds = np.array([log_odds(features, config) for features, _ in graded])
+    slope, shift = _logistic(odds[:, None], grade > 0, np.ones(1))
+    slope = max(slope, _LEAST_SLOPE)
+    config = replace(
+        config, weights=tuple(weight * slope for weight in config.weights), bias=config.bias * slope + shift
+    )
+    scores = np.array([image_score(features, config) for features, _ in graded])
+    referable = np.sort(scores[grade >= REFERABLE])[::-1]
+    last = referable[math.ceil(config.refer_sensitivity * len(referable) - _ROUNDING) - 1]
+    below = scores[scores < last]
+    return replace(config, refer_at=float(last if len(below) == 0 else (last + below.max()) / 2))
+
+
+def _logistic(x: Float[ndarray, "n f"], truth: Bool[ndarray, "n"], towards: Float[ndarray, "f"]) -> list[float]:
+    """Weights and bias of a logistic regression by Newton's steps, with half the squared distance of the weights from
+    `towards` added to its loss.
+    """
+    ones, keep = np.ones((len(x), 1)), np.append(np.ones(x.shape[1]), 0.0)
+    design, start = np.hstack([x, ones]), np.append(towards, 0.0)
+    found = start.copy()
+    for _ in range(_NEWTON_STEPS):
+        probability = 1 / (1 + np.exp(-np.clip(design @ found, -50, 50)))
+        curvature = (design * (probability * (1 - probability))[:, None]).T @ design + np.diag(keep + _ROUNDING)
+        step = np.linalg.solve(curvature, design.T @ (truth - probability) - keep * (found - start))
+        found += step
+        if np.abs(step).max() < _ROUNDING:
+            break
+    values: list[float] = found.tolist()
+    return values
+
+
+def _area(scores: Float[ndarray, "n"], positive: Bool[ndarray, "n"]) -> float:
+    """Under the ROC curve."""
+    once = np.ones((1, len(scores)), np.int64)
+    return float(area(*Scores(scores, positive, once).rates(once))[0])
 
 
 def _calls(detector: Detector, samples: Sequence[Sample]) -> list[list[float]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -31,6 +31,7 @@ MASKS_FOLDER = "A. Segmentation/2. All Segmentation Groundtruths/"
 TEST_PART = "b. Testing Set"
 _LABELS: dict[str, Label] = {"healthy": "healthy", "lesion": "lesion"}
 _SPLITS: dict[str, Split] = {"training": "training", "validation": "validation", "test": "test"}
+_OWN_COLUMNS = {"image", "grade", "retinopathy_grade", "split", "group", "patient", "same_as_segmentation"}
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
@@ -44,6 +45,21 @@ class Sample:
     label: Label
     split: Split
     other_masks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """One photograph with its grade of retinopathy."""
+
+    name: str
+    image: str
+    grade: int
+    """0 none, 1 mild, 2 moderate and so on, as the International Clinical Diabetic Retinopathy scale has them."""
+    split: Split
+    group: str
+    """What belongs together, as the photographs of one patient."""
+    columns: dict[str, str]
+    """What else is said of it."""
 
 
 def read_dataset(url: str, split: SplitConfig, healthy_url: str | None = None) -> list[Sample]:
@@ -106,6 +122,40 @@ def read_healthy(url: str, split: SplitConfig) -> list[Sample]:
 def of_no_use(number: int, total: int, error: MaClusterError) -> UsageError:
     """What is raised for a photograph that cannot be used; a file's name may be a patient's."""
     return UsageError(f"photograph {number} of {total} in the order of their names is of no use: {error}")
+
+
+def read_graded(url: str, split: SplitConfig, annotated: Sequence[Sample] = ()) -> list[Graded]:
+    """Photographs with their grades of retinopathy, in the table's order; rows without a grade are passed over.
+
+    Args:
+        url: a CSV or Parquet file with the columns image (a key beside it) and grade or retinopathy_grade: 0 none,
+            1 mild, and so on. A column group, or patient, names photographs that belong together.
+        split: those that it names validate, the others train, where a column split does not say it.
+        annotated: photographs of a data set, which rows without an image name in a column same_as_segmentation; such
+            rows are passed over without them.
+
+    Raises:
+        UsageError: there are none, or a grade is no number.
+    """
+    folder, known = url.rpartition("/")[0], {sample.name: sample.image for sample in annotated}
+    graded = []
+    for number, row in enumerate(_manifest_rows(url), 1):
+        image = row.get("image") or known.get(row.get("same_as_segmentation") or "")
+        if not image or _grade(row) in ("", "None"):
+            continue
+        if not _grade(row).isdecimal():
+            raise UsageError(f"row {number} of the grades has no number for its grade: 0 none, 1 mild, and so on")
+        name = PurePosixPath(image).stem
+        unseen = name in split.validation or any(fnmatchcase(name, pattern) for pattern in split.validation_healthy)
+        part = _SPLITS.get(row.get("split") or "", "validation" if unseen else "training")
+        columns = {key: str(value) for key, value in row.items() if key not in _OWN_COLUMNS and value is not None}
+        group = row.get("group") or row.get("patient") or name
+        graded.append(Graded(name, _resolve(folder, image), int(_grade(row)), part, str(group), columns))
+    if not graded:
+        raise UsageError(
+            "no row of the grades has both a photograph, in a column image, and a grade, in a column grade"
+        )
+    return graded
 
 
 def kind_of(mask_url: str) -> str:

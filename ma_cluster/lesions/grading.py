@@ -65,7 +65,7 @@ def photograph_features(maps: Float32[ndarray, "k h w"], fov: Bool[ndarray, "h w
     for kind, probability in zip(KINDS, maps, strict=False):
         inside = probability[fov]
         sure = cv2.connectedComponents((probability >= 0.5).astype(np.uint8), connectivity=8)[0] - 1
-        found[f"{kind}_largest"] = _log_odds(float(inside.max()))
+        found[f"{kind}_largest"] = _logit(float(inside.max()))
         found[f"{kind}_mean"] = math.log(max(_LEAST, float(inside.mean(dtype=np.float64))))
         found[f"{kind}_count"] = math.log1p(sure)
     return found
@@ -88,9 +88,13 @@ def check_grading(config: GradingConfig, kinds: int) -> None:
 
 def image_score(features: Mapping[str, float], config: GradingConfig) -> float:
     """The calibrated probability of retinopathy, 0..1, of a photograph with these features."""
+    return 1 / (1 + math.exp(-max(-50.0, min(50.0, log_odds(features, config)))))
+
+
+def log_odds(features: Mapping[str, float], config: GradingConfig) -> float:
+    """The logarithm of the odds of retinopathy."""
     terms = zip(config.features, config.mean, config.scale, config.weights, strict=True)
-    odds = config.bias + sum(weight * (features[name] - mean) / scale for name, mean, scale, weight in terms)
-    return 1 / (1 + math.exp(-max(-50.0, min(50.0, odds))))
+    return config.bias + sum(weight * (features[name] - mean) / scale for name, mean, scale, weight in terms)
 
 
 def triage(lesions: int, score: float | None, refer_at: float, *, gradable: bool) -> Triage:
@@ -111,6 +115,6 @@ def triage(lesions: int, score: float | None, refer_at: float, *, gradable: bool
     return Triage.NONE if gradable else Triage.UNGRADABLE
 
 
-def _log_odds(probability: float) -> float:
+def _logit(probability: float) -> float:
     kept = min(max(probability, _LEAST), 1 - _LEAST)
     return math.log(kept / (1 - kept))

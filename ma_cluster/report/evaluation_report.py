@@ -55,6 +55,7 @@ CONVENTIONS = {
     + "Thresholds from the highest down to where the rate is first passed. A component that covers much finds much.",
     "healthy": "Lesions that `detect` reports, at the detector's own fusion, threshold and smallest area.",
 }
+BOOTSTRAP = {"resamples": RESAMPLES, "seed": SEED, "coverage": COVERAGE}
 _COLUMNS = ["row", "AUC PR (33)", "average precision", "F1", "precision", "recall", "FROC mean"]
 _PAPER_COLUMNS = ["paper: AUC PR", "F1", "precision", "recall"]
 COLOURS = {"hgn_1x": "#000000", "hgn_half": "#E69F00", "hgn": "#56B4E9", "cls": "#CC79A7", "prn": "#009E73"}
@@ -82,10 +83,17 @@ def table(tally: Tally, bundle: Bundle, split: str) -> dict[str, Any]:
         "bundle": bundle.digest,
         "detector": {"network": bundle.stage, "fusion": detector.fusion, "threshold": detector.threshold},
         "data": digest(sorted(photograph.digest for photograph in pooled)),
-        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "coverage": COVERAGE},
+        "bootstrap": BOOTSTRAP,
         "conventions": CONVENTIONS,
-        "versions": {name: version(name) for name in ("ma_cluster", "torch", "numpy", "opencv-python-headless", "ray")}
-        | {"python": platform.python_version()},
+        **made(),
+    }
+
+
+def made() -> dict[str, Any]:
+    """With what an evaluation was made, and when."""
+    packages = ("ma_cluster", "torch", "numpy", "opencv-python-headless", "ray")
+    return {
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
