@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from untrained import calibrated_frrn
 
 from ma_cluster.bundle import Bundle, load_bundle, save_bundle
 from ma_cluster.cli import main
 from ma_cluster.cluster.distributed_evaluation import EvaluationRequest, chosen_rows, evaluate
-from ma_cluster.config import ImageConfig, tiny
+from ma_cluster.config import GradingConfig, ImageConfig, tiny
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.examples import Kind
 from ma_cluster.evaluation.tally import ROWS, Tally, evaluate_photograph, row_map
@@ -197,6 +197,40 @@ def test_rows_are_chosen_by_name_in_the_papers_order() -> None:
     assert chosen_rows(untrained("prn"), ["prn_geometric", "hgn_1x"]) == ["hgn_1x", "prn_geometric"]
     with pytest.raises(UsageError, match="no network for cls_arithmetic"):
         chosen_rows(untrained("prn"), ["cls_arithmetic"])
+
+
+def test_grades_are_compared_with_the_image_score(data: Path, tmp_path: Path, local_ray: None) -> None:
+    """Eyes with lesions are called 2, the healthy one and one with half of them taken away 0; one is no photograph."""
+    bundle = untrained()
+    grading = GradingConfig(features=("MA_mean",), mean=(0.0,), scale=(1.0,), weights=(1.0,), bias=0.7, refer_at=0.5)
+    bundle = replace(bundle, recipe=replace(bundle.recipe, grading=grading))
+    save_bundle(bundle, tmp_path / "model")
+    photographs = [f"{data}/{IMAGES_FOLDER}{TEST_PART}/sample_{number:03d}.jpg" for number in range(1, 7)]
+    (tmp_path / "broken.jpg").write_text("<html>")
+    rows = [f"{image},{grade},{'A|B'}" for image, grade in zip(photographs, (2, 2, 3, 1, 0, 0), strict=True)]
+    (tmp_path / "grades.csv").write_text("\n".join(["image,grade,camera", *rows, "broken.jpg,0,A|B"]) + "\n")
+    out = tmp_path / "out"
+    usual = ("--grades", tmp_path / "grades.csv", "--out", out)
+    assert run(*usual, "--model", tmp_path / "model") == 0
+    assert {path.name for path in out.iterdir()} == {"images.json", "images.md"}
+    values = json.loads((out / "images.json").read_text())
+    assert (values["images"], values["unscored"], values["bundle"]) == (
+        7,
+        {"not_an_image": 1},
+        load_bundle(tmp_path / "model").digest,
+    )
+    detector = Detector(bundle)
+    scores = [detector.detect(read_object(image)).image_score for image in photographs]
+    assert values["comparisons"]["none_against_any"]["area"]["value"] == pytest.approx(
+        roc_auc_score([1, 1, 1, 1, 0, 0], scores), abs=1e-4
+    )
+    lines = (out / "images.md").read_text().splitlines()
+    assert any(line.startswith("| none against any | 4 | 2 | ") for line in lines)
+    assert "| A/B, none against any | 4 | 2 | " in "".join(lines)
+    assert run(*usual, "--model", tmp_path / "model", "--split", "validation") == 2
+    save_bundle(untrained(), tmp_path / "without")
+    assert run(*usual, "--model", tmp_path / "without") == 2
+    assert run("--out", out) == 2
 
 
 def test_a_photograph_of_no_use_is_named_by_its_number(

@@ -5,16 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from untrained import calibrated_frrn
 
 from ma_cluster.bundle import Bundle
-from ma_cluster.config import tiny
-from ma_cluster.evaluation.calibration import calibrate, least_score
+from ma_cluster.config import GradingConfig, tiny
+from ma_cluster.errors import UsageError
+from ma_cluster.evaluation.calibration import calibrate, fit_grading, fitted, least_score
+from ma_cluster.evaluation.calibration import calibrated as calibrated_grading
 from ma_cluster.evaluation.scoring import PixelCounts, average_precision
 from ma_cluster.evaluation.tally import ROWS
-from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
+from ma_cluster.images.datasets import Graded, Sample, decode_mask, read_dataset, read_object
 from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.detector import Detector
+from ma_cluster.lesions.grading import image_score
 from ma_cluster.refinement.resnet import build_prn
 
 
@@ -122,6 +126,64 @@ def test_the_least_score_lies_just_above_the_first_call_too_many(
 ) -> None:
     least = least_score([[float(np.float32(score)) for score in of_one] for of_one in calls], allowed)
     assert least == 0 if above == 0 else above < least < above + 1e-6
+
+
+def graded(count: int, seed: int, shift: float = 0.0) -> list[tuple[dict[str, float], int]]:
+    """Photographs of grades 0 to 2 whose first feature rises with the grade, and whose second says nothing."""
+    rng = np.random.default_rng(seed)
+    grades = rng.integers(0, 3, count).tolist()
+    return [({"signs": 10 * rng.normal(grade + shift), "noise": rng.normal()}, grade) for grade in grades]
+
+
+def test_the_image_score_is_the_regression_that_scikit_learn_fits() -> None:
+    photographs = graded(200, seed=0)
+    config = fitted(photographs, GradingConfig())
+    features = np.array([[each["signs"], each["noise"]] for each, _ in photographs])
+    standard = (features - features.mean(axis=0)) / features.std(axis=0)
+    truth = [grade > 0 for _, grade in photographs]
+    theirs = LogisticRegression(C=1.0, tol=1e-9).fit(standard, truth)
+    assert config.features == ("signs", "noise")
+    assert config.weights == pytest.approx(theirs.coef_[0], abs=1e-4)
+    assert config.bias == pytest.approx(theirs.intercept_[0], abs=1e-4)
+
+
+def test_unseen_photographs_set_slope_bias_and_the_point_that_refers() -> None:
+    """All of them have fewer signs than those that trained, so that their scores would be too low."""
+    unseen = graded(400, seed=2, shift=-1.0)
+    before = fitted(graded(200, seed=1), GradingConfig())
+    config = calibrated_grading(before, unseen)
+    scores = np.array([image_score(features, config) for features, _ in unseen])
+    grade = np.array([each for _, each in unseen])
+    assert scores.mean() == pytest.approx((grade > 0).mean(), abs=0.01)
+    old = [image_score(features, before) for features, _ in unseen]
+    assert (np.argsort(scores) == np.argsort(old)).all()
+    called = scores >= config.refer_at
+    assert called[grade == 2].mean() >= 0.95 > called[grade == 2].mean() - 1 / (grade == 2).sum()
+    assert (calibrated_grading(before, unseen[::-1])).refer_at == pytest.approx(config.refer_at)
+
+
+def test_a_feature_that_is_always_the_same_and_perfect_ones_stay_finite() -> None:
+    photographs = [({"flat": 3.0, "signs": float(grade)}, grade) for grade in (0, 0, 1, 2, 2)]
+    config = calibrated_grading(fitted(photographs, GradingConfig()), photographs)
+    assert np.isfinite([*config.weights, config.bias]).all() and config.weights[0] == pytest.approx(0, abs=1e-9)
+    assert image_score({"flat": 3.0, "signs": 1.0}, config) < config.refer_at < image_score(photographs[-1][0], config)
+
+
+def test_a_bundle_gets_a_grading_of_graded_photographs(bundle: Bundle, samples: list[Sample]) -> None:
+    parts = [(part, grade) for part in ("training", "validation") for grade in (0, 2)]
+    eyes = [
+        Graded(f"{part} {grade}", samples[grade // 2].image, grade, part, part, {})  # type: ignore[arg-type]
+        for part, grade in parts
+    ]
+    with_grading = fit_grading(bundle, eyes)
+    grading = with_grading.recipe.grading
+    assert len(grading.features) == len(grading.weights) == 3  # of one kind of lesion
+    figures = with_grading.validation["grading"]
+    assert (figures["training"], figures["validation"], figures["sensitivity"]) == (2, 2, 1)
+    detection = Detector(with_grading).detect(read_object(samples[1].image))
+    assert detection.image_score is not None and detection.image_score >= grading.refer_at
+    with pytest.raises(UsageError, match="the grades need validation photographs"):
+        fit_grading(bundle, eyes[:2])
 
 
 def test_the_photographs_are_named_and_the_weights_stay(

@@ -20,6 +20,7 @@ from ma_cluster.images.datasets import (
     Sample,
     decode_mask,
     read_dataset,
+    read_graded,
     read_object,
 )
 from ma_cluster.storage.store import open_store
@@ -88,6 +89,40 @@ def test_of_a_table_of_grades_those_without_retinopathy_join(folder: Path, tmp_p
         "IDRiD_grading_331": "validation",
     }
     assert graded["IDRiD_grading_021"].image == f"{tmp_path}/images/IDRiD_grading_021.jpg"
+
+
+def test_a_table_gives_grades_splits_groups_and_whatever_else_it_says(tmp_path: Path) -> None:
+    rows = ["a.jpg,2.0,,P1,45", "IDRiD_grading_331.jpg,0,,,", "b.jpg,1,validation,,30", "c.jpg,,,,", ",3,,,"]
+    (tmp_path / "grades.csv").write_text("\n".join(["image,grade,split,patient,age", *rows]) + "\n")
+    found = read_graded(f"{tmp_path}/grades.csv", SplitConfig())
+    assert [(each.name, each.grade, each.split) for each in found] == [
+        ("a", 2, "training"),
+        ("IDRiD_grading_331", 0, "validation"),
+        ("b", 1, "validation"),
+    ]
+    assert [each.group for each in found] == ["P1", "IDRiD_grading_331", "b"]
+    assert [each.columns for each in found] == [{"age": "45"}, {"age": ""}, {"age": "30"}]
+    assert found[0].image == f"{tmp_path}/a.jpg"
+
+
+def test_grades_of_annotated_photographs_need_the_data_set(folder: Path, tmp_path: Path) -> None:
+    annotated = read_dataset(str(folder), SPLIT)
+    name = next(sample.name for sample in annotated if sample.split == "validation")
+    (tmp_path / "grades.csv").write_text(f"image,retinopathy_grade,same_as_segmentation\n,3,{name}\nx.jpg,0,\n")
+    both = read_graded(f"{tmp_path}/grades.csv", SPLIT, annotated)
+    assert [(each.name, each.grade, each.split) for each in both] == [(name, 3, "validation"), ("x", 0, "training")]
+    assert both[0].image == by_name(annotated)[name].image
+    assert [each.name for each in read_graded(f"{tmp_path}/grades.csv", SPLIT)] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [("image,grade\na.jpg,mild\n", "row 1 of the grades has no number"), ("image,mask\na.jpg,b.png\n", "no row")],
+)
+def test_a_table_without_grades_is_a_usage_error(tmp_path: Path, table: str, complaint: str) -> None:
+    (tmp_path / "grades.csv").write_text(table)
+    with pytest.raises(UsageError, match=complaint):
+        read_graded(f"{tmp_path}/grades.csv", SplitConfig())
 
 
 def test_a_folder_without_photographs_is_a_usage_error(tmp_path: Path) -> None:
