@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.frrn import kind_logits
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, changed, draw_cuts, lesion_free
-from ma_cluster.images.pool import LesionPool, RegionPool
+from ma_cluster.images.patches import LesionPool, RegionPool
 from ma_cluster.networks import Losses, Reduce, channels_first, local, normalise
 
 _PLACES_PER_IMAGE = 10**6

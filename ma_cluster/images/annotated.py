@@ -18,8 +18,7 @@ from numpy import ndarray
 from ma_cluster.config import HgnConfig, ImageConfig, Scale
 from ma_cluster.images.datasets import Sample, decode_mask, kind_of, read_object
 from ma_cluster.images.fundus import half_scale_mask
-from ma_cluster.images.patches import crop
-from ma_cluster.images.pool import holds_place
+from ma_cluster.images.patches import crop, holds_place
 from ma_cluster.images.reading import MID_GREY, Prepared, read_bytes
 
 SYMMETRIES = 8

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts, lesion_free
-from ma_cluster.images.pool import LesionPool, RegionPool
+from ma_cluster.images.patches import LesionPool, RegionPool
 from ma_cluster.networks import Losses, Reduce, channels_first, local, normalise, reduced_mean
 
 _VALIDATION_LESIONS, _VALIDATION_HEALTHY = 200, 1000  # patches of a photograph

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import chisquare
 
-from ma_cluster.images.pool import LesionPool, RegionPool
+from ma_cluster.images.patches import LesionPool, RegionPool
 
 MASKS = [
     np.array([[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]], bool),  # two lesions; the second joined by a corner
