@@ -89,6 +89,10 @@ def test_a_grey_photograph_is_told() -> None:
     assert Flag.RED_FREE in quality(np.repeat(RETINA[:, :, 1:2], 3, axis=2)).flags
 
 
+def test_swapped_channels_are_told() -> None:
+    assert Flag.RED_FREE in quality(RETINA[:, :, ::-1]).flags
+
+
 def test_pages_and_field_are_told_from_what_is_known() -> None:
     quarter = RETINA[::4, ::4]
     data = encode(RETINA, "MPO", quality=95, save_all=True, append_images=[Image.fromarray(quarter)])
