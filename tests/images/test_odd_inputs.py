@@ -97,7 +97,7 @@ def test_detect_and_score_say_the_same_of_every_kind(
     from ma_cluster.cluster.fleet.driver import score_archive
 
     summary = score_archive(archive.url, str(tmp_path / "run"), model=str(tiny_bundle))
-    assert (summary.images, summary.skipped) == (len(KINDS), 5)
+    assert (summary.run.plan.images, summary.run.plan.skipped) == (len(KINDS), 5)
     outcomes, single = rows(LocalStore(tmp_path / "run")), detected(Detector.load(tiny_bundle), archive, KINDS)
     for name, kind in KINDS.items():
         row, one = outcomes[name], single[name]
