@@ -17,6 +17,7 @@ import uvicorn
 from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import ImageFailedError, ImageRefusedError, ObjectMissingError, Reason, WorkerLostError
 from ma_cluster.http.api import Answer, Service, create_api
+from ma_cluster.http.bounded import BoundedConnection
 from ma_cluster.http.guard import HttpLimits
 
 TOKEN = "a token of the tests"
@@ -100,7 +101,8 @@ def served(limits: HttpLimits, other: Service | None = None) -> Iterator[Server]
     with closing(socket.socket()) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()  # a client that comes before the server waits
-        server = uvicorn.Server(uvicorn.Config(create_api(other or service, limits), log_level="error"))
+        api = create_api(other or service, limits)
+        server = uvicorn.Server(uvicorn.Config(api, http=BoundedConnection, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

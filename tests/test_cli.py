@@ -138,6 +138,33 @@ def test_detect_refuses_two_photographs_of_one_stem(
     assert not (tmp_path / "out").exists()
 
 
+def test_detect_refuses_two_stems_that_some_file_systems_take_for_one(ma_cluster: Command, eye: Path) -> None:
+    for names in (("Eye", "eye"), ("\xe9", "e\u0301")):
+        photographs = [eye.with_name(f"{name}.jpg") for name in names]
+        for photograph in photographs:
+            photograph.write_bytes(eye.read_bytes())
+        assert ma_cluster("detect", *photographs, "--out", eye.with_name("out")).status == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize(("options", "why"), [("size=64k", "No space left on device"), ("ro", "Read-only file system")])
+def test_a_disk_that_is_full_or_read_only_is_told_in_a_line(
+    eye: Path, model: Path, tmp_path: Path, options: str, why: str
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    photographs = [str(eye.with_name(f"{number}.jpg")) for number in range(6)]
+    for photograph in photographs:
+        Path(photograph).write_bytes(eye.read_bytes())
+    command = [sys.executable, "-m", "ma_cluster", "detect", *photographs, "--out", str(disk), "--model", str(model)]
+    mounted = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {options} tmpfs "$0" && exec "$@"', str(disk), *command]
+    done = subprocess.run(mounted, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"ma-cluster: the destination cannot be written: {why}; check space and permissions\n",
+    )
+
+
 def test_detect_imports_no_ray(eye: Path, model: Path, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom ma_cluster.cli import main\n"

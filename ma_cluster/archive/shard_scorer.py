@@ -6,6 +6,7 @@ no success in between is no photograph's fault.
 
 from __future__ import annotations
 
+import logging
 import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.grading import Findings
 from ma_cluster.storage.store import Entry, Store
 
+log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 2
 """A photograph is tried again once where the cause may have been another's."""
 _WORTH_RETRYING = frozenset({Reason.CRASHED_WORKER, Reason.TIMEOUT, Reason.STORE_ERROR})
@@ -103,6 +105,7 @@ class ShardScorer:
         for attempt in range(2, MAX_ATTEMPTS + 1):
             if outcome.reason not in _WORTH_RETRYING:
                 break
+            log.warning("a photograph is tried again: %s, %s", outcome.reason, outcome.detail)
             outcome = self._attempt(entry, attempt)
         self.recorder.decided(outcome)
         return outcome

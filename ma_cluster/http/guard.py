@@ -3,9 +3,7 @@
 In this order: a place (429), Host and Origin (403), token (401), media type (415), announced length (413); then the
 body, which must arrive whole, within its limit and its deadline (413, 400). The routes get it at once, or not at all.
 
-A client that opens a connection and sends no headers is not seen here: uvicorn has no deadline for headers, and Serve's
-proxy no limit of connections. It costs a file descriptor of the proxy, and no request. Where strangers can connect, a
-reverse proxy in front bounds that.
+A client that has sent no headers yet is not seen here, but by bounded.py.
 """
 
 from __future__ import annotations

@@ -105,13 +105,15 @@ class ArchiveJobs:
     def __init__(self, url: str, model_digest: str, config_digest: str) -> None:
         """The digests are those of the runs that the service can do.
 
-        Raises StoreError: the store under the URL does not answer, or cannot be written.
+        Raises StoreError: the store under the URL does not answer, cannot be written, or honours no conditional writes.
         """
         self._store = open_store(url, private=True)
         self._digests = model_digest, config_digest
         self._changing = threading.RLock()
         self._known: dict[str, tuple[Entry, ArchiveJob]] = {}
-        self._store.create("service.json", b'{"format": "ma_cluster.service/2"}\n')
+        known = "service.json", b'{"format": "ma_cluster.service/2"}\n'
+        if self._store.create(*known) and self._store.create(*known):
+            raise StoreError("the store of --state overwrites where it should only create; use one that does")
 
     def request(self, source: str, destination: str) -> ArchiveJob:
         """Note a job, or want one again that was cancelled, failed, or is not in its destination any more.

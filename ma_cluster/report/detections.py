@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import ImageError, Triage, UsageError
@@ -41,7 +42,8 @@ def check_stems(images: Sequence[Path]) -> None:
     """
     seen: dict[str, Path] = {}
     for image in images:
-        other = seen.setdefault(image.stem.casefold(), image)  # some file systems do not tell a.jpg from A.jpg
+        # some file systems do not tell a.jpg from A.jpg, nor an accented letter from a letter and its accent
+        other = seen.setdefault(normalize("NFC", image.stem).casefold(), image)
         if other is not image:
             raise UsageError(
                 f"{other} and {image} would both write {image.stem}.json; rename one or give each its own --out"

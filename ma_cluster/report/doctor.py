@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -52,6 +52,8 @@ def examine(model: str, store_url: str | None) -> Iterator[Finding]:
     yield cores(machine.cores())
     yield memory(machine.memory_bytes())
     yield disk(Path(tempfile.gettempdir()))
+    yield shared_memory(Path("/dev/shm"))
+    yield private(Path(tempfile.gettempdir()) / "ray", Path.home)
     for port, use in PORTS.items():
         yield port_free(port, use)
     if store_url is not None:
@@ -108,6 +110,36 @@ def disk(folder: Path) -> Finding:
     if usage.free < 0.05 * usage.total or usage.free < 5 * GIB:
         return Finding(Level.WARN, "disk", text, "Ray cannot spill to a disk that is 95 % full: free some space")
     return Finding(Level.OK, "disk", text)
+
+
+def shared_memory(folder: Path) -> Finding:
+    """Room for Ray's object store, which holds photographs between two processes; without it lies on disk."""
+    if not folder.is_dir():
+        return Finding(Level.OK, "shared memory", "this system has no folder for it")
+    free = shutil.disk_usage(folder).free
+    text = f"{free / GIB:.1f} GiB free under {folder}"
+    if free < GIB:
+        return Finding(
+            Level.WARN, "shared memory", text, "give the container more (--shm-size=4g), or Ray writes to disk"
+        )
+    return Finding(Level.OK, "shared memory", text)
+
+
+def private(ray_files: Path, home: Callable[[], Path]) -> Finding:
+    """Others on this machine read neither Ray's token nor what Ray writes: whoever has the token can run code here."""
+    name, cures = "ray's files", []
+    try:
+        token = home() / ".ray" / "auth_token"
+        if token.is_file() and token.stat().st_mode & 0o077:
+            cures.append(f"chmod 600 {token}")
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        return Finding(Level.OK, name, "there is no home for a token; each Ray has one that its processes alone know")
+    shared = [each for each in ray_files.glob("session_2*") if each.stat().st_mode & 0o077]
+    if shared:
+        cures.append(f"remove the {len(shared)} sessions under {ray_files} that are open to all")
+    if cures:
+        return Finding(Level.WARN, name, "others on this machine can read some", "; ".join(cures))
+    return Finding(Level.OK, name, "token and sessions are for this user alone")
 
 
 def port_free(port: int, use: str) -> Finding:

@@ -38,15 +38,17 @@ class LocalStore:
         self.url = str(self.root)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        if not self.root.is_dir():
+        with _reading():  # which is_dir raises where a folder above must not be entered
+            there = self.root.is_dir()
+        if not there:
             raise StoreError("the source folder does not exist or is not a folder; check the path")
         folder = prefix.rpartition("/")[0]
         for name in _walk(self.root, f"{folder}/" if folder else "") if self._path(folder).is_dir() else ():
-            key = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            key = os.fsencode(name).decode("utf-8", "backslashreplace")
             if key.startswith(prefix) and not PurePosixPath(name).name.startswith(_PARTIAL):
                 path = self.root / name
                 # A name that is not UTF-8 cannot be a key: it is listed escaped, and so leads to nothing.
-                entry = _entry(path, key) if key == name else Entry(key, 0, "")
+                entry = _entry(path, key) if _name(key) == name else Entry(key, 0, "")
                 if entry.etag or os.path.lexists(path):  # else deleted since
                     yield entry
 
@@ -104,7 +106,12 @@ class LocalStore:
             raise UsageError("a key of a local store must stay inside its folder")
         if "\0" in key:
             raise ObjectMissingError("a file's name cannot hold a null byte; rename the object")
-        return self.root / key
+        return self.root / _name(key)
+
+
+def _name(key: str) -> str:
+    """The path of a key: its bytes are UTF-8 under any locale."""
+    return os.fsdecode(key.encode("utf-8", "surrogatepass"))
 
 
 @contextmanager

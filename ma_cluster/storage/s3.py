@@ -215,6 +215,8 @@ def _store_error(action: str, error: Exception) -> StoreError:
         return ObjectMissingError("the object is gone; list the source again")
     if code == "InvalidObjectState":
         return StoreError("the object is archived (S3 Glacier): restore the object, then score with --retry-failed")
+    if code == "RequestTimeTooSkewed":
+        return StoreError(f"S3 refused to {action}: {code}; set this machine's clock")
     if status in (401, 403) or code in _EXPIRED_CODES:
         cure = "renew the credentials (AWS_ACCESS_KEY_ID, ...), or let them do that here"
         return StoreError(f"S3 refused to {action}: {code}; {cure}")

@@ -184,3 +184,17 @@ def test_a_destination_that_no_file_system_can_have_is_one_jobs_error(
     finish(LocalStore(tmp_path / "source" / "results"))
     assert jobs.finish(within.id).state(running=False) is JobState.FINISHED
     assert jobs.finish(long.id).state(running=False) is JobState.FAILED
+
+
+def test_a_state_without_conditional_writes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There each request for a job would begin it anew."""
+
+    class Overwriting(LocalStore):
+        def create(self, key: str, data: bytes) -> bool:
+            self.put(key, data)
+            return True
+
+    monkeypatch.setattr("ma_cluster.http.jobs.open_store", lambda url, private: Overwriting(Path(url)))
+    for _ in range(2):
+        with pytest.raises(StoreError, match="overwrites where it should only create"):
+            jobs_of(tmp_path)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from known_service import GUARDED, LIMITS, TOKEN, Server, served
 
+from ma_cluster.http import bounded
 from ma_cluster.http.guard import HttpLimits
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -312,3 +313,69 @@ def test_requests_sent_before_the_last_is_answered_are_answered_in_order(open_se
         text = b"".join(iter(lambda: client.recv(65_536), b""))
     assert (text.count(b"HTTP/1.1 200 "), text.count(b'"bytes":3')) == (51, 50)
     assert text.endswith(b'{"status":"ok"}')
+
+
+FLOODS = {
+    "headers": (b"", b"X-A: " + b"a" * MIB + b"\r\n"),
+    "one header": (b"X-A: ", b"a" * MIB),
+    "an address": (b"", b""),
+    "trailers": (b"Transfer-Encoding: chunked\r\n\r\n3\r\neye\r\n0\r\n", b"X-A: " + b"a" * MIB + b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+def test_a_flood_of_headers_is_not_kept(guarded: Server, kind: str) -> None:
+    begin, more = FLOODS[kind]
+    start = f"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n".encode() + begin
+    if kind == "an address":
+        start, more = b"GET /", b"a" * MIB
+    before, closed = resident_bytes(), False
+    with closing(begun(guarded, start)) as client:
+        try:
+            for _ in range(100):
+                client.sendall(more)
+        except OSError:
+            closed = True
+    assert closed
+    assert resident_bytes() - before < 50 * MIB
+    assert guarded.ask("GET", "/healthz")[0] == 200
+
+
+def test_one_byte_in_each_chunk_is_a_body_like_any_other(guarded: Server) -> None:
+    sent = head("/v1/segment", "Authorization: Bearer " + TOKEN, "Transfer-Encoding: chunked")
+    sent += 100_000 * b"1\r\nx\r\n" + b"0\r\n\r\n"
+    with closing(begun(guarded, sent)) as client:
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_whoever_sends_no_headers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither at first nor after a request; one who has sent them is."""
+    monkeypatch.setattr(bounded, "HEAD_DEADLINE_S", 0.5)
+    with served(HttpLimits()) as server, ThreadPoolExecutor(1) as answers:
+        slow = answers.submit(server.ask, "POST", "/v1/segment", b"wait")
+        assert server.service.entered.acquire(timeout=10)
+        for sent in (b"", b"GET / HTTP/1.1\r\nHost: loc"):
+            with closing(begun(server, sent)) as client:
+                assert is_ended(client)
+        with closing(begun(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")) as client:
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+            client.sendall(b"GET / HT")
+            assert is_ended(client)
+        server.service.gate.set()
+        assert slow.result()[0] == 200
+
+
+def test_connections_without_headers_shut_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "WAITING", 20)
+    with served(HttpLimits()) as server, ExitStack() as clients:
+        waiting = [clients.enter_context(closing(begun(server, b"GET"))) for _ in range(60)]
+        assert server.ask("GET", "/healthz")[0] == 200
+        assert is_ended(waiting[0])
+
+
+def is_ended(client: socket.socket) -> bool:
+    """Whether the server ends a connection, within its ten seconds."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True

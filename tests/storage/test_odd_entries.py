@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -233,3 +234,37 @@ def test_a_key_without_a_file_is_missing_for_head_as_for_get(folder: LocalStore)
     for attempt in (lambda: folder.head("pipe.jpg"), lambda: folder.get("pipe.jpg")):
         with pytest.raises(ObjectMissingError, match="list the source again"):
             attempt()
+
+
+NAMES = ("Eye.jpg", "eye.jpg", "\u0153il.jpg", "\xe9.jpg", "e\u0301.jpg")
+"""Of which a careless file system, or a careless program, takes some for one."""
+IN_ANOTHER_LOCALE = """
+import json, sys
+from ma_cluster.storage.local import LocalStore
+from pathlib import Path
+store = LocalStore(Path(sys.argv[1]))
+print(json.dumps([sys.getfilesystemencoding(), {e.key: store.get(e.key).decode() for e in store.list()}]))
+"""
+
+
+def test_keys_are_the_same_under_every_locale(tmp_path: Path) -> None:
+    """So that a run begun by a terminal goes on from a cron job, whose locale is C."""
+    store = LocalStore(tmp_path)
+    for number, name in enumerate(NAMES):
+        store.put(name, str(number).encode())
+    found = {}
+    for utf8 in "01":
+        environment = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": utf8}
+        command = [sys.executable, "-c", IN_ANOTHER_LOCALE, str(tmp_path)]
+        out = subprocess.run(command, env=os.environ | environment, capture_output=True, check=True).stdout
+        encoding, read = json.loads(out)
+        found[encoding] = read
+    written = {name: str(number) for number, name in enumerate(NAMES)}
+    assert found == {"utf-8": written, "ascii": written}
+
+
+def test_a_folder_that_must_not_be_reached_is_told_in_our_words(tmp_path: Path) -> None:
+    (tmp_path / "locked" / "eyes").mkdir(parents=True)
+    (tmp_path / "locked").chmod(0o000)
+    with as_nobody(), pytest.raises(StoreError, match="Permission denied"):
+        list(LocalStore(tmp_path / "locked" / "eyes").list())

@@ -217,3 +217,9 @@ def test_pages_of_a_listing_are_asked_for_again_and_no_key_is_lost_or_doubled(
     proxy.faults.append(Fault(Kind.RESET, "GET", "list-type", times=1))
     assert [entry.key for entry in behind.list()] == [*names, "eye.jpg"]
     assert proxy.broken == {Kind.RESET: 2}
+
+
+def test_a_clock_that_is_off_is_not_taken_for_wrong_credentials(behind: S3Store, proxy: FaultProxy) -> None:
+    proxy.faults.append(Fault(Kind.ERROR, "GET", "eye.jpg", times=ALWAYS, status=403, code="RequestTimeTooSkewed"))
+    with pytest.raises(StoreError, match="RequestTimeTooSkewed; set this machine's clock"):
+        behind.get("eye.jpg")

@@ -1,0 +1,42 @@
+"""What the doctor finds without starting anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ma_cluster.report.doctor import Level, private, shared_memory
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """With a token for its user alone."""
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.touch(0o600)
+    return tmp_path
+
+
+def test_a_token_or_a_session_that_others_can_read_is_told(home: Path, tmp_path: Path) -> None:
+    ray_files, token = tmp_path / "ray", home / ".ray" / "auth_token"
+    assert private(ray_files, lambda: home).level is Level.OK
+    session = ray_files / "session_2026-11-27"
+    session.mkdir(0o700, parents=True)
+    assert private(ray_files, lambda: home).level is Level.OK
+    session.chmod(0o755)
+    assert "remove the 1 sessions" in private(ray_files, lambda: home).cure
+    token.chmod(0o640)
+    assert private(ray_files, lambda: home).cure.startswith(f"chmod 600 {token}; remove")
+
+
+def test_a_user_without_a_home_is_no_fault(tmp_path: Path) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    assert private(tmp_path, homeless).level is Level.OK
+
+
+def test_little_shared_memory_is_told_and_none_is_no_fault(tmp_path: Path) -> None:
+    assert shared_memory(tmp_path / "none").level is Level.OK
+    assert shared_memory(Path("/proc")).level is Level.WARN, "it has no room at all"
