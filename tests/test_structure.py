@@ -28,7 +28,7 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-COMES_WITH = {"anyio", "fastapi", "starlette", "pydantic", "uvicorn", "botocore", "urllib3"}
+COMES_WITH = {"anyio", "fastapi", "starlette", "pydantic", "uvicorn", "grpc", "botocore", "urllib3"}
 """Parts of ray[serve] and boto3, versioned by them."""
 LONGEST_FILE, LONGEST_FUNCTION = 320, 60
 

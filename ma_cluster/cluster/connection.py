@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -35,6 +36,7 @@ _ANSWER_S = 5.0
 _SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """The shortest first frame of HTTP/2, on which gRPC rests: empty settings. The fourth byte is the type."""
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
+_CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 _OTHERS = {
     "http": "is what `ma-cluster submit` takes",
     "https": "is what `ma-cluster submit` takes",
@@ -123,6 +125,7 @@ def _cluster(address: str | None) -> str | None:
     wanted = address or os.environ.get("RAY_ADDRESS") or LOCAL
     if wanted not in (LOCAL, "auto"):
         _check_answers(wanted)
+        _check_token(wanted)
     return None if wanted == LOCAL else wanted
 
 
@@ -173,6 +176,36 @@ def _check_answers(address: str) -> None:
         raise ClusterError(
             f"what answers at {address} is no head of a Ray cluster; its port is 6379 unless it was given another"
         )
+
+
+def _check_token(address: str) -> None:
+    """Ask the GCS what Ray asks it first: with a wrong token Ray asks for 20 s, and complains each second.
+
+    Raises:
+        ClusterError: it does not take this process's token.
+    """
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    with grpc.insecure_channel(address) as channel:
+        try:
+            sent = (("authorization", f"Bearer {_token()}"),)
+            channel.unary_unary(_CLUSTER_ID)(b"", timeout=_ANSWER_S, metadata=sent)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:  # Ray itself tells of all else
+                raise ClusterError(
+                    f"the Ray cluster at {address} asks for another token: set RAY_AUTH_TOKEN, or put the cluster's "
+                    "into ~/.ray/auth_token"
+                ) from error
+
+
+def _token() -> str:
+    """What this process sends to a cluster, found where Ray finds it; empty where there is none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    try:
+        return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser().read_text().strip()
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        return ""
 
 
 def _announce_exporter(address: dict[str, Any]) -> None:

@@ -136,7 +136,7 @@ def private(ray_files: Path, home: Callable[[], Path]) -> Finding:
         return Finding(Level.OK, name, "there is no home for a token; each Ray has one that its processes alone know")
     shared = [each for each in ray_files.glob("session_2*") if each.stat().st_mode & 0o077]
     if shared:
-        cures.append(f"remove the {len(shared)} sessions under {ray_files} that are open to all")
+        cures.append(f"set RAY_TMPDIR to a folder of your own: {len(shared)} sessions under {ray_files} are open")
     if cures:
         return Finding(Level.WARN, name, "others on this machine can read some", "; ".join(cures))
     return Finding(Level.OK, name, "token and sessions are for this user alone")

@@ -25,9 +25,9 @@ def test_a_token_or_a_session_that_others_can_read_is_told(home: Path, tmp_path:
     session.mkdir(0o700, parents=True)
     assert private(ray_files, lambda: home).level is Level.OK
     session.chmod(0o755)
-    assert "remove the 1 sessions" in private(ray_files, lambda: home).cure
+    assert "1 sessions under" in private(ray_files, lambda: home).cure
     token.chmod(0o640)
-    assert private(ray_files, lambda: home).cure.startswith(f"chmod 600 {token}; remove")
+    assert private(ray_files, lambda: home).cure.startswith(f"chmod 600 {token}; set RAY_TMPDIR")
 
 
 def test_a_user_without_a_home_is_no_fault(tmp_path: Path) -> None:
