@@ -23,7 +23,7 @@ def test_a_wrong_token_is_told_in_one_line_and_soon(token: str, tmp_path: Path) 
     command = [sys.executable, "-m", "ma_cluster", "score", str(tmp_path), str(tmp_path / "dest"), "--address", address]
     began = time.monotonic()
     done = subprocess.run(command, env=os.environ | {"RAY_AUTH_TOKEN": token}, capture_output=True, text=True)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30  # 2 on an idle machine; Ray alone takes 20 longer, and as many lines
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(
         f"ma-cluster: the Ray cluster at {address} asks for another token: set RAY_AUTH_TOKEN"
