@@ -212,6 +212,15 @@ def test_where_the_field_of_view_begins_is_another_configuration() -> None:
     assert config_digest(other, "here") != config_digest(recipe, "here") != config_digest(recipe, "elsewhere")
 
 
+def test_another_operating_point_or_grading_is_another_configuration() -> None:
+    recipe = lite()
+    graded = replace(recipe, grading=replace(recipe.grading, refer_at=0.25))
+    digests = {config_digest(recipe, "here", point) for point in ("default", "sensitive")}
+    assert len(digests | {config_digest(graded, "here")}) == 3
+    assert config_digest(recipe, "here") in digests
+    assert "grading" not in deciding(recipe)  # so that models without one keep their digests
+
+
 def test_a_recipe_from_before_a_field_has_the_digest_of_one_that_says_its_default(tmp_path: Path) -> None:
     before = load_bundle("lite").recipe
     values = json.loads(json.dumps(dataclasses.asdict(before)))

@@ -15,7 +15,7 @@ from ma_cluster.report.evaluation_report import differences_markdown, healthy_ma
 INTENDED_USE = """## Intended use
 
 Research on the screening of diabetic retinopathy: to outline likely microaneurysms in colour fundus photographs, for
-counting, or to sort an archive. It looks for nothing but microaneurysms. It is not a medical device: nothing it says
+counting, or to sort an archive. It outlines nothing but microaneurysms. It is not a medical device: nothing it says
 replaces the judgement of a clinician, and an empty answer does not mean a healthy eye."""
 LIMITS = """## Limits
 
@@ -24,7 +24,8 @@ LIMITS = """## Limits
 - Where one annotator sees a microaneurysm another sees none: some of what counts as false is a lesion, some of what
   counts as missed is none. Figures at pixel level also weigh where an outline is drawn.
 - A lesion a few pixels across is lost in photographs whose field of view is under about a thousand pixels.
-- Scores rank pixels; they are no probabilities of disease."""
+- Scores of pixels and lesions rank them; they are no probabilities of disease. An image score is one for photographs
+  like those that calibrated it: elsewhere `ma-cluster evaluate --grades` says what it is worth."""
 _CAPTIONS = {
     Kind.FALSE_POSITIVE: "Called but not annotated, the surest first",
     Kind.FALSE_NEGATIVE: "Missed, the faintest first",
@@ -108,6 +109,26 @@ def _model(bundle: Bundle) -> Iterator[str]:
         yield (
             f"Regions of interest, fusion and thresholds were chosen on {len(chosen)} validation photographs "
             f"({chosen[0]} to {chosen[-1]}), which trained nothing."
+        )
+    yield ""
+    yield from _grading(bundle)
+
+
+def _grading(bundle: Bundle) -> Iterator[str]:
+    """What the photograph's own answer is."""
+    grading, figures = bundle.recipe.grading, bundle.validation.get("grading")
+    if not grading.features:
+        yield "It gives no image score: a photograph is referred where a lesion is called."
+        return
+    yield (
+        f"The image score is a logistic regression on {len(grading.features)} measures of the 0.5x network's maps; a "
+        f"photograph is referred from {grading.refer_at:.3f}."
+    )
+    if figures is not None:
+        yield (
+            f"It was fitted on {figures['training']} graded photographs, calibrated on {figures['validation']} others, "
+            f"where it tells none from any retinopathy with an area under the ROC curve of {figures['area']:.3f}, and "
+            f"refers {figures['sensitivity']:.0%} of grade 2 and up and {1 - figures['specificity']:.0%} of none."
         )
 
 

@@ -264,5 +264,6 @@ def test_the_card_says_what_was_measured_and_shows_pictures(results: Path, value
     for kind in Kind:
         assert f"({kind.value}.jpg)" in card
         assert (model / f"{kind.value}.jpg").read_bytes() == (results / "examples" / f"{kind.value}.jpg").read_bytes()
+    assert "It gives no image score" in card
     with pytest.raises(UsageError, match="another model"):
         write_card(model, values | {"bundle": "0" * 64}, None)
