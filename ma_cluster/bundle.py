@@ -1,7 +1,7 @@
 """A model as one self-describing artefact: bundle.json and safetensors files, each with its sha256. No pickle, ever.
 
     bundle.json          format, recipe, digests of the weights, attribution of the data, validation figures, training
-    hgn_1x.safetensors   and hgn_half, prn (optional), cls (optional)
+    hgn_1x.safetensors   and hgn_half, prn (optional), cls (optional), judge (optional)
 
 A model is named by the name of one that ships, by its folder, or by its URL: then each node fetches a file once, into
 a cache that is keyed by the bundle's digest.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ma_cluster.config import NETWORKS, Recipe, deciding, digest, recipe_from_dict, to_dict
+from ma_cluster.config import JUDGE, NETWORKS, Recipe, deciding, digest, recipe_from_dict, to_dict
 from ma_cluster.errors import BundleError, ObjectMissingError, UsageError
 from ma_cluster.storage.store import Store, cache_folder, kept, open_store
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 FORMAT = "ma_cluster.bundle/1"
 REQUIRED = ("hgn_1x", "hgn_half")
-DETECTING = ("hgn_1x", "hgn_half", "prn")
-"""The networks that detection uses; `cls`, the ablation, is for evaluation."""
+PARTS = (*NETWORKS, JUDGE)
+DETECTING = ("hgn_1x", "hgn_half", "prn", JUDGE)
+"""What detection uses; `cls`, the ablation, is for evaluation."""
 _MANIFEST, _SUFFIX = "bundle.json", ".safetensors"
 _SHIPPED = Path(__file__).parent / "models"
 
@@ -77,7 +78,7 @@ def save_bundle(bundle: Bundle, url: str | Path) -> str:
     return _Manifest(bundle.recipe, files, {}).digest
 
 
-def load_bundle(model: str | Path, *, networks: Collection[str] = NETWORKS, wanted: str | None = None) -> Bundle:
+def load_bundle(model: str | Path, *, networks: Collection[str] = PARTS, wanted: str | None = None) -> Bundle:
     """Read and check a bundle.
 
     Args:
@@ -259,7 +260,7 @@ def _are_figures(validation: dict[str, Any]) -> bool:
 
 
 def _check_networks(names: set[str]) -> None:
-    missing, unknown = set(REQUIRED) - names, names - set(NETWORKS)
+    missing, unknown = set(REQUIRED) - names, names - set(PARTS)
     if missing or unknown:
         raise BundleError(
             f"a bundle needs {', '.join(REQUIRED)}; missing: {sorted(missing)}, unknown: {sorted(unknown)}"

@@ -29,6 +29,8 @@ Fusion = Literal["geometric", "arithmetic"]
 OperatingPoint = Literal["default", "sensitive"]
 NETWORKS = ("hgn_1x", "hgn_half", "prn", "cls")
 """The networks of a model, by name; `cls` is the refinement trained without triplets."""
+JUDGE = "judge"
+"""The name of the weights that judge candidates as a whole."""
 RESULT_VERSION = 5
 """Of the code from bytes to outcome. Raise it with a change after which the same photograph, weights and numbers may
 give another outcome: decoding, the field of view, contrast, tiling, fusion, the lesion table, a number in the code, the
@@ -67,11 +69,14 @@ class DetectorConfig:
     weight_1x: float = 1.0
     """Weight of the 1x network's map and of the PRN's in its region; those of the 0.5x network weigh 1 [I]. At 0 the 1x
     network is not run; the bundle's is from validation."""
+    weight_prn: float = 1.0
+    """Weight of the PRN's maps beside those of the hypothesis networks [I]. At 0 the PRN is not run; the bundle's is
+    from validation."""
     threshold: float = 0.5
     """Fused probability from which a pixel belongs to a lesion; the bundle's is from validation [U]."""
     least_score: float = 0.0
-    """Fused probability that the surest pixel of a lesion must reach, or it is not called: the `default` operating
-    point, the bundle's from healthy validation photographs [U]. `sensitive` calls every place that is outlined."""
+    """Score that a lesion must reach, or it is not called: the `default` operating point, the bundle's from healthy
+    validation photographs [U]. `sensitive` calls every place that is outlined."""
     healthy_calls: float = 0.5
     """False calls that a healthy photograph may have on average: it sets `least_score` [U]."""
     min_area_px: int = 20
@@ -82,7 +87,7 @@ class DetectorConfig:
         require(self.tile_px > 2 * self.halo_px, "detector.tile_px must be more than twice halo_px")
         require({self.flips_1x, self.flips_half} <= {1, 2, 3, 4}, "detector.flips_1x and flips_half lie in 1 to 4")
         require(0 < self.threshold < 1, "detector.threshold must lie in (0, 1)")
-        require(self.weight_1x >= 0, "detector.weight_1x must not be negative")
+        require(min(self.weight_1x, self.weight_prn) >= 0, "detector.weight_1x and weight_prn must not be negative")
         require(0 <= self.least_score < 1, "detector.least_score must lie in [0, 1)")
         require(self.healthy_calls >= 0, "detector.healthy_calls must not be negative")
         require(self.fusion in ("geometric", "arithmetic"), "detector.fusion is geometric or arithmetic")

@@ -61,6 +61,7 @@ _LESION = pa.struct(
         _field("bbox", pa.list_(pa.int32(), 4), "px", "top, left, bottom, right; the last two lie just outside"),
         _field("area_px", pa.int64(), "px^2", "area"),
         _field("diameter_px", pa.float64(), "px", "of the disc of the same area"),
+        _field("score", pa.float64(), "1", "how sure: by the judge of candidates, score_max of a model without"),
         _field("score_mean", pa.float64(), "1", "mean probability within the lesion"),
         _field("score_max", pa.float64(), "1", "largest probability within the lesion"),
         _field("fov_distance_px", pa.float64(), "px", "from the centre of the field of view to the centroid"),

@@ -186,6 +186,9 @@ def bundle(
         str | None,
         typer.Option(metavar="CSV", help="Photographs and their grades of retinopathy: image, grade, split."),
     ] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="With --data: fit the judge of candidates on its training photographs.")
+    ] = False,
 ) -> None:
     """Pack the checkpoints of training into a model. An option given twice means the mean of both weights.
 
@@ -195,8 +198,10 @@ def bundle(
     The figures are written into bundle.json.
     """
     from ma_cluster.bundle import save_bundle
+    from ma_cluster.images.datasets import read_split
     from ma_cluster.storage.store import open_store
     from ma_cluster.training.checkpoints import pack
+    from ma_cluster.training.judging import with_judge
 
     chosen = None if recipe is None else _recipe(recipe)
     with suppress(ObjectMissingError):
@@ -204,7 +209,12 @@ def bundle(
         raise UsageError(f"{out} holds a bundle already, and nothing is overwritten; name another place")
     named = {"hgn_1x": hgn_1x, "hgn_half": hgn_half, "prn": prn, "cls": cls}
     checkpoints = {name: urls for name, urls in named.items() if urls}
-    packed = _calibrated(pack(checkpoints, chosen, attribution), data, healthy, grades)
+    if judge and not data:
+        raise UsageError("--judge needs the photographs that it is fitted on: give --data, and --healthy")
+    packed = pack(checkpoints, chosen, attribution)
+    if data and judge:
+        packed = with_judge(packed, read_split(data, packed.recipe.split, "training", healthy), detector_threads())
+    packed = _calibrated(packed, data, healthy, grades)
     typer.echo(f"{out}  digest {save_bundle(packed, out)}")
     own = {name: packed.validation[name] for name in ("detector",) if name in packed.validation}
     for name, figures in (packed.validation.get("rows", {}) | own).items():

@@ -29,7 +29,7 @@ from ma_cluster.lesions.grading import image_score, log_odds
 
 _FUSIONS: tuple[Fusion, Fusion] = ("geometric", "arithmetic")
 _ODDS = (1.0, 2.0, 4.0, 8.0, 16.0)
-_WEIGHTS_1X = (0.0, 0.5, 1.0)
+_WEIGHTS_1X, _WEIGHTS_PRN = (0.0, 0.5, 1.0), (0.0, 1.0)
 _HYPOTHESES = ("hgn_1x", "hgn_half")
 _LEAST_SLOPE = 0.05  # of the calibration: more signs never make retinopathy less likely
 _NEWTON_STEPS = 100
@@ -196,9 +196,9 @@ def _area(scores: Float[ndarray, "n"], positive: Bool[ndarray, "n"]) -> float:
 
 
 def _calls(detector: Detector, samples: Sequence[Sample]) -> list[list[float]]:
-    """The surest pixel's score of each call on each photograph."""
+    """The score of each call on each photograph."""
     found = (detector.detect(read_object(sample.image)).lesions for sample in samples)
-    return [[lesion.score_max for lesion in lesions] for lesions in found]
+    return [[lesion.score for lesion in lesions] for lesions in found]
 
 
 def _healthy_figures(calls: Sequence[Sequence[float]], least: float) -> dict[str, Any]:
@@ -212,8 +212,14 @@ def _with(bundle: Bundle, config: DetectorConfig) -> Bundle:
 
 
 def _fused(config: DetectorConfig, cases: Sequence[_Case], stage: str) -> tuple[DetectorConfig, PixelCounts]:
-    """The mean and the weight of the 1x network that do best, and the pixel counts of the map that they give."""
-    choices = [replace(config, fusion=how, weight_1x=weight) for how in _FUSIONS for weight in _WEIGHTS_1X]
+    """The mean, and the weights of the 1x network and the PRN, that do best; and the pixel counts of what they give."""
+    refined = _WEIGHTS_PRN if stage == "prn" else (1.0,)
+    choices = [
+        replace(config, fusion=how, weight_1x=one, weight_prn=prn)
+        for how in _FUSIONS
+        for one in _WEIGHTS_1X
+        for prn in refined
+    ]
     counted = [
         (choice, _pool(cases, lambda case: own_grid(case.maps[stage].fused(choice), case.prepared)))  # noqa: B023
         for choice in choices

@@ -37,6 +37,8 @@ class Maps:
     prn_half: Map | None
     image_score: float | None = None
     """Of the photograph, from all that the 0.5x network tells apart; None of a model without a grading."""
+    judged: Float32[ndarray, "hh hw"] | None = None
+    """What the judge of candidates says, on the 0.5x grid; None of a model without one."""
 
     def stack(self) -> list[Map]:
         """The maps that are there, in order."""
@@ -50,7 +52,8 @@ class Maps:
 
 def map_weights(config: DetectorConfig, maps: int) -> list[float]:
     """The weights of the first so many maps of `Maps.stack`."""
-    return [config.weight_1x, 1.0] * (maps // 2)
+    hypotheses = [config.weight_1x, 1.0]
+    return [*hypotheses, *(config.weight_prn * weight for weight in hypotheses)][:maps]
 
 
 def probability_maps(
@@ -141,3 +144,14 @@ def can_reach(
     """
     best = fuse([*maps, *(region.astype(np.float32) for region in regions)], *fusion)
     return best >= threshold - _ROUNDING
+
+
+def halved(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "hh hw"]:
+    """Pixels at 0.5x of whose four one is set."""
+    return mask[::2, ::2] | mask[1::2, ::2] | mask[::2, 1::2] | mask[1::2, 1::2]
+
+
+def grown(mask: Bool[ndarray, "h w"], by_px: int) -> Bool[ndarray, "h w"]:
+    """Pixels of a mask, and those that lie no further off, in rows and columns."""
+    side = 2 * by_px + 1
+    return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0

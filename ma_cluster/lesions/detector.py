@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt8
@@ -18,21 +17,31 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from ma_cluster.bundle import DETECTING, Bundle, load_bundle, load_weights
-from ma_cluster.config import KnownField, OperatingPoint, Recipe
+from ma_cluster.config import JUDGE, KnownField, OperatingPoint, Recipe
 from ma_cluster.errors import ImageFailedError, Reason, Triage
 from ma_cluster.hypotheses.frrn import build_hgn, kinds_in
-from ma_cluster.hypotheses.maps import Map, Maps, can_reach, map_weights, probability_maps, scale_odds, upsample_half
+from ma_cluster.hypotheses.maps import (
+    Map,
+    Maps,
+    can_reach,
+    grown,
+    halved,
+    map_weights,
+    probability_maps,
+    scale_odds,
+    upsample_half,
+)
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.patches import Tiling
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Prepared, read_bytes, read_pixels
 from ma_cluster.lesions.grading import Findings, check_grading, image_score, photograph_features, triage
+from ma_cluster.lesions.judge import build_judge, check_judge, judge_candidates
 from ma_cluster.lesions.table import Lesion, find_lesions
 from ma_cluster.machine import dedicate
 from ma_cluster.networks import FlipAugmented, TileExecutor, fold
-from ma_cluster.refinement.dense import DensePrn, refine_dense
-from ma_cluster.refinement.patchwise import Patchwise, refine
-from ma_cluster.refinement.resnet import Prn, build_prn
+from ma_cluster.refinement.dense import as_run, refine_any
+from ma_cluster.refinement.resnet import build_prn
 
 Refiner = Literal["prn", "cls"]
 REFINERS: tuple[Refiner, ...] = get_args(Refiner)
@@ -81,7 +90,9 @@ class Detector:
         self.digest = bundle.digest
         self.stage = bundle.stage
         networks = {name: build_network(name, recipe, weights) for name, weights in bundle.weights.items()}
-        check_grading(recipe.grading, kinds_in(bundle.weights["hgn_half"]))
+        kinds = kinds_in(bundle.weights["hgn_half"])
+        check_grading(recipe.grading, kinds)
+        check_judge(networks.get(JUDGE), kinds)
         for network in networks.values():
             network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             fold(network)
@@ -89,7 +100,8 @@ class Detector:
             "hgn_1x": FlipAugmented(networks["hgn_1x"], recipe.detector.flips_1x),
             "hgn_half": FlipAugmented(networks["hgn_half"], recipe.detector.flips_half),
         }
-        self._refiners = {name: _refiner(networks[name], recipe) for name in REFINERS if name in networks}
+        self._judge = networks.get(JUDGE)
+        self._refiners = {name: as_run(networks[name], recipe) for name in REFINERS if name in networks}
         on_cpu = torch.device(device).type == "cpu"
         tile_map = map if threads is None else dedicate(threads)
         self._executor = TileExecutor(tile_map=tile_map) if on_cpu else TileExecutor(tiles=_GPU_TILES)
@@ -163,15 +175,15 @@ class Detector:
         """
         seconds: dict[str, float] = {}
         with _timed(seconds, "hgn"):
-            kinds = self._kinds(prepared)
+            kinds = self.kinds(prepared)
             half = _on_1x(kinds[0], prepared)
             if self.recipe.detector.weight_1x > 0:
                 at_best = Maps(np.ones_like(half), half, None, None)
                 one = self._one(prepared, self._undecided(prepared, at_best))
             else:
                 one = np.zeros_like(half)
-            maps = Maps(one, half, None, None, self._image_score(kinds, prepared))
-        if self.stage == "prn":
+            maps = self._maps(one, half, kinds, prepared)
+        if self.stage == "prn" and self.recipe.detector.weight_prn > 0:
             with _timed(seconds, "prn"):
                 maps = self._refinements(prepared, maps, "prn", self._undecided(prepared, maps))
         with _timed(seconds, "lesions"):
@@ -183,7 +195,11 @@ class Detector:
         config, quality = self.recipe.detector, prepared.quality
         if operating_point == "sensitive":
             config = replace(config, least_score=0.0)
-        lesions, mask = find_lesions(maps.fused(config), prepared.grid, prepared.fov, prepared.shape, config)
+        grid, shape = prepared.grid, prepared.shape
+        judged = None if maps.judged is None else grid.uncrop(upsample_half(maps.judged, prepared.fov_1x.shape), shape)
+        smallest_px = config.min_area_px / grid.scale**2
+        fused = grid.uncrop(maps.fused(config), shape)
+        lesions, mask = find_lesions(fused, judged, smallest_px, prepared.fov, config)
         score, refer_at = maps.image_score, self.recipe.grading.refer_at
         todo = triage(len(lesions), score, refer_at, gradable=quality.gradable)
         return Detection(lesions, score, todo, mask, prepared.fov, quality, {})
@@ -195,22 +211,26 @@ class Detector:
 
     def hypotheses(self, prepared: Prepared) -> Maps:
         """The maps of the two hypothesis networks alone."""
-        kinds = self._kinds(prepared)
+        kinds = self.kinds(prepared)
         one, half = self._one(prepared, prepared.fov_1x), _on_1x(kinds[0], prepared)
-        return Maps(one, half, None, None, self._image_score(kinds, prepared))
+        return self._maps(one, half, kinds, prepared)
 
     def features(self, prepared: Prepared) -> dict[str, float]:
         """What the photograph's own answer follows from, by name."""
-        return photograph_features(self._kinds(prepared), prepared.fov_half)
+        return photograph_features(self.kinds(prepared), prepared.fov_half)
 
-    def _image_score(self, kinds: Float32[ndarray, "k hh hw"], prepared: Prepared) -> float | None:
-        grading = self.recipe.grading
-        return image_score(photograph_features(kinds, prepared.fov_half), grading) if grading.features else None
+    def _maps(self, one: Map, half: Map, kinds: Float32[ndarray, "k hh hw"], prepared: Prepared) -> Maps:
+        """Those of the hypothesis networks, with what is said of the photograph and of the candidates."""
+        judge, grading = self._judge, self.recipe.grading
+        enhanced, fov = prepared.enhanced_half, prepared.fov_half
+        score = image_score(photograph_features(kinds, fov), grading) if grading.features else None
+        judged = None if judge is None else _finite(judge_candidates(judge, kinds, enhanced, fov), JUDGE)
+        return Maps(one, half, None, None, score, judged)
 
     def _one(self, prepared: Prepared, needed: Bool[ndarray, "ch cw"]) -> Map:
         return self._hypothesis("hgn_1x", prepared.enhanced_1x, needed)[0]
 
-    def _kinds(self, prepared: Prepared) -> Float32[ndarray, "k hh hw"]:
+    def kinds(self, prepared: Prepared) -> Float32[ndarray, "k hh hw"]:
         """The maps of all kinds of lesion that the 0.5x network tells apart, on its grid."""
         return self._hypothesis("hgn_half", prepared.enhanced_half, prepared.fov_half)
 
@@ -237,7 +257,7 @@ class Detector:
         if self.recipe.prn.scale == "1x":
             refined = self._refine(network, prepared.enhanced_1x, union & needed)
         else:  # a pixel at 1x is interpolated from the pixels at 0.5x that its neighbours lie in
-            region = _halved(union) & _halved(_grown(needed, 1))
+            region = halved(union) & halved(grown(needed, 1))
             refined = upsample_half(self._refine(network, prepared.enhanced_half, region), union.shape)
         refined = scale_odds(refined, self.recipe.detector.prn_odds)
         return replace(hypotheses, prn_1x=refined * rois[0], prn_half=refined * rois[1])
@@ -253,23 +273,23 @@ class Detector:
         stack = hypotheses.stack()
         fusion = config.fusion, map_weights(config, len(stack) + len(regions))
         open_yet = can_reach(config.threshold, stack, regions, fusion)
-        return _grown(open_yet, prepared.grid.reach_px) & prepared.fov_1x
+        return grown(open_yet, prepared.grid.reach_px) & prepared.fov_1x
 
     def _refine(self, name: Refiner, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"]) -> Map:
-        refiner = self._refiners[name]
-        if isinstance(refiner, DensePrn):
-            return _finite(refine_dense(refiner, enhanced, roi, self._executor.tile_map), name)
-        return _finite(refine(refiner, enhanced, roi, self._executor.tile_map), name)
+        return _finite(refine_any(self._refiners[name], enhanced, roi, self._executor.tile_map), name)
 
 
 def build_network(name: str, recipe: Recipe, weights: dict[str, Tensor]) -> nn.Module:
-    """`hgn_1x`, `hgn_half`, `prn` or `cls` of a recipe, with these weights.
+    """`hgn_1x`, `hgn_half`, `prn`, `cls` or `judge` of a recipe, with these weights.
 
     Raises:
         BundleError: they are of another network.
     """
+    network: nn.Module
     if name in REFINERS:
-        network: nn.Module = build_prn(recipe.prn)
+        network = build_prn(recipe.prn)
+    elif name == JUDGE:
+        network = build_judge(weights)
     else:
         network = build_hgn(recipe.hgn_1x if name == "hgn_1x" else recipe.hgn_half, kinds_in(weights))
     load_weights(network, weights, name)
@@ -290,25 +310,6 @@ def _finite(probability: Float32[ndarray, "*s"], network: str) -> Float32[ndarra
         detail = f"network {network} gave values that are no numbers; try another device or precision, or another model"
         raise ImageFailedError(Reason.NOT_FINITE, detail)
     return probability
-
-
-def _refiner(network: nn.Module, recipe: Recipe) -> DensePrn | Patchwise:
-    """A folded PRN as the recipe runs it."""
-    stride_px = recipe.detector.prn_stride_px
-    if not recipe.detector.prn_dense:
-        return Patchwise(network, recipe.prn.cut_px, stride_px)
-    assert isinstance(network, Prn)
-    return DensePrn(network, recipe.prn.patch_px, stride_px)
-
-
-def _halved(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "hh hw"]:
-    """Pixels at 0.5x of whose four one is set."""
-    return mask[::2, ::2] | mask[1::2, ::2] | mask[::2, 1::2] | mask[1::2, 1::2]
-
-
-def _grown(mask: Bool[ndarray, "h w"], by_px: int) -> Bool[ndarray, "h w"]:
-    side = 2 * by_px + 1
-    return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from numpy import ndarray
 from PIL import Image
 
 from ma_cluster.config import DetectorConfig
-from ma_cluster.images.fundus import Fov, Grid
+from ma_cluster.images.fundus import Fov
 
 OUTLINE_RGB = (64, 255, 64)  # absent from a retina, and visible to most of those who are colour-blind
 JPEG_QUALITY = 90
@@ -26,7 +26,7 @@ class Lesion:
     """One microaneurysm. Positions and sizes in pixels of the upright photograph."""
 
     id: int
-    """1, 2, ... from the surest (largest score_max) down."""
+    """1, 2, ... from the surest (largest score) down."""
     row: float
     col: float
     """Centroid; pixel centres are at integers."""
@@ -35,6 +35,8 @@ class Lesion:
     area_px: int
     diameter_px: float
     """Of the disc of the same area."""
+    score: float
+    """How sure it is, 0..1: what the model's judge of whole candidates says; `score_max` of a model without one."""
     score_mean: float
     score_max: float
     """Mean and largest fused probability within the lesion, 0..1."""
@@ -43,27 +45,38 @@ class Lesion:
 
 
 def find_lesions(
-    probability: Float32[ndarray, "ch cw"], grid: Grid, fov: Fov, shape: tuple[int, int], config: DetectorConfig
+    probability: Float32[ndarray, "h w"],
+    judged: Float32[ndarray, "h w"] | None,
+    smallest_px: float,
+    fov: Fov,
+    config: DetectorConfig,
 ) -> tuple[tuple[Lesion, ...], Bool[ndarray, "h w"]]:
-    """Lesions and their mask on the photograph's grid.
+    """Lesions and their mask.
 
-    Components (8-connected) are formed after the way back, so mask and table agree to the pixel. Those under
-    `min_area_px`, counted on the canonical grid, and those whose surest pixel is below `least_score` are dropped from
-    both.
+    Components (8-connected) are formed on the photograph's grid, so mask and table agree to the pixel. Those that are
+    too small, and those whose score is below `least_score`, are dropped from both.
+
+    Args:
+        probability: the fused map on the photograph's grid.
+        judged: what the model's judge says of the candidates, on that grid; None of a model without one.
+        smallest_px: least area of a lesion.
+        fov: of the photograph.
+        config: threshold and least score.
     """
-    scores = grid.uncrop(probability, shape)
-    above = (scores >= config.threshold).astype(np.uint8)
+    above = (probability >= config.threshold).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
-    smallest = config.min_area_px / grid.scale**2
-    keep = [label for label in range(1, count) if stats[label, cv2.CC_STAT_AREA] >= smallest]
+    keep = [label for label in range(1, count) if stats[label, cv2.CC_STAT_AREA] >= smallest_px]
     lesions = []
     for label in keep:
         left, top, width, height = (int(value) for value in stats[label, :4])
         box = slice(top, top + height), slice(left, left + width)
-        lesion = _measure(labels[box] == label, scores[box], (top, left), fov)
-        if lesion.score_max >= config.least_score:
+        component = labels[box] == label
+        lesion = _measure(component, probability[box], (top, left), fov)
+        if judged is not None:
+            lesion = replace(lesion, score=float(judged[box][component].max()))
+        if lesion.score >= config.least_score:
             lesions.append(replace(lesion, id=label))
-    lesions.sort(key=lambda lesion: (-lesion.score_max, lesion.row, lesion.col))
+    lesions.sort(key=lambda lesion: (-lesion.score, lesion.row, lesion.col))
     kept = np.zeros(count, dtype=bool)
     kept[[lesion.id for lesion in lesions]] = True
     return tuple(replace(lesion, id=number) for number, lesion in enumerate(lesions, 1)), kept[labels]
@@ -84,6 +97,7 @@ def _measure(
         bbox=(top, left, top + component.shape[0], left + component.shape[1]),
         area_px=len(rows),
         diameter_px=float(2 * np.sqrt(len(rows) / np.pi)),
+        score=float(inside.max()),
         score_mean=float(inside.mean()),
         score_max=float(inside.max()),
         fov_distance_px=float(np.hypot(row - fov.row, col - fov.col)),

@@ -20,10 +20,11 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
+from ma_cluster.config import Recipe
 from ma_cluster.images.reading import MID_GREY
 from ma_cluster.machine import TileMap
 from ma_cluster.networks import fold, normalise, probability
-from ma_cluster.refinement.patchwise import interpolate, lattice_nodes
+from ma_cluster.refinement.patchwise import Patchwise, interpolate, lattice_nodes, refine
 from ma_cluster.refinement.resnet import STRIDE, Prn
 
 _CORE_PX = 512  # largest side of a tile's core: larger ones share more and take more memory
@@ -106,6 +107,24 @@ def refine_dense(
         within = lattice[core]
         within[:] = values[: within.shape[0], : within.shape[1]]
     return interpolate(lattice * nodes, roi.shape, stride) * roi
+
+
+def as_run(network: nn.Module, recipe: Recipe) -> DensePrn | Patchwise:
+    """A folded PRN as a recipe runs it."""
+    stride_px = recipe.detector.prn_stride_px
+    if not recipe.detector.prn_dense:
+        return Patchwise(network, recipe.prn.cut_px, stride_px)
+    assert isinstance(network, Prn)
+    return DensePrn(network, recipe.prn.patch_px, stride_px)
+
+
+def refine_any(
+    prn: DensePrn | Patchwise, enhanced: UInt8[ndarray, "h w 3"], roi: Bool[ndarray, "h w"], tile_map: TileMap = map
+) -> Float32[ndarray, "h w"]:
+    """Probability that each ROI pixel is a lesion, 0 elsewhere, in the way that the PRN is run."""
+    if isinstance(prn, DensePrn):
+        return refine_dense(prn, enhanced, roi, tile_map)
+    return refine(prn, enhanced, roi, tile_map)
 
 
 @torch.inference_mode()

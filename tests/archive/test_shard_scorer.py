@@ -42,7 +42,7 @@ FACTS = Facts(
     QUALITY,
     {"fetch": 0.1, "decode": 0.2, "prepare": 0.3},
 )
-LESION = Lesion(1, 20.5, 30.0, (18, 28, 24, 33), 25, 5.64, 0.7, 0.9, 362.0)
+LESION = Lesion(1, 20.5, 30.0, (18, 28, 24, 33), 25, 5.64, 0.8, 0.7, 0.9, 362.0)
 FINDINGS = Findings((LESION,), 0.75, Triage.REFER)
 
 

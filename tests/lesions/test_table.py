@@ -13,16 +13,15 @@ from ma_cluster.config import DetectorConfig
 from ma_cluster.images.fundus import Fov, Grid
 from ma_cluster.lesions.table import OUTLINE_RGB, draw_overlay, encode_mask, encode_overlay, find_lesions
 
-CONFIG = DetectorConfig(threshold=0.5, min_area_px=2)
+CONFIG = DetectorConfig(threshold=0.5)
 FOV = Fov(row=3.0, col=4.0, diameter_px=10.0)
-SAME = Grid(0, 0, 8, 10, 8, 10)
 
 
 def test_a_lesion_is_measured_in_pixels_of_the_photograph():
     probability = np.zeros((8, 10), np.float32)
     probability[2:4, 5:8] = 0.6
     probability[3, 7] = 0.9
-    (lesion,), mask = find_lesions(probability, SAME, FOV, (8, 10), CONFIG)
+    (lesion,), mask = find_lesions(probability, None, 2.0, FOV, CONFIG)
     assert (lesion.row, lesion.col) == (2.5, 6.0)
     assert lesion.bbox == (2, 5, 4, 8)
     assert lesion.area_px == 6 == mask.sum()
@@ -37,7 +36,7 @@ def test_lesions_are_numbered_from_the_surest_and_specks_are_dropped_from_mask_a
     probability[0, 0:2] = 0.7
     probability[6, 4:7] = 0.8
     probability[3, 3] = 0.99
-    lesions, mask = find_lesions(probability, SAME, FOV, (8, 10), CONFIG)
+    lesions, mask = find_lesions(probability, None, 2.0, FOV, CONFIG)
     assert [(lesion.id, lesion.row) for lesion in lesions] == [(1, 6.0), (2, 0.0)]
     assert not mask[3, 3]
 
@@ -45,13 +44,13 @@ def test_lesions_are_numbered_from_the_surest_and_specks_are_dropped_from_mask_a
 def test_pixels_that_touch_at_a_corner_are_one_lesion():
     probability = np.zeros((8, 10), np.float32)
     probability[2, 2] = probability[3, 3] = 0.7
-    lesions, _ = find_lesions(probability, SAME, FOV, (8, 10), CONFIG)
+    lesions, _ = find_lesions(probability, None, 2.0, FOV, CONFIG)
     assert [lesion.area_px for lesion in lesions] == [2]
 
 
 def test_the_threshold_itself_counts_as_lesion():
     probability = np.full((8, 10), 0.5, np.float32)
-    lesions, _ = find_lesions(probability, SAME, FOV, (8, 10), CONFIG)
+    lesions, _ = find_lesions(probability, None, 2.0, FOV, CONFIG)
     assert [lesion.area_px for lesion in lesions] == [80]
 
 
@@ -60,8 +59,8 @@ def test_a_place_without_a_sure_pixel_is_outlined_but_not_called():
     probability[0:2, 0:3] = 0.7
     probability[5:7, 4:7] = 0.6
     probability[6, 5] = 0.9
-    sensitive, _ = find_lesions(probability, SAME, FOV, (8, 10), CONFIG)
-    default, mask = find_lesions(probability, SAME, FOV, (8, 10), replace(CONFIG, least_score=0.8))
+    sensitive, _ = find_lesions(probability, None, 2.0, FOV, CONFIG)
+    default, mask = find_lesions(probability, None, 2.0, FOV, replace(CONFIG, least_score=0.8))
     assert (
         [(lesion.id, lesion.row) for lesion in default]
         == [(1, 5.5)]
@@ -70,8 +69,20 @@ def test_a_place_without_a_sure_pixel_is_outlined_but_not_called():
     assert len(sensitive) == 2 and mask.sum() == 6
 
 
+def test_a_judge_of_candidates_decides_what_is_called_where_there_is_one():
+    probability, judged = np.zeros((8, 10), np.float32), np.zeros((8, 10), np.float32)
+    probability[0:2, 0:3] = 0.95
+    probability[5:7, 4:7] = 0.6
+    judged[0:3, 0:3] = 0.3
+    judged[4:6, 4:5] = 0.7
+    (called,), mask = find_lesions(probability, judged, 2.0, FOV, replace(CONFIG, least_score=0.5))
+    assert (called.row, called.score) == (5.5, pytest.approx(0.7))
+    assert called.score_max == pytest.approx(0.6)
+    assert mask.sum() == 6
+
+
 def test_no_lesion_gives_an_empty_table():
-    lesions, mask = find_lesions(np.zeros((8, 10), np.float32), SAME, FOV, (8, 10), CONFIG)
+    lesions, mask = find_lesions(np.zeros((8, 10), np.float32), None, 2.0, FOV, CONFIG)
     assert lesions == ()
     assert not mask.any()
 
@@ -81,7 +92,7 @@ def test_positions_go_back_through_the_grid():
     grid = Grid(top=2, left=4, height=8, width=10, canonical_height=16, canonical_width=20)
     probability = np.zeros((16, 20), np.float32)
     probability[4:8, 6:10] = 1.0
-    (lesion,), mask = find_lesions(probability, grid, FOV, (20, 30), CONFIG)
+    (lesion,), mask = find_lesions(grid.uncrop(probability, (20, 30)), None, 2.0, FOV, CONFIG)
     assert (lesion.row, lesion.col) == (2 + 2.5, 4 + 3.5)
     assert lesion.area_px == 4
     assert mask.shape == (20, 30)

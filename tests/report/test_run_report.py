@@ -28,7 +28,7 @@ from ma_cluster.storage.local import LocalStore
 HOSTILE = '<script>alert(1)</script>"onerror=x'
 QUALITY = Quality(0.4, 0.1, 0.08, 0.02, 0.2, 0.9, True, (Flag.FIELD_ASSUMED,))
 FACTS = Facts(100, 120, Fov(50.0, 60.0, 90.0), QUALITY, {})
-LESION = Lesion(1, 5.0, 6.0, (4, 5, 7, 8), 9, 3.4, 0.5, 0.9, 40.0)
+LESION = Lesion(1, 5.0, 6.0, (4, 5, 7, 8), 9, 3.4, 0.9, 0.5, 0.9, 40.0)
 
 
 class Page(HTMLParser):
