@@ -198,10 +198,8 @@ def bundle(
     The figures are written into bundle.json.
     """
     from ma_cluster.bundle import save_bundle
-    from ma_cluster.images.datasets import read_split
     from ma_cluster.storage.store import open_store
     from ma_cluster.training.checkpoints import pack
-    from ma_cluster.training.judging import with_judge
 
     chosen = None if recipe is None else _recipe(recipe)
     with suppress(ObjectMissingError):
@@ -213,7 +211,7 @@ def bundle(
         raise UsageError("--judge needs the photographs that it is fitted on: give --data, and --healthy")
     packed = pack(checkpoints, chosen, attribution)
     if data and judge:
-        packed = with_judge(packed, read_split(data, packed.recipe.split, "training", healthy), detector_threads())
+        packed = _judged(packed, data, healthy)
     packed = _calibrated(packed, data, healthy, grades)
     typer.echo(f"{out}  digest {save_bundle(packed, out)}")
     own = {name: packed.validation[name] for name in ("detector",) if name in packed.validation}
@@ -222,6 +220,14 @@ def bundle(
     if figures := packed.validation.get("grading"):
         said = "  ".join(f"{name} {figures[name]:.4f}" for name in ("area", "sensitivity", "specificity"))
         typer.echo(f"{'image score':<15} {said}")
+
+
+def _judged(packed: Bundle, data: str, healthy: str | None) -> Bundle:
+    """The bundle with a judge of candidates, fitted on the photographs that train."""
+    from ma_cluster.images.datasets import read_split
+    from ma_cluster.training.judging import with_judge
+
+    return with_judge(packed, read_split(data, packed.recipe.split, "training", healthy), detector_threads())
 
 
 def _calibrated(packed: Bundle, data: str | None, healthy: str | None, grades: str | None) -> Bundle:
