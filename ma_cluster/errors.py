@@ -85,7 +85,7 @@ class Flag(StrEnum):
 
 
 class Triage(StrEnum):
-    """What is to be done with a photograph that has a result. Closed, too; see lesions/grading.py."""
+    """What is to be done with a photograph that has a result. Closed, too; see lesions/findings.py."""
 
     NONE = "none"
     REFER = "refer"

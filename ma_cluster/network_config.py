@@ -175,7 +175,7 @@ class GradingConfig:
     """
 
     features: tuple[str, ...] = ()
-    """Names of what is measured on the maps; see lesions/grading.py [U]."""
+    """Names of what is measured on the maps; see lesions/findings.py [U]."""
     mean: tuple[float, ...] = ()
     """Of each feature over the photographs that trained."""
     scale: tuple[float, ...] = ()

@@ -25,8 +25,7 @@ from ma_cluster.config import KnownField, tiny, to_dict
 from ma_cluster.errors import Reason, Triage
 from ma_cluster.images.sample import retina, write_sample
 from ma_cluster.images.sandbox import SandboxConfig
-from ma_cluster.lesions.grading import Findings
-from ma_cluster.lesions.table import encode_mask
+from ma_cluster.lesions.findings import Findings, encode_mask
 from ma_cluster.networks import build_optimizer
 from ma_cluster.storage.manifest import Photographs
 from ma_cluster.storage.store import open_store

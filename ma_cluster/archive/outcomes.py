@@ -17,7 +17,7 @@ import pyarrow as pa
 from ma_cluster.config import RESULT_VERSION, OperatingPoint, Recipe, deciding, digest
 from ma_cluster.errors import Reason, Status
 from ma_cluster.images.reading import Facts
-from ma_cluster.lesions.grading import Findings
+from ma_cluster.lesions.findings import Findings
 from ma_cluster.metrics import STAGES
 from ma_cluster.storage.store import Entry
 

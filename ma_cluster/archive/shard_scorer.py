@@ -17,7 +17,7 @@ from ma_cluster.archive.plan import Shard, read_shard
 from ma_cluster.archive.run import Run, commit, is_committed
 from ma_cluster.errors import FleetBrokenError, ImageError, Reason, WorkerLostError
 from ma_cluster.images.reading import Facts
-from ma_cluster.lesions.grading import Findings
+from ma_cluster.lesions.findings import Findings
 from ma_cluster.storage.store import Entry, Store
 
 log = logging.getLogger(__name__)

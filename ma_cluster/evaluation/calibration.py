@@ -25,7 +25,7 @@ from ma_cluster.hypotheses.maps import Maps, scale_odds
 from ma_cluster.images.datasets import Graded, Sample, decode_mask, read_object
 from ma_cluster.images.reading import Prepared
 from ma_cluster.lesions.detector import Detector
-from ma_cluster.lesions.grading import image_score, log_odds
+from ma_cluster.lesions.findings import image_score, log_odds
 
 _FUSIONS: tuple[Fusion, Fusion] = ("geometric", "arithmetic")
 _ODDS = (1.0, 2.0, 4.0, 8.0, 16.0)

@@ -29,7 +29,7 @@ from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import ImageError, MaClusterError, Reason, Status, StoreError, WorkerLostError
 from ma_cluster.http.api import Answer
 from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs, JobState
-from ma_cluster.lesions.grading import to_values
+from ma_cluster.lesions.findings import to_values
 from ma_cluster.metrics import ARCHIVE_STATE
 from ma_cluster.storage.store import Store, open_store
 

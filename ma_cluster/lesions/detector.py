@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ma_cluster.bundle import DETECTING, Bundle, load_bundle, load_weights
 from ma_cluster.config import JUDGE, KnownField, OperatingPoint, Recipe
-from ma_cluster.errors import ImageFailedError, Reason, Triage
+from ma_cluster.errors import ImageFailedError, Reason
 from ma_cluster.hypotheses.frrn import build_hgn, kinds_in
 from ma_cluster.hypotheses.maps import (
     Map,
@@ -31,13 +31,17 @@ from ma_cluster.hypotheses.maps import (
     scale_odds,
     upsample_half,
 )
-from ma_cluster.images.fundus import Fov
 from ma_cluster.images.patches import Tiling
-from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Prepared, read_bytes, read_pixels
-from ma_cluster.lesions.grading import Findings, check_grading, image_score, photograph_features, triage
+from ma_cluster.lesions.findings import (
+    Detection,
+    check_grading,
+    find_lesions,
+    image_score,
+    photograph_features,
+    triage,
+)
 from ma_cluster.lesions.judge import build_judge, check_judge, judge_candidates
-from ma_cluster.lesions.table import Lesion, find_lesions
 from ma_cluster.machine import dedicate
 from ma_cluster.networks import FlipAugmented, TileExecutor, fold
 from ma_cluster.refinement.dense import as_run, refine_any
@@ -46,31 +50,6 @@ from ma_cluster.refinement.resnet import build_prn
 Refiner = Literal["prn", "cls"]
 REFINERS: tuple[Refiner, ...] = get_args(Refiner)
 _GPU_TILES = 8  # the largest feature maps of the paper's network on tiles of 512 are then 0.4 GB each; never timed
-
-
-@dataclass(frozen=True, slots=True)
-class Detection:
-    """What is known of one photograph. `mask` and the lesions are on the grid of the upright photograph."""
-
-    lesions: tuple[Lesion, ...]
-    image_score: float | None
-    """Calibrated probability that the photograph shows retinopathy; None of a model without a grading."""
-    triage: Triage
-    mask: Bool[ndarray, "h w"]
-    fov: Fov
-    quality: Quality
-    seconds: dict[str, float] = field(compare=False)
-    """Wall time of the stages prepare (where `detect` did it), hgn, prn and lesions."""
-
-    @property
-    def findings(self) -> Findings:
-        """What is said of the photograph."""
-        return Findings(self.lesions, self.image_score, self.triage)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of the photograph, pixels."""
-        return self.mask.shape[0], self.mask.shape[1]
 
 
 class Detector:
@@ -185,7 +164,7 @@ class Detector:
             maps = self._maps(one, half, kinds, prepared)
         if self.stage == "prn" and self.recipe.detector.weight_prn > 0:
             with _timed(seconds, "prn"):
-                maps = self._refinements(prepared, maps, "prn", self._undecided(prepared, maps))
+                maps = self.refinements(prepared, maps, "prn", self._undecided(prepared, maps))
         with _timed(seconds, "lesions"):
             detection = self.decide(prepared, maps, operating_point)
         return replace(detection, seconds=seconds)
@@ -241,17 +220,19 @@ class Detector:
         tiling = Tiling(needed.shape[0], needed.shape[1], config.tile_px, config.halo_px)
         return _finite(probability_maps(self._hypotheses[name], enhanced, needed, tiling, self._executor), name)
 
-    def refinements(self, prepared: Prepared, hypotheses: Maps, network: Refiner = "prn") -> Maps:
+    def refinements(
+        self,
+        prepared: Prepared,
+        hypotheses: Maps,
+        network: Refiner = "prn",
+        needed: Bool[ndarray, "ch cw"] | None = None,
+    ) -> Maps:
         """All maps: the PRN runs once over the union of both regions of interest, its two maps are that within each.
 
-        With `network` "cls" they are those of the PRN trained without triplet loss, in the PRN's place.
+        With `network` "cls" they are those of the PRN trained without triplet loss, in the PRN's place. They hold where
+        `needed`, by default everywhere; elsewhere they may be lower than they should.
         """
-        return self._refinements(prepared, hypotheses, network, prepared.fov_1x)
-
-    def _refinements(
-        self, prepared: Prepared, hypotheses: Maps, network: Refiner, needed: Bool[ndarray, "ch cw"]
-    ) -> Maps:
-        """All maps; the PRN's hold where `needed`, elsewhere they may be lower than they should."""
+        needed = prepared.fov_1x if needed is None else needed
         rois = self._regions(hypotheses)
         union = rois[0] | rois[1]
         if self.recipe.prn.scale == "1x":

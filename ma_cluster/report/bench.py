@@ -33,7 +33,8 @@ from ma_cluster.evaluation.scoring import PixelCounts, average_precision
 from ma_cluster.hypotheses.maps import Maps
 from ma_cluster.images.reading import Prepared, read_bytes
 from ma_cluster.images.sample import enlarged_sample
-from ma_cluster.lesions.detector import Detection, Detector, build_network
+from ma_cluster.lesions.detector import Detector, build_network
+from ma_cluster.lesions.findings import Detection
 from ma_cluster.networks import FlipAugmented, fold, normalise, probability
 
 FLIPS = (1, 2, 4)

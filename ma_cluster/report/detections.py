@@ -12,9 +12,8 @@ from unicodedata import normalize
 
 from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import ImageError, Triage, UsageError
-from ma_cluster.lesions.detector import Detection, Detector
-from ma_cluster.lesions.grading import to_values
-from ma_cluster.lesions.table import encode_mask, encode_overlay
+from ma_cluster.lesions.detector import Detector
+from ma_cluster.lesions.findings import Detection, encode_mask, encode_overlay, to_values
 from ma_cluster.storage.store import Store
 
 

@@ -36,7 +36,7 @@ from ma_cluster.archive.run import (
 )
 from ma_cluster.archive.summary import finish_run, missing_keys, read_status
 from ma_cluster.errors import MaClusterError, Reason, RunConflictError, Triage
-from ma_cluster.lesions.grading import Findings
+from ma_cluster.lesions.findings import Findings
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import Entry
 

@@ -30,7 +30,7 @@ from ma_cluster.config import ImageConfig
 from ma_cluster.errors import Triage
 from ma_cluster.images.decode import decode
 from ma_cluster.images.reading import read_photograph
-from ma_cluster.lesions.grading import Findings
+from ma_cluster.lesions.findings import Findings
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.manifest import open_source
 from ma_cluster.storage.store import Entry, Store, open_store

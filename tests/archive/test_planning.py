@@ -15,7 +15,7 @@ from ma_cluster.errors import Reason, RunConflictError, StoreError, Triage, Usag
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Facts
-from ma_cluster.lesions.grading import Findings
+from ma_cluster.lesions.findings import Findings
 from ma_cluster.report.console import status_lines, summary_lines
 from ma_cluster.report.run_report import write_report
 from ma_cluster.storage.local import LocalStore

@@ -29,8 +29,7 @@ from ma_cluster.errors import (
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Facts
-from ma_cluster.lesions.grading import Findings
-from ma_cluster.lesions.table import Lesion
+from ma_cluster.lesions.findings import Findings, Lesion
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import Entry
 

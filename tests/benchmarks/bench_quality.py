@@ -34,7 +34,8 @@ from ma_cluster.images.datasets import decode_mask, read_dataset, read_object
 from ma_cluster.images.decode import decode
 from ma_cluster.images.fundus import find_fov
 from ma_cluster.images.reading import Facts, read_bytes, read_pixels
-from ma_cluster.lesions.detector import Detection, Detector
+from ma_cluster.lesions.detector import Detector
+from ma_cluster.lesions.findings import Detection
 from ma_cluster.report.run_report import agree
 
 Photograph = UInt8[ndarray, "h w 3"]

@@ -18,7 +18,7 @@ from ma_cluster.evaluation.tally import ROWS
 from ma_cluster.images.datasets import Graded, Sample, decode_mask, read_dataset, read_object
 from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.detector import Detector
-from ma_cluster.lesions.grading import image_score
+from ma_cluster.lesions.findings import image_score
 from ma_cluster.refinement.resnet import build_prn
 
 

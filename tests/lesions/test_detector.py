@@ -15,7 +15,7 @@ from ma_cluster.hypotheses.frrn import build_hgn, of_kinds
 from ma_cluster.hypotheses.maps import Maps, fuse, upsample_half
 from ma_cluster.images.sample import retina
 from ma_cluster.lesions.detector import Detector
-from ma_cluster.lesions.grading import image_score
+from ma_cluster.lesions.findings import image_score
 from ma_cluster.refinement.dense import DensePrn, refine_dense
 from ma_cluster.refinement.resnet import build_prn
 

@@ -10,7 +10,7 @@ import pytest
 
 from ma_cluster.config import GradingConfig
 from ma_cluster.errors import BundleError, Triage
-from ma_cluster.lesions.grading import check_grading, image_score, photograph_features, triage
+from ma_cluster.lesions.findings import check_grading, image_score, photograph_features, triage
 
 CONFIG = GradingConfig(features=("a", "b"), mean=(1.0, 0.0), scale=(2.0, 0.5), weights=(1.0, -0.5), bias=0.5)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ma_cluster.config import DetectorConfig
 from ma_cluster.images.fundus import Fov, Grid
-from ma_cluster.lesions.table import OUTLINE_RGB, draw_overlay, encode_mask, encode_overlay, find_lesions
+from ma_cluster.lesions.findings import OUTLINE_RGB, draw_overlay, encode_mask, encode_overlay, find_lesions
 
 CONFIG = DetectorConfig(threshold=0.5)
 FOV = Fov(row=3.0, col=4.0, diameter_px=10.0)

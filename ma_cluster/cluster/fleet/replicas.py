@@ -23,7 +23,7 @@ from ma_cluster.config import ImageConfig, OperatingPoint
 from ma_cluster.errors import UsageError
 from ma_cluster.images.reading import Facts, Prepared, read_bytes, read_photograph
 from ma_cluster.images.sandbox import DecodePool, SandboxConfig
-from ma_cluster.lesions.table import encode_mask, encode_overlay
+from ma_cluster.lesions.findings import encode_mask, encode_overlay
 from ma_cluster.storage.manifest import open_source
 from ma_cluster.storage.store import Entry
 
