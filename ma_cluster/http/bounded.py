@@ -1,7 +1,7 @@
 """What one connection may take before there is a request: uvicorn alone waits for headers for ever, and keeps them all.
 
-For a uvicorn of one's own, as the tests have it. Serve's proxy would call `bound_connections` where
-RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it: it has served some requests so, but nothing sets the variable yet.
+Serve's proxy calls `bound_connections` where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it: in a Ray that we
+start, and in the image of deploy/.
 """
 
 from __future__ import annotations

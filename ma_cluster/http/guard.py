@@ -3,8 +3,7 @@
 In this order: a place (429), Host and Origin (403), token (401), media type (415), announced length (413); then the
 body, which must arrive whole, within its limit and its deadline (413, 400). The routes get it at once, or not at all.
 
-A client that has sent no headers yet is not seen here, and `ma-cluster serve` does not bound it: Serve's proxy is
-uvicorn as it is, without the connection of bounded.py. Where strangers can connect, a reverse proxy in front does.
+A client that has sent no headers yet is not seen here: bounded.py bounds its connection.
 """
 
 from __future__ import annotations

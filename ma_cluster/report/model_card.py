@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ma_cluster.bundle import Bundle, load_bundle
+from ma_cluster.config import JUDGE
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.examples import Kind
 from ma_cluster.report.evaluation_report import differences_markdown, healthy_markdown, rows_markdown
@@ -101,6 +102,15 @@ def _model(bundle: Bundle) -> Iterator[str]:
             f"on patches of {recipe.prn.patch_px} pixels at {recipe.prn.scale}."
         )
     yield f"Maps are joined by their {detector.fusion} mean; a lesion begins at {detector.threshold:.3f}."
+    idle = [
+        name
+        for name, weight in (("the network at full scale", detector.weight_1x), ("the refinement", detector.weight_prn))
+        if weight == 0
+    ]
+    if idle:
+        yield f"On the validation photographs it did best without {' and without '.join(idle)}: not run."
+    if JUDGE in bundle.weights:
+        yield f"A judge of whole candidates says how sure each is; it is called from {detector.least_score:.3f}."
     yield ""
     yield bundle.attribution or "Nothing is recorded about the data it was trained on."
     chosen = bundle.validation.get("photographs", [])
