@@ -214,6 +214,15 @@ def test_the_next_service_finishes_what_the_last_one_left(tiny_bundle: Path, arc
     assert len(rows(open_store(dest))) == PHOTOGRAPHS
 
 
+def test_a_header_without_end_ends_its_connection(service: Served) -> None:
+    with closing(socket.create_connection(("127.0.0.1", service.port), timeout=30)) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nX-A: ")
+        with pytest.raises(OSError):
+            for _ in range(100):
+                client.sendall(b"a" * 2**20)
+    assert service.ask("GET", "/healthz")[0] == 200
+
+
 def test_slow_bodies_under_serve_stop_neither_health_nor_photographs(service: Served, eye: bytes) -> None:
     head = b"POST /v1/%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: 100\r\n\r\nx"
     with ExitStack() as clients:
