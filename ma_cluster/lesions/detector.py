@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
@@ -41,7 +41,7 @@ from ma_cluster.lesions.findings import (
     photograph_features,
     triage,
 )
-from ma_cluster.lesions.judge import build_judge, check_judge, judge_candidates
+from ma_cluster.lesions.judge import around, build_judge, check_judge, judge_candidates
 from ma_cluster.machine import dedicate
 from ma_cluster.networks import FlipAugmented, TileExecutor, fold
 from ma_cluster.refinement.dense import as_run, refine_any
@@ -70,7 +70,7 @@ class Detector:
         self.stage = bundle.stage
         networks = {name: build_network(name, recipe, weights) for name, weights in bundle.weights.items()}
         kinds = kinds_in(bundle.weights["hgn_half"])
-        check_grading(recipe.grading, kinds)
+        check_grading(recipe.grading, kinds, JUDGE in networks)
         check_judge(networks.get(JUDGE), kinds)
         for network in networks.values():
             network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -196,15 +196,24 @@ class Detector:
 
     def features(self, prepared: Prepared) -> dict[str, float]:
         """What the photograph's own answer follows from, by name."""
-        return photograph_features(self.kinds(prepared), prepared.fov_half)
+        kinds = self.kinds(prepared)
+        return photograph_features(kinds, prepared.fov_half, self._judgements(kinds, prepared)[1])
 
     def _maps(self, one: Map, half: Map, kinds: Float32[ndarray, "k hh hw"], prepared: Prepared) -> Maps:
         """Those of the hypothesis networks, with what is said of the photograph and of the candidates."""
-        judge, grading = self._judge, self.recipe.grading
-        enhanced, fov = prepared.enhanced_half, prepared.fov_half
-        score = image_score(photograph_features(kinds, fov), grading) if grading.features else None
-        judged = None if judge is None else _finite(judge_candidates(judge, kinds, enhanced, fov), JUDGE)
-        return Maps(one, half, None, None, score, judged)
+        grading, fov = self.recipe.grading, prepared.fov_half
+        candidates, said = self._judgements(kinds, prepared)
+        score = image_score(photograph_features(kinds, fov, said), grading) if grading.features else None
+        return Maps(one, half, None, None, score, None if said is None else around(candidates, said, fov.shape))
+
+    def _judgements(
+        self, kinds: Float32[ndarray, "k hh hw"], prepared: Prepared
+    ) -> tuple[Int64[ndarray, "n 2"], Float32[ndarray, "n"] | None]:
+        """Where candidates are, and what the judge says of each; None without a judge."""
+        if self._judge is None:
+            return np.zeros((0, 2), np.int64), None
+        candidates, said = judge_candidates(self._judge, kinds, prepared.enhanced_half, prepared.fov_half)
+        return candidates, _finite(said, JUDGE)
 
     def _one(self, prepared: Prepared, needed: Bool[ndarray, "ch cw"]) -> Map:
         return self._hypothesis("hgn_1x", prepared.enhanced_1x, needed)[0]

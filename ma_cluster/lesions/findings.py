@@ -26,6 +26,7 @@ from ma_cluster.images.quality import Quality
 from ma_cluster.network_config import KINDS
 
 _LEAST = 1e-6  # of a probability before its logarithm
+_SURE = 0.85  # probability from which a candidate counts
 OUTLINE_RGB = (64, 255, 64)  # absent from a retina, and visible to most of those who are colour-blind
 JPEG_QUALITY = 90
 
@@ -191,35 +192,45 @@ def encode_mask(mask: Bool[ndarray, "h w"]) -> bytes:
     return out.getvalue()
 
 
-def photograph_features(maps: Float32[ndarray, "k h w"], fov: Bool[ndarray, "h w"]) -> dict[str, float]:
+def photograph_features(
+    maps: Float32[ndarray, "k h w"], fov: Bool[ndarray, "h w"], judged: Float32[ndarray, "n"] | None = None
+) -> dict[str, float]:
     """What is measured on a photograph, by name.
 
     Args:
         maps: probability of each of the first k of KINDS against the background, on the 0.5x grid.
         fov: its field of view, which is not empty.
+        judged: the judge's probability of each candidate, which tells more than the maps' peaks; None without a judge.
     """
     found = {}
     for kind, probability in zip(KINDS, maps, strict=False):
         inside = probability[fov]
-        sure = cv2.connectedComponents((probability >= 0.5).astype(np.uint8), connectivity=8)[0] - 1
-        found[f"{kind}_largest"] = _logit(float(inside.max()))
         found[f"{kind}_mean"] = math.log(max(_LEAST, float(inside.mean(dtype=np.float64))))
-        found[f"{kind}_count"] = math.log1p(sure)
+        if judged is None:
+            sure = cv2.connectedComponents((probability >= 0.5).astype(np.uint8), connectivity=8)[0] - 1
+            found[f"{kind}_largest"] = _logit(float(inside.max()))
+            found[f"{kind}_count"] = math.log1p(sure)
+    if judged is not None:
+        surest = np.sort(judged)[::-1][:3] if len(judged) else np.zeros(1, np.float32)
+        found["judged_surest"] = _logit(float(surest.mean()))
+        found["judged_sum"] = math.log1p(float(judged.sum()))
+        found["judged_sure"] = math.log1p(int((judged > _SURE).sum()))
     return found
 
 
-def check_grading(config: GradingConfig, kinds: int) -> None:
-    """That a network of so many kinds gives what the photograph's answer follows from.
+def check_grading(config: GradingConfig, kinds: int, judged: bool) -> None:
+    """That a network of so many kinds, and a judge where there is one, give what the photograph's answer follows from.
 
     Raises:
         BundleError: naming what it does not give.
     """
-    known = photograph_features(np.zeros((kinds, 1, 1), np.float32), np.ones((1, 1), bool))
+    said = np.zeros(1, np.float32) if judged else None
+    known = photograph_features(np.zeros((kinds, 1, 1), np.float32), np.ones((1, 1), bool), said)
     missing = [name for name in config.features if name not in known]
     if missing:
         raise BundleError(
-            f"the model's grading is of {', '.join(missing)}, which its 0.5x network does not give: pack the network "
-            "that it was fitted with, or fit another (`ma-cluster bundle --grades`)"
+            f"the model's grading is of {', '.join(missing)}, which its 0.5x network and judge do not give: pack "
+            "those that it was fitted with, or fit another (`ma-cluster bundle --grades`)"
         )
 
 

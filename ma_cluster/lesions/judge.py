@@ -114,15 +114,23 @@ def measure(
 
 def judge_candidates(
     judge: nn.Module, maps: Float32[ndarray, "k h w"], enhanced: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"]
-) -> Float32[ndarray, "h w"]:
-    """The probability of a lesion in a square around each candidate, the higher one where two meet, 0 elsewhere.
+) -> tuple[Int64[ndarray, "n 2"], Float32[ndarray, "n"]]:
+    """Where candidates are, and the probability that each is a lesion.
 
     The arguments are those of `measure`; the judge is in eval mode.
     """
     candidates = find_candidates(maps[0])
-    judged = np.zeros(fov.shape, np.float32)
-    if len(candidates):
-        judged[tuple(candidates.T)] = judgements(judge, measure(maps, enhanced, fov, candidates))
+    if not len(candidates):
+        return candidates, np.zeros(0, np.float32)
+    return candidates, judgements(judge, measure(maps, enhanced, fov, candidates))
+
+
+def around(
+    candidates: Int64[ndarray, "n 2"], probabilities: Float32[ndarray, "n"], shape: tuple[int, int]
+) -> Float32[ndarray, "h w"]:
+    """Each probability in a square around its candidate, the higher one where two meet, 0 elsewhere."""
+    judged = np.zeros(shape, np.float32)
+    judged[tuple(candidates.T)] = probabilities
     return cv2.dilate(judged, np.ones((_APART, _APART), np.uint8))
 
 

@@ -34,6 +34,16 @@ def test_certainty_and_nothing_at_all_are_finite() -> None:
         assert len(found) == 12 and all(map(math.isfinite, found.values()))
 
 
+def test_what_the_judge_says_takes_the_place_of_peaks() -> None:
+    maps, fov = np.full((2, 3, 4), 0.1, np.float32), np.ones((3, 4), bool)
+    found = photograph_features(maps, fov, np.array([0.9, 0.6, 0.3, 0.1], np.float32))
+    assert found.keys() == {"MA_mean", "HE_mean", "judged_surest", "judged_sum", "judged_sure"}
+    assert found["judged_surest"] == pytest.approx(math.log(1.5), abs=1e-5)
+    assert found["judged_sum"] == pytest.approx(math.log(2.9))
+    assert found["judged_sure"] == pytest.approx(math.log(2))
+    assert all(map(math.isfinite, photograph_features(maps, fov, np.zeros(0, np.float32)).values()))
+
+
 def test_the_score_is_the_logistic_of_the_weighted_features() -> None:
     odds = 0.5 + 1.0 * (3.0 - 1.0) / 2.0 - 0.5 * 1.0 / 0.5
     assert image_score({"a": 3.0, "b": 1.0, "unused": 9.0}, CONFIG) == pytest.approx(1 / (1 + math.exp(-odds)))
@@ -61,6 +71,6 @@ def test_what_is_to_be_done_with_a_photograph(
 
 def test_a_grading_of_features_that_the_network_does_not_give_is_refused() -> None:
     grading = replace(CONFIG, features=("MA_largest", "HE_largest"))
-    check_grading(grading, kinds=2)
+    check_grading(grading, kinds=2, judged=False)
     with pytest.raises(BundleError, match="grading is of HE_largest, which"):
-        check_grading(grading, kinds=1)
+        check_grading(grading, kinds=1, judged=False)

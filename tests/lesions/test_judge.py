@@ -9,6 +9,7 @@ import torch
 from ma_cluster.errors import BundleError, UsageError
 from ma_cluster.lesions.judge import (
     Judge,
+    around,
     build_judge,
     check_judge,
     find_candidates,
@@ -47,8 +48,9 @@ def test_two_spots_that_touch_are_two_candidates_only_where_they_are_apart() -> 
 
 def test_no_spot_no_candidate() -> None:
     assert find_candidates(np.zeros(SHAPE, np.float32)).shape == (0, 2)
-    blank = judge_candidates(Judge(65).eval(), np.zeros((4, *SHAPE), np.float32), photograph(), FOV)
-    assert blank.shape == SHAPE and not blank.any()
+    found = judge_candidates(Judge(65).eval(), np.zeros((4, *SHAPE), np.float32), photograph(), FOV)
+    assert [len(each) for each in found] == [0, 0]
+    assert not around(*found, SHAPE).any()
 
 
 @pytest.mark.parametrize("kinds", [1, 4])
@@ -98,7 +100,8 @@ def test_what_is_judged_lies_around_its_candidate_and_the_higher_wins() -> None:
         def forward(self, measures: torch.Tensor) -> torch.Tensor:
             return measures[:, 0] * self.one
 
-    judged = judge_candidates(BySize(), np.stack([spots((20, 20, 0.9), (20, 25, 0.4))]), photograph(), FOV)
+    maps = np.stack([spots((20, 20, 0.9), (20, 25, 0.4))])
+    judged = around(*judge_candidates(BySize(), maps, photograph(), FOV), SHAPE)
     assert judged[20, 20] == judged[17, 17] == judged[23, 23] == pytest.approx(0.9, abs=1e-3)
     assert judged[20, 28] == pytest.approx(0.4, abs=1e-3)
     assert judged[20, 16] == judged[20, 29] == 0
