@@ -58,7 +58,7 @@ def scored(weed: Weed, local_ray: None, tiny_bundle: Path) -> Scored:
     source, clean = open_store(f"{bucket}/eyes"), open_store(f"{bucket}/clean")
     upload_eyes(source, EYES)
     source.put("page.html", b"<html>")
-    assert score_archive(source.url, clean.url, FLEET, model=str(tiny_bundle)).images == EYES + 1
+    assert score_archive(source.url, clean.url, FLEET, model=str(tiny_bundle)).counts.images == EYES + 1
     return Scored(bucket, source.url, str(tiny_bundle), results(clean, "attempts"), masks(clean))
 
 
