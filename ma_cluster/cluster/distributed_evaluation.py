@@ -73,6 +73,7 @@ def evaluate(bundle: Bundle, request: EvaluationRequest, on_progress: OnProgress
         StoreError: a photograph or mask cannot be read.
         MaClusterError: workers died too often.
     """
+    check_gpus(request.address, request.gpus)
     rows = chosen_rows(bundle, request.rows)
     jobs = _jobs(request, bundle.recipe.split, rows)
     needed = {*DETECTING, *map(network_of, rows)}
@@ -95,6 +96,7 @@ def evaluate_grades(
         StoreError: a photograph cannot be read.
         MaClusterError: workers died too often.
     """
+    check_gpus(request.address, request.gpus)
     if not bundle.recipe.grading.features:
         raise UsageError("the model gives no image score to compare with grades; pack one with `bundle --grades`")
     assert request.grades is not None
@@ -123,7 +125,6 @@ def _looked_at(
     on_progress: OnProgress | None,
 ) -> Iterator[Any]:
     """What each job gives, as they come."""
-    check_gpus(request.address, request.gpus)
     with connected(request.address, waiting_cpus=0):
         # in a tuple, so that Ray hands on the reference itself: workers load a model once, not for each photograph
         model = (ray.put(bundle),)
