@@ -17,8 +17,7 @@ import uvicorn
 from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import ImageFailedError, ImageRefusedError, ObjectMissingError, Reason, WorkerLostError
 from ma_cluster.http.api import Answer, Service, create_api
-from ma_cluster.http.bounded import BoundedConnection
-from ma_cluster.http.guard import HttpLimits
+from ma_cluster.http.guard import BoundedConnection, HttpLimits
 
 TOKEN = "a token of the tests"
 GUARDED = HttpLimits(token_sha256=hashlib.sha256(TOKEN.encode()).hexdigest())

@@ -225,7 +225,7 @@ def bundle(
 def _judged(packed: Bundle, data: str, healthy: str | None) -> Bundle:
     """The bundle with a judge of candidates, fitted on the photographs that train."""
     from ma_cluster.images.datasets import read_split
-    from ma_cluster.training.judging import with_judge
+    from ma_cluster.training.checkpoints import with_judge
 
     return with_judge(packed, read_split(data, packed.recipe.split, "training", healthy), detector_threads())
 

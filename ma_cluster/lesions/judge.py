@@ -10,15 +10,17 @@ that is proposed on healthy photographs. Fit: training/judging.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
-from ma_cluster.errors import BundleError
+from ma_cluster.errors import BundleError, UsageError
 from ma_cluster.networks import probability
 
 LEAST = 0.03
@@ -31,6 +33,9 @@ _BLURS = (0.8, 1.6, 3.0, 6.0, 12.0)  # standard deviations, pixels, whose differ
 _CURVED = (1.5, 3.0)  # standard deviations, pixels, at which a spot is told from a line
 _TEXTURE = 15  # pixels: side of the square whose standard deviation is measured
 _SMALLEST = 1e-4  # of a probability before its logarithm
+_LEARNING_RATE, _WEIGHT_DECAY = 2e-3, 0.05
+_LESIONS, _OTHERS = 64, 192  # candidates in a mini-batch
+_JITTER = 0.05  # standard deviation of the noise on standardised measures
 
 
 class Judge(nn.Module):
@@ -139,6 +144,51 @@ def judgements(judge: nn.Module, measures: Float32[ndarray, "n m"]) -> Float32[n
     """The probability that each candidate is a lesion."""
     device = next(judge.parameters()).device
     return probability(judge(torch.from_numpy(measures).to(device))).cpu().numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What is proposed on photographs, and which of it is a lesion."""
+
+    measures: Float32[ndarray, "n m"]
+    lesion: Bool[ndarray, "n"]
+
+
+def fit_judge(candidates: Candidates, seed: int, steps: int = 3000) -> Judge:
+    """A judge in eval mode. Each of its members sees mini-batches of its own, a quarter of them lesions.
+
+    Raises:
+        UsageError: there are no lesions among the candidates, or nothing else.
+    """
+    lesions, others = np.flatnonzero(candidates.lesion), np.flatnonzero(~candidates.lesion)
+    if len(lesions) == 0 or len(others) == 0:
+        raise UsageError(
+            f"of {len(candidates.lesion)} candidates {len(lesions)} are lesions: nothing to judge by; train the 0.5x "
+            "network first"
+        )
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        judge = Judge(candidates.measures.shape[1])
+        judge.mean.copy_(torch.from_numpy(candidates.measures.mean(axis=0)))
+        judge.scale.copy_(torch.from_numpy(candidates.measures.std(axis=0) + np.float32(1e-6)))
+        inputs = judge.standardised(torch.from_numpy(candidates.measures))
+        truth = torch.from_numpy(candidates.lesion.astype(np.float32))
+        optimizer = torch.optim.AdamW(judge.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        judge.train()
+        for _ in range(steps):
+            losses = []
+            for member in judge.members:
+                drawn = np.concatenate([rng.choice(lesions, _LESIONS), rng.choice(others, _OTHERS)])
+                noise = _JITTER * torch.randn(len(drawn), inputs.shape[1])
+                logits = member(inputs[drawn] + noise)[:, 0]
+                losses.append(F.binary_cross_entropy_with_logits(logits, truth[drawn]))
+            optimizer.zero_grad()
+            torch.stack(losses).sum().backward()
+            optimizer.step()
+            cosine.step()
+    return judge.eval()
 
 
 def _of_kinds(maps: Float32[ndarray, "k h w"]) -> Iterator[Float32[ndarray, "h w"]]:

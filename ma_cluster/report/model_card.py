@@ -131,8 +131,8 @@ def _grading(bundle: Bundle) -> Iterator[str]:
         yield "It gives no image score: a photograph is referred where a lesion is called."
         return
     yield (
-        f"The image score is a logistic regression on {len(grading.features)} measures of the 0.5x network's maps and candidates; a "
-        f"photograph is referred from {grading.refer_at:.3f}."
+        f"The image score is a logistic regression on {len(grading.features)} measures of the 0.5x network's maps and "
+        f"candidates; a photograph is referred from {grading.refer_at:.3f}."
     )
     if figures is not None:
         yield (

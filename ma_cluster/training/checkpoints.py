@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool
@@ -19,9 +20,12 @@ from ma_cluster.config import Recipe, deciding, recipe_from_dict
 from ma_cluster.errors import BundleError, ObjectMissingError, UsageError
 from ma_cluster.hypotheses.frrn import build_hgn, kinds_in
 from ma_cluster.hypotheses.maps import probability_maps, upsample_half
+from ma_cluster.images.datasets import Sample, decode_mask, read_object
+from ma_cluster.images.fundus import half_scale_mask
 from ma_cluster.images.patches import Tiling
 from ma_cluster.images.reading import Prepared
-from ma_cluster.lesions.detector import build_network
+from ma_cluster.lesions.detector import Detector, build_network
+from ma_cluster.lesions.judge import Candidates, find_candidates, fit_judge, measure
 from ma_cluster.networks import fold
 from ma_cluster.storage.store import open_store
 
@@ -31,6 +35,7 @@ _SECTION = {"hgn_1x": "hgn_1x", "hgn_half": "hgn_half", "prn": "prn", "cls": "pr
 LAST, BEST = "last.safetensors", "best.safetensors"
 """Of a run's folder: where it goes on, and the epoch of the best validation figure."""
 _ABOUT = "about"
+_MARGIN = np.ones((3, 3), np.uint8)  # a candidate on a lesion's rim is that lesion
 
 
 def read_checkpoint(url: str) -> bytes:
@@ -179,6 +184,37 @@ def pack(checkpoints: Mapping[str, Sequence[str]], recipe: Recipe | None, attrib
     weights = {name: _mean([_weights(data, name, recipe) for data in of_one], name) for name, of_one in read.items()}
     training = {name: {key: abouts[-1][key] for key in abouts[-1] if key != "recipe"} for name, abouts in said.items()}
     return Bundle(recipe, weights, attribution, training=training)
+
+
+def with_judge(bundle: Bundle, samples: Sequence[Sample], threads: int | None = None, seed: int = 0) -> Bundle:
+    """The bundle with a judge of candidates, fitted on `samples`.
+
+    Args:
+        bundle: with the 0.5x network that proposes.
+        samples: photographs with a mask, and healthy ones, on which all that is proposed is false.
+        threads: as for `Detector`.
+        seed: of the fit.
+
+    Raises:
+        UsageError: the network proposes no lesion, or nothing but lesions.
+    """
+    detector = Detector(bundle, threads=threads)
+    found = [candidates_of(detector, sample) for sample in samples]
+    together = Candidates(*(np.concatenate([getattr(each, name) for each in found]) for name in ("measures", "lesion")))
+    return dataclasses.replace(bundle, weights=bundle.weights | {"judge": fit_judge(together, seed).state_dict()})
+
+
+def candidates_of(detector: Detector, sample: Sample) -> Candidates:
+    """What the 0.5x network proposes on a photograph."""
+    prepared = detector.prepare(read_object(sample.image))
+    maps = detector.kinds(prepared)
+    candidates = find_candidates(maps[0])
+    truth = np.zeros(prepared.fov_half.shape, bool)
+    if sample.mask is not None:
+        truth = half_scale_mask(prepared.grid.crop_mask(decode_mask(read_object(sample.mask))))
+    near = cv2.dilate(truth.astype(np.uint8), _MARGIN) > 0
+    measures = measure(maps, prepared.enhanced_half, prepared.fov_half, candidates)
+    return Candidates(measures, near[tuple(candidates.T)])
 
 
 def _recipe(said: Mapping[str, Mapping[str, Any]]) -> Recipe:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from known_service import GUARDED, LIMITS, TOKEN, Server, served
 
-from ma_cluster.http import bounded
+from ma_cluster.http import guard
 from ma_cluster.http.guard import HttpLimits
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -350,7 +350,7 @@ def test_one_byte_in_each_chunk_is_a_body_like_any_other(guarded: Server) -> Non
 
 def test_whoever_sends_no_headers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither at first nor after a request; one who has sent them is."""
-    monkeypatch.setattr(bounded, "HEAD_DEADLINE_S", 0.5)
+    monkeypatch.setattr(guard, "HEAD_DEADLINE_S", 0.5)
     with served(HttpLimits()) as server, ThreadPoolExecutor(1) as answers:
         slow = answers.submit(server.ask, "POST", "/v1/segment", b"wait")
         assert server.service.entered.acquire(timeout=10)
@@ -366,7 +366,7 @@ def test_whoever_sends_no_headers_is_not_waited_for(monkeypatch: pytest.MonkeyPa
 
 
 def test_connections_without_headers_shut_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded, "WAITING", 20)
+    monkeypatch.setattr(guard, "WAITING", 20)
     with served(HttpLimits()) as server, ExitStack() as clients:
         waiting = [clients.enter_context(closing(begun(server, b"GET"))) for _ in range(60)]
         assert server.ask("GET", "/healthz")[0] == 200

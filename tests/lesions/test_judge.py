@@ -8,16 +8,17 @@ import torch
 
 from ma_cluster.errors import BundleError, UsageError
 from ma_cluster.lesions.judge import (
+    Candidates,
     Judge,
     around,
     build_judge,
     check_judge,
     find_candidates,
+    fit_judge,
     judge_candidates,
     judgements,
     measure,
 )
-from ma_cluster.training.judging import Candidates, fit_judge
 
 SHAPE = (60, 80)
 FOV = np.ones(SHAPE, bool)
