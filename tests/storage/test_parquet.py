@@ -19,7 +19,7 @@ from ma_cluster.storage.parquet import DAMAGED, from_parquet, to_parquet
 TABLE = pa.table({"key": [f"{number}.jpg" for number in range(1000)], "size": list(range(1000))})
 THREADS = """
 import os, sys, time
-from ma_cluster.archive import repair, status
+from ma_cluster.archive import retry, summary
 from ma_cluster.storage.manifest import open_source
 
 def threads():
@@ -27,8 +27,8 @@ def threads():
 
 dest, manifest = sys.argv[1:]
 before = threads()
-assert status.read_status(dest).counts.images == 3
-assert len(list(status.missing_keys(dest))) == 0
+assert summary.read_status(dest).counts.images == 3
+assert len(list(summary.missing_keys(dest))) == 0
 assert len(list(open_source(manifest).list())) == 3
 until = time.monotonic() + 5  # those of our own executors have been joined, and take a moment to go
 while threads() > before and time.monotonic() < until:

@@ -99,7 +99,7 @@ def test_it_does_without_ray_and_all_that_a_bare_machine_has_not(network: str, d
     assert ("selective" in json.loads((tmp_path / "run" / "run.json").read_text())) == (network == "prn")
 
 
-def test_a_network_of_several_kinds_goes_on_from_its_own_weights_and_ships_the_average_of_one(
+def test_a_network_of_several_kinds_goes_on_from_its_own_weights_and_ships_their_average(
     request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
     where, recipe = rich_set(tmp_path), rich_recipe()
@@ -119,7 +119,7 @@ def test_a_network_of_several_kinds_goes_on_from_its_own_weights_and_ships_the_a
     short = replace(request, network="hgn_1x", out=str(tmp_path / "one"), steps=1, epoch_steps=1)
     one = train_local(replace(short, recipe=replace(recipe, hgn_1x=recipe.hgn_half)))
     bundle = pack({"hgn_1x": [one.last], "hgn_half": [whole.last]}, None, "drawn lesions")
-    assert np.array_equal(bundle.weights["hgn_half"]["head.weight"].numpy(), kept["model.head.weight"][:2])
+    assert np.array_equal(bundle.weights["hgn_half"]["head.weight"].numpy(), kept["model.head.weight"])
     save_bundle(bundle, tmp_path / "model")
     begun = train_local(replace(short, network="hgn_half", out=str(tmp_path / "begun"), init=str(tmp_path / "model")))
     assert begun.epochs[0].losses["total"] < 0.9 * whole.epochs[0].losses["total"]

@@ -102,11 +102,11 @@ def _begin(photographs: Photographs, root: Store, fleet: Fleet, model: str) -> t
         if fleet.name is not None:
             raise UsageError(f"fleet {fleet.name} is kept by a cluster: give its address")
         fleet.check_fits()
-    bundle = load_bundle(model, networks=DETECTING)
+    bundle, source = load_bundle(model, networks=DETECTING), photographs.open()
     log.info("listing the photographs")
     recipe = replace(bundle.recipe, image=photographs.field.told(bundle.recipe.image))
     config = config_digest(recipe, fleet.sandbox.decoder, fleet.operating_point)
-    run = begin_run(photographs.open(), root, bundle.digest, config)
+    run = begin_run(source, root, bundle.digest, config)
     return _Driver(root, model_of(model, bundle), fleet), run
 
 
