@@ -237,7 +237,14 @@ def test_the_network_at_1x_looks_only_where_lesions_may_be(photograph):
         bundle.recipe,
         image=dataclasses.replace(bundle.recipe.image, fov_diameter_px=1137.0),
         detector=dataclasses.replace(
-            bundle.recipe.detector, halo_px=192, weight_1x=1.0, threshold=0.6, least_score=0.0, min_area_px=1
+            bundle.recipe.detector,
+            fusion="arithmetic",
+            weight_1x=1.0,
+            weight_prn=1.0,
+            threshold=0.6,
+            least_score=0.0,
+            halo_px=192,
+            min_area_px=1,
         ),
     )
     detector = Detector(dataclasses.replace(bundle, recipe=recipe))
