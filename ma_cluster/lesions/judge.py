@@ -4,7 +4,7 @@ maps of the 0.5x network, enhanced photograph -> candidates -> measures -> proba
 
 A candidate is a peak of the microaneurysms' map. The network answered for each pixel; the judge weighs the candidate's
 size and shape, its colour against its surroundings, and which kinds of lesions lie around it, and has learnt from all
-that is proposed on healthy photographs. Fit: training/judging.py.
+that is proposed on healthy photographs.
 """
 
 from __future__ import annotations
@@ -80,9 +80,11 @@ def check_judge(judge: nn.Module | None, kinds: int) -> None:
     Raises:
         BundleError: it gives more or less.
     """
+    if not isinstance(judge, Judge):
+        return
     blank, place = np.zeros((1, 1), np.float32), np.zeros((1, 2), np.int64)
     given = measure(np.stack([blank] * kinds), np.zeros((1, 1, 3), np.uint8), blank > 0, place).shape[1]
-    if isinstance(judge, Judge) and len(judge.mean) != given:
+    if len(judge.mean) != given:
         raise BundleError(
             f"the model's judge weighs {len(judge.mean)} measures of a candidate, its 0.5x network gives {given}: fit "
             "the judge again (`ma-cluster bundle --judge`)"

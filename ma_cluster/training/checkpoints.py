@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ma_cluster.bundle import Bundle, load_safetensors, load_weights
-from ma_cluster.config import Recipe, deciding, recipe_from_dict
+from ma_cluster.config import JUDGE, Recipe, deciding, recipe_from_dict
 from ma_cluster.errors import BundleError, ObjectMissingError, UsageError
 from ma_cluster.hypotheses.frrn import build_hgn, kinds_in
 from ma_cluster.hypotheses.maps import probability_maps, upsample_half
@@ -201,7 +201,7 @@ def with_judge(bundle: Bundle, samples: Sequence[Sample], threads: int | None = 
     detector = Detector(bundle, threads=threads)
     found = [candidates_of(detector, sample) for sample in samples]
     together = Candidates(*(np.concatenate([getattr(each, name) for each in found]) for name in ("measures", "lesion")))
-    return dataclasses.replace(bundle, weights=bundle.weights | {"judge": fit_judge(together, seed).state_dict()})
+    return dataclasses.replace(bundle, weights=bundle.weights | {JUDGE: fit_judge(together, seed).state_dict()})
 
 
 def candidates_of(detector: Detector, sample: Sample) -> Candidates:
