@@ -14,6 +14,7 @@ from servers import Weed, free_ports, running_weed
 jaxtyping.install_import_hook("ma_cluster", "beartype.beartype")
 # Networks as small as the tests' lose by a second thread, and lose much where cores are busy. Children inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["MA_CLUSTER_SALT"] = "the salt of the tests"  # none is drawn into this user's state folder
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 
@@ -26,6 +26,20 @@ SECONDS = {stage: f"seconds_{stage}" for stage in STAGES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who and what a photograph shows, and when it was taken; None where nobody says it."""
+
+    patient: str | None = None
+    """The pseudonym, or the id where ids are kept."""
+    eye: Literal["R", "L"] | None = None
+    eye_source: Literal["manifest", "dicom", "picture"] | None = None
+    eye_confidence: float | None = None
+    """0..1; 1 where it was said."""
+    visit: str | None = None
+    """YYYY-MM-DD, or another label."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What became of one photograph. Whatever was not reached is None."""
 
@@ -36,6 +50,7 @@ class Outcome:
     attempts: int
     detail: str | None = None
     """The reason, or the flags, in words: no key, no name, no path."""
+    identity: Identity | None = None
     facts: Facts | None = None
     findings: Findings | None = None
     mask_key: str | None = None
@@ -49,56 +64,70 @@ class Outcome:
         return Status.SCORED if self.reason is None else self.reason.status
 
 
-def _field(name: str, kind: pa.DataType, unit: str, description: str) -> pa.Field:
+def described(name: str, kind: pa.DataType, unit: str, description: str) -> pa.Field:
+    """A column that says what it holds."""
     return pa.field(name, kind, metadata={"unit": unit, "description": description})
 
 
 _LESION = pa.struct(
     [
-        _field("id", pa.int32(), "", "1, 2, ... from the surest down"),
-        _field("row", pa.float64(), "px", "centroid; pixel centres are at integers"),
-        _field("col", pa.float64(), "px", "centroid; pixel centres are at integers"),
-        _field("bbox", pa.list_(pa.int32(), 4), "px", "top, left, bottom, right; the last two lie just outside"),
-        _field("area_px", pa.int64(), "px^2", "area"),
-        _field("diameter_px", pa.float64(), "px", "of the disc of the same area"),
-        _field("score", pa.float64(), "1", "how sure: by the judge of candidates, score_max of a model without"),
-        _field("score_mean", pa.float64(), "1", "mean probability within the lesion"),
-        _field("score_max", pa.float64(), "1", "largest probability within the lesion"),
-        _field("fov_distance_px", pa.float64(), "px", "from the centre of the field of view to the centroid"),
+        described("id", pa.int32(), "", "1, 2, ... from the surest down"),
+        described("row", pa.float64(), "px", "centroid; pixel centres are at integers"),
+        described("col", pa.float64(), "px", "centroid; pixel centres are at integers"),
+        described("bbox", pa.list_(pa.int32(), 4), "px", "top, left, bottom, right; the last two lie just outside"),
+        described("area_px", pa.int64(), "px^2", "area"),
+        described("diameter_px", pa.float64(), "px", "of the disc of the same area"),
+        described("score", pa.float64(), "1", "how sure: by the judge of candidates, score_max of a model without"),
+        described("score_mean", pa.float64(), "1", "mean probability within the lesion"),
+        described("score_max", pa.float64(), "1", "largest probability within the lesion"),
+        described("fov_distance_px", pa.float64(), "px", "from the centre of the field of view to the centroid"),
     ]
 )
 
 SCHEMA = pa.schema(
     [
-        _field("key", pa.string(), "", "object key, relative to the source"),
-        _field("etag", pa.string(), "", "the object's version when it was planned"),
-        _field("status", pa.string(), "", "scored, refused (its content is the cause) or failed (we or the store are)"),
-        _field("reason", pa.string(), "", "why it was not scored, from the closed list; null where it was"),
-        _field("detail", pa.string(), "", "the reason or the flags in words"),
-        _field("attempts", pa.int32(), "", "how often it was tried"),
-        _field("height", pa.int32(), "px", "of the upright photograph, on whose grid all positions are"),
-        _field("width", pa.int32(), "px", "of the upright photograph"),
-        _field("fov_row", pa.float64(), "px", "centre of the field of view"),
-        _field("fov_col", pa.float64(), "px", "centre of the field of view"),
-        _field("fov_diameter_px", pa.float64(), "px", "diameter of the field of view"),
-        _field("fov_degrees", pa.float64(), "deg", "angle of that diameter; assumed where a flag says so"),
-        _field("quality_brightness", pa.float64(), "1", "mean of the green channel inside the FOV, 0..1"),
-        _field("quality_contrast", pa.float64(), "1", "standard deviation of the green channel inside the FOV"),
-        _field("quality_vessel_contrast", pa.float64(), "1", "by how much vessels are darker than what is around them"),
-        _field("quality_sharpness", pa.float64(), "1", "contrast of the finest structures over that of small ones"),
-        _field("quality_focus", pa.float64(), "1", "contrast of the smallest structures over that of vessels"),
-        _field("triage", pa.string(), "", "refer, none, or ungradable: no signs seen, and that means nothing"),
-        _field("image_score", pa.float64(), "1", "probability of retinopathy, 0..1; null of a model without a grading"),
-        _field("quality_blocks", pa.float64(), "1", "change of light between the blocks of a JPEG over that within"),
-        _field("gradable", pa.bool_(), "", "whether the lack of lesions would mean anything"),
-        _field("quality", pa.float64(), "1", "the worst measure, 0..1; ungradable below 0.5"),
-        _field("flags", pa.list_(pa.string()), "", "what a person should know, from the closed list"),
-        _field("lesion_count", pa.int32(), "", "number of lesions"),
-        _field("lesion_area_px", pa.int64(), "px^2", "area of all lesions"),
-        _field("lesions", pa.list_(_LESION), "", "the lesions, surest first"),
-        _field("mask_key", pa.string(), "", "1-bit PNG below the destination, white where there is a lesion"),
-        _field("overlay_key", pa.string(), "", "JPEG below the destination, each lesion outlined"),
-        *[_field(column, pa.float64(), "s", f"wall time of the stage {stage}") for stage, column in SECONDS.items()],
+        described("key", pa.string(), "", "object key, relative to the source"),
+        described("etag", pa.string(), "", "the object's version when it was planned"),
+        described("patient", pa.string(), "", "pseudonym under the site's salt, or the id where ids are kept; or null"),
+        described("eye", pa.string(), "", "R or L; null where nobody says it and the picture does not tell"),
+        described("eye_source", pa.string(), "", "who says it: manifest, dicom or picture"),
+        described(
+            "eye_confidence", pa.float64(), "1", "of a picture, probability that it is right; 1 where it was said"
+        ),
+        described("visit", pa.string(), "", "YYYY-MM-DD, or the label that the manifest gives; null where unknown"),
+        described(
+            "status", pa.string(), "", "scored, refused (its content is the cause) or failed (we or the store are)"
+        ),
+        described("reason", pa.string(), "", "why it was not scored, from the closed list; null where it was"),
+        described("detail", pa.string(), "", "the reason or the flags in words"),
+        described("attempts", pa.int32(), "", "how often it was tried"),
+        described("height", pa.int32(), "px", "of the upright photograph, on whose grid all positions are"),
+        described("width", pa.int32(), "px", "of the upright photograph"),
+        described("fov_row", pa.float64(), "px", "centre of the field of view"),
+        described("fov_col", pa.float64(), "px", "centre of the field of view"),
+        described("fov_diameter_px", pa.float64(), "px", "diameter of the field of view"),
+        described("fov_degrees", pa.float64(), "deg", "angle of that diameter; assumed where a flag says so"),
+        described("quality_brightness", pa.float64(), "1", "mean of the green channel inside the FOV, 0..1"),
+        described("quality_contrast", pa.float64(), "1", "standard deviation of the green channel inside the FOV"),
+        described(
+            "quality_vessel_contrast", pa.float64(), "1", "by how much vessels are darker than what is around them"
+        ),
+        described("quality_sharpness", pa.float64(), "1", "contrast of the finest structures over that of small ones"),
+        described("quality_focus", pa.float64(), "1", "contrast of the smallest structures over that of vessels"),
+        described("triage", pa.string(), "", "refer, none, or ungradable: no signs seen, and that means nothing"),
+        described(
+            "image_score", pa.float64(), "1", "probability of retinopathy, 0..1; null of a model without a grading"
+        ),
+        described("quality_blocks", pa.float64(), "1", "change of light between the blocks of a JPEG over that within"),
+        described("gradable", pa.bool_(), "", "whether the lack of lesions would mean anything"),
+        described("quality", pa.float64(), "1", "the worst measure, 0..1; ungradable below 0.5"),
+        described("flags", pa.list_(pa.string()), "", "what a person should know, from the closed list"),
+        described("lesion_count", pa.int32(), "", "number of lesions"),
+        described("lesion_area_px", pa.int64(), "px^2", "area of all lesions"),
+        described("lesions", pa.list_(_LESION), "", "the lesions, surest first"),
+        described("mask_key", pa.string(), "", "1-bit PNG below the destination, white where there is a lesion"),
+        described("overlay_key", pa.string(), "", "JPEG below the destination, each lesion outlined"),
+        *[described(column, pa.float64(), "s", f"wall time of the stage {stage}") for stage, column in SECONDS.items()],
     ]
 )
 
@@ -114,6 +143,19 @@ def config_digest(recipe: Recipe, decoder: str, operating_point: OperatingPoint 
     """
     said = {"results": RESULT_VERSION, "decoder": decoder, "recipe": deciding(recipe)}
     return digest(said if operating_point == "default" else said | {"operating_point": operating_point})
+
+
+def identify(entry: Entry) -> Identity:
+    """What is known of a photograph."""
+    said = cast(Literal["R", "L"], entry.eye) if entry.eye else None
+    known = said is not None
+    return Identity(
+        patient=entry.patient or None,
+        eye=said,
+        eye_source="manifest" if known else None,
+        eye_confidence=1.0 if known else None,
+        visit=entry.visit or None,
+    )
 
 
 def artefact_name(entry: Entry, model_digest: str, config_digest: str) -> str:
@@ -137,6 +179,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "mask_key": outcome.mask_key,
         "overlay_key": outcome.overlay_key,
         **{column: outcome.seconds.get(stage) for stage, column in SECONDS.items()},
+        **({} if outcome.identity is None else dataclasses.asdict(outcome.identity)),
     }
     if (facts := outcome.facts) is not None:
         row |= {"height": facts.height, "width": facts.width}

@@ -1,6 +1,6 @@
 """What an archive run has to do: the plan, every photograph once, and its shards. No Ray in here.
 
-    plan/part-00000.parquet        key, size, etag, field; 16,384 rows each, written while the source is listed
+    plan/part-00000.parquet        key, size, etag, field, patient; 16,384 rows each, written while the source is listed
 
 A shard is a slice of a plan part. Both listing and cutting hold one part in memory, however large the archive.
 """
@@ -32,7 +32,9 @@ LARGEST_SHARD_BYTES = 2**30
 """A shard of larger photographs has fewer of them, one at least: what is lost with a worker is bounded, too."""
 SHARDS_WANTED = 64
 """An archive is cut into at least so many shards where it has the images, so that a fleet is evenly loaded."""
-_LATER = frozenset({"field_degrees", "no_surround", "fault"})  # which plans of earlier versions do not have
+_LATER = frozenset(
+    {"field_degrees", "no_surround", "fault", "patient", "eye", "visit"}
+)  # which plans of earlier versions do not have
 _SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), metadata={"unit": "", "description": "object key, relative to the source"}),
@@ -40,6 +42,9 @@ _SCHEMA = pa.schema(
         pa.field("etag", pa.string(), metadata={"unit": "", "description": "the object's version when listed"}),
         pa.field("field_degrees", pa.float64(), metadata={"unit": "deg", "description": "of its disc; 0: not known"}),
         pa.field("no_surround", pa.bool_(), metadata={"unit": "", "description": "it has no disc"}),
+        pa.field("patient", pa.string(), metadata={"unit": "", "description": "pseudonym; empty: not known"}),
+        pa.field("eye", pa.string(), metadata={"unit": "", "description": "R or L as the manifest says; or empty"}),
+        pa.field("visit", pa.string(), metadata={"unit": "", "description": "date or label as the manifest says"}),
         pa.field("fault", pa.string(), metadata={"unit": "", "description": "of the row of a manifest that names it"}),
     ]
 )

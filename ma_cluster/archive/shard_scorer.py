@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from ma_cluster.archive.outcomes import Outcome, artefact_name
+from ma_cluster.archive.outcomes import Outcome, artefact_name, identify
 from ma_cluster.archive.plan import Shard, read_shard
 from ma_cluster.archive.run import Run, commit, is_committed
 from ma_cluster.errors import FleetBrokenError, ImageError, Reason, WorkerLostError
@@ -123,6 +123,7 @@ class ShardScorer:
                 reason=error.reason,
                 detail=error.detail,
                 attempts=attempt,
+                identity=identify(entry),
                 facts=facts,
             )
         began = time.perf_counter()
@@ -134,6 +135,7 @@ class ShardScorer:
             reason=None,
             detail=reading.facts.quality.detail,
             attempts=attempt,
+            identity=identify(entry),
             facts=reading.facts,
             findings=segmentation.findings,
             mask_key=mask_key,

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ma_cluster.archive.outcomes import SECONDS
+from ma_cluster.archive.patients import read_counts, write_patients
 from ma_cluster.archive.retry import RUN_SUMMARY, latest_outcomes, retries
 from ma_cluster.archive.run import Run, committed_at, mark_finished, read_outcomes, read_run, undecided
 from ma_cluster.errors import MaClusterError, UsageError
@@ -29,6 +30,7 @@ COUNTED = [
     "triage",
     "gradable",
     "flags",
+    "patient",
     "height",
     "width",
     *SECONDS.values(),
@@ -59,6 +61,8 @@ class Counts:
     """Gradable photographs without lesions."""
     flags: Counter[str] = field(default_factory=Counter)
     """How many photographs have each flag."""
+    identified: int = 0
+    """Photographs whose patient is known."""
     megapixels: float = 0.0
     """Of the photographs that could be read."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
@@ -103,6 +107,8 @@ class RunStatus:
     retries: int
     images_per_second: float | None
     """Over the latest shards; None before there are two."""
+    patients: dict[str, Any] | None = None
+    """Eyes and visits by triage, as they were last rolled up; None of a run that knows no patients."""
 
     @property
     def complete(self) -> bool:
@@ -123,6 +129,7 @@ class RunStatus:
         """The values of summary.json, those that stay as they are once the run is finished."""
         run = self.run
         known = {"run": run.id, "images": run.plan.images, "skipped": run.plan.skipped}
+        known |= {} if self.patients is None else {"patients": self.patients}
         return known | self.counts.to_json() | {"started": run.started, "finished": run.finished}
 
     def to_json(self) -> dict[str, Any]:
@@ -154,7 +161,8 @@ def status_of(dest: Store, run: Run, parts: Sequence[Counts]) -> RunStatus:
         name: Counter(dict(sorted(getattr(counts, name).items())))
         for name in ("statuses", "reasons", "triage", "flags")
     }
-    return RunStatus(run, replace(counts, **in_order), len(retries(dest)), rate(parts))
+    patients = read_counts(dest) if counts.identified else None
+    return RunStatus(run, replace(counts, **in_order), len(retries(dest)), rate(parts), patients)
 
 
 def rate(parts: Sequence[Counts]) -> float | None:
@@ -202,15 +210,17 @@ def count_outcomes(outcomes: pa.Table) -> Counts:
         ungradable=ungradable,
         clean=clean,
         flags=flags,
+        identified=outcomes.num_rows - outcomes["patient"].null_count,
         megapixels=megapixels,
         seconds=seconds,
     )
 
 
-def finish_run(dest: Store, run: Run) -> RunStatus:
-    """Check that each photograph has its outcome, and write `finished` and summary.json.
+def finish_run(dest: Store, run: Run, *, whole: bool = True) -> RunStatus:
+    """Check that each photograph has its outcome, and write `finished`, summary.json and what is known of patients.
 
-    After a retry the same of the whole run lies beside the retry's own, as retries/0001/run_summary.json.
+    After a retry the same of the whole run lies beside the retry's own, as retries/0001/run_summary.json. What is not
+    `whole` is the retry itself: it has some photographs of some eyes, and says nothing of patients.
 
     Raises:
         MaClusterError: outcomes are missing.
@@ -221,7 +231,8 @@ def finish_run(dest: Store, run: Run) -> RunStatus:
         raise MaClusterError(
             f"{status.remaining} photographs of run {run.id} have no outcome; start it again to resume"
         )
-    status = replace(status, run=mark_finished(dest, run))
+    patients = write_patients(dest, run) if whole and status.counts.identified else None
+    status = replace(status, run=mark_finished(dest, run), patients=patients)
     text = (json.dumps(status.summary(), indent=2) + "\n").encode()
     dest.create("summary.json", text)
     finished = [parts for parts, retry in retries(dest) if retry.finished is not None]

@@ -38,6 +38,7 @@ FleetName = Annotated[
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Go once more over the photographs that failed.")]
 Repair = Annotated[bool, typer.Option("--repair", help="First put damaged parts of the run aside, under DEST/damaged.")]
+KeepIds = Annotated[bool, typer.Option("--keep-ids", help="Results have patients' ids themselves, not pseudonyms.")]
 
 
 @app.command()
@@ -86,11 +87,12 @@ def score(
     repair: Repair = False,
     field_degrees: FieldDegrees = 0.0,
     no_surround: NoSurround = False,
+    keep_ids: KeepIds = False,
 ) -> None:
     """Score an archive; a run cut short goes on where it was.
 
-    A manifest has a column `key`: URLs, or keys relative to its folder. Its columns `field_degrees` and `no_surround`,
-    where they are there, say of each photograph what the options say of all.
+    A manifest has a column `key`; its columns `field_degrees`, `no_surround`, `patient`, `eye` and `visit` may say more
+    of each photograph. Patients get pseudonyms under a salt: MA_CLUSTER_SALT, or one in ~/.local/state/ma_cluster.
     """
     from rich.console import Console
 
@@ -104,7 +106,7 @@ def score(
     from ma_cluster.storage.manifest import Photographs
     from ma_cluster.storage.store import open_store
 
-    photographs = Photographs(source, KnownField(field_degrees, no_surround))
+    photographs = Photographs(source, KnownField(field_degrees, no_surround), keep_ids)
     if repair:
         for line in repair_lines(repair_run(photographs.open(), open_store(dest))):
             typer.echo(line)
@@ -126,8 +128,7 @@ def score(
         )
         run = retry_archive if retry_failed else score_archive
         summary = run(photographs, dest, fleet, model=model, on_progress=follow)
-    rate = last[0].images_per_second if last else None
-    for line in summary_lines(summary, rate):
+    for line in summary_lines(summary, last[0].images_per_second if last else None):
         typer.echo(line)
     if not summary.complete:
         raise typer.Exit(INCOMPLETE)

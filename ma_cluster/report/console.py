@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import progress as bars
 from rich.console import Console
@@ -45,6 +45,7 @@ def summary_lines(status: RunStatus, images_per_second: float | None) -> Iterato
     counts = status.counts
     yield f"run {status.run.id}: {_photographs(counts.images)}, {counts.lesions} lesions"
     yield from _counts(counts)
+    yield from patients_lines(status.patients)
     yield from _skipped(status.run.plan.skipped)
     if images_per_second is None:
         yield "nothing was left to score"
@@ -61,12 +62,23 @@ def status_lines(status: RunStatus) -> Iterator[str]:
     yield f"started {run.started}, {f'finished {run.finished}' if run.finished else 'unfinished'}"
     yield f"{counts.images} of {_photographs(run.plan.images)} decided, {counts.lesions} lesions"
     yield from _counts(counts)
+    yield from patients_lines(status.patients)
     yield from _skipped(run.plan.skipped)
     if status.retries:
         yield f"  retried {status.retries} time{'' if status.retries == 1 else 's'}"
     yield from _stages(counts.seconds)
     if status.remaining and status.images_per_second is not None:
         yield pace(status.images_per_second, status.eta_seconds)
+
+
+def patients_lines(counts: Mapping[str, Any] | None) -> Iterator[str]:
+    """How many patients, visits and eyes a run knows, by triage; nothing of one that knows none."""
+    if counts is not None:
+        yield f"  patients {counts['patients']}"
+        yield from (
+            f"    {kind:<6} {', '.join(f'{todo} {number}' for todo, number in counts[kind].items())}"
+            for kind in ("visits", "eyes")
+        )
 
 
 def repair_lines(done: Sequence[PutAside]) -> Iterator[str]:

@@ -9,7 +9,7 @@ import posixpath
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
@@ -18,12 +18,14 @@ import pyarrow as pa
 
 from ma_cluster.config import KnownField
 from ma_cluster.errors import ObjectMissingError, UsageError
+from ma_cluster.storage.identity import Pseudonyms, eye_named, site_pseudonyms, visit_named
 from ma_cluster.storage.parquet import DAMAGED, open_parquet
 from ma_cluster.storage.store import Entry, Store, open_store
 
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".parquet")
 _COLUMNS = ("key", "path", "image", "filename", "url")  # any case; the first that is there names the photographs
 _FIELD, _NO_SURROUND = "field_degrees", "no_surround"
+_SAID = (_FIELD, _NO_SURROUND, "patient", "eye", "visit")  # what else a row may say, any case
 _YES, _NO = frozenset({"1", "true", "yes", "y"}), frozenset({"", "0", "false", "no", "n"})
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _UNKNOWN = KnownField()
@@ -54,20 +56,31 @@ class Photographs:
 
     url: str
     field: KnownField = _UNKNOWN
+    keep_ids: bool = False
+    """Whether results have patients' ids as they are, and not their pseudonyms."""
 
     def open(self) -> Source:
-        """Their source. Raises UsageError: no such kind of store."""
-        source = open_source(self.url)
+        """Their source. Raises UsageError: no such kind of store, or a salt that is none."""
+        source = open_source(self.url, self.pseudonyms)
         return _Told(source, self.field) if self.field.degrees else source
 
+    @property
+    def pseudonyms(self) -> Pseudonyms:
+        """What results call their patients."""
+        return site_pseudonyms(self.keep_ids)
 
-def open_source(url: str) -> Source:
+
+def open_source(url: str, pseudonyms: Pseudonyms | None = None) -> Source:
     """A manifest where the URL ends in .csv, .csv.gz, .tsv or .parquet, else the folder or prefix.
+
+    Args:
+        url: of either.
+        pseudonyms: what its patients are called; without them it does not say who they are.
 
     Raises:
         UsageError: no such kind of store.
     """
-    return Manifest(url) if url.lower().endswith(_SUFFIXES) else open_store(url)
+    return Manifest(url, pseudonyms) if url.lower().endswith(_SUFFIXES) else open_store(url)
 
 
 class _Told:
@@ -101,12 +114,14 @@ class Manifest:
 
     A key is a URL (s3://..., file://...), an absolute path, or relative to the manifest's folder, above which it may
     lead on a file system. The columns `field_degrees` and `no_surround`, where they are there, say what is known of a
-    photograph's field. A row that leads to nothing, or to a store that nobody knows, that repeats a key or has none, is
-    listed with size 0, an empty version and its fault; so the run goes on, and the row is one outcome. Text is UTF-8 or
-    UTF-16 and separated by commas, semicolons or tabs, as its header says.
+    photograph's field, and `patient`, `eye` and `visit` whom and what it shows, and when. A row that leads to nothing,
+    or to a store that nobody knows, that repeats a key or has none, is listed with size 0, an empty version and its
+    fault; so the run goes on, and the row is one outcome. Text is UTF-8 or UTF-16 and separated by commas, semicolons
+    or tabs, as its header says.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pseudonyms: Pseudonyms | None = None) -> None:
+        self._pseudonyms = pseudonyms
         folder, _, self._name = url.rpartition("/")
         self._folder = open_store(folder or ("/" if url.startswith("/") else "."))
         self.url = f"{self._folder.url.rstrip('/')}/{self._name}"
@@ -130,11 +145,19 @@ class Manifest:
 
     def _look(self, row: _Row) -> Entry:
         if row.fault:
-            return Entry(row.key, 0, "", fault=row.at(row.fault))
+            return self._identified(row, Entry(row.key, 0, "", fault=row.at(row.fault)))
         try:
-            return row.told(self.head(row.key))
+            return self._identified(row, row.told(self.head(row.key)))
         except (ObjectMissingError, UsageError) as error:
-            return Entry(row.key, 0, "", fault=row.at(str(error)))
+            return self._identified(row, Entry(row.key, 0, "", fault=row.at(str(error))))
+
+    def _identified(self, row: _Row, entry: Entry) -> Entry:
+        """The photograph with whom and what it shows: one that cannot be read is missing in somebody's visit."""
+        patient = "" if self._pseudonyms is None else self._pseudonyms.of(row.patient)
+        try:
+            return replace(entry, patient=patient, eye=eye_named(row.eye), visit=visit_named(row.visit))
+        except UsageError as error:
+            return replace(entry, patient=patient, fault=entry.fault or row.at(str(error)))
 
     def _locate(self, key: str) -> tuple[Store, str]:
         """The store that holds a photograph, and its key there."""
@@ -171,8 +194,11 @@ class _Row:
 
     line: int
     key: str
-    field: str = ""
+    field_degrees: str = ""
     no_surround: str = ""
+    patient: str = field(default="", repr=False)
+    eye: str = ""
+    visit: str = ""
     fault: str = ""
 
     def at(self, fault: str) -> str:
@@ -185,12 +211,12 @@ class _Row:
         if answer not in _YES | _NO:
             return replace(entry, fault=self.at(f"{_NO_SURROUND} is yes, no, or left empty"))
         try:
-            field = KnownField(float(self.field.strip().replace(",", ".") or 0), answer in _YES)
+            known = KnownField(float(self.field_degrees.strip().replace(",", ".") or 0), answer in _YES)
         except ValueError:
             return replace(entry, fault=self.at(f"{_FIELD} is an angle in degrees, or left empty"))
         except UsageError as error:
             return replace(entry, fault=self.at(str(error)))
-        return replace(entry, field_degrees=field.degrees, no_surround=field.no_surround)
+        return replace(entry, field_degrees=known.degrees, no_surround=known.no_surround)
 
 
 def _text_rows(data: bytes) -> Iterator[_Row]:
@@ -224,15 +250,14 @@ def _parquet_rows(data: bytes) -> Iterator[_Row]:
 
 
 def _columns(names: Sequence[str]) -> dict[str, int | None]:
-    """Which columns hold what a `_Row` has: its key, and what is known of the field; None where there is none."""
+    """Which columns hold what a `_Row` has: its key, and what else is said; None where there is none."""
     folded = [name.casefold() for name in names]
     key = next((folded.index(name) for name in _COLUMNS if name in folded), None)
     if key is None:
         found = ", ".join(f"`{name[:40]}`" for name in names[:8]) or "none"
         wanted = f"`key` (or {', '.join(_COLUMNS[1:])})"
         raise UsageError(f"the manifest has no column {wanted}, which names the photographs; its columns: {found}")
-    field, no_surround = (folded.index(name) if name in folded else None for name in (_FIELD, _NO_SURROUND))
-    return {"key": key, "field": field, "no_surround": no_surround}
+    return {"key": key} | {name: folded.index(name) if name in folded else None for name in _SAID}
 
 
 def _distinct(rows: Iterator[_Row]) -> Iterator[_Row]:

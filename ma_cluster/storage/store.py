@@ -30,6 +30,12 @@ class Entry:
     field_degrees: float = 0.0
     no_surround: bool = False
     """The photograph's `KnownField`, where its owner says it."""
+    patient: str = ""
+    """What results call the patient, where a manifest names one; storage/identity.py."""
+    eye: str = ""
+    """R or L, where a manifest says it."""
+    visit: str = ""
+    """When it was taken, YYYY-MM-DD, or another label of the visit, where a manifest says it."""
     fault: str = ""
     """What is wrong with the row of a manifest that names it, in words."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ma_cluster.archive.outcomes import Outcome
+from ma_cluster.archive.outcomes import Identity, Outcome
 from ma_cluster.archive.plan import read_shard
 from ma_cluster.archive.retry import begin_retry
 from ma_cluster.archive.run import Run, begin_run, commit, pending, undecided
@@ -43,9 +43,10 @@ def decide(dest: Store, parts: Store, run: Run, reason: Reason | None) -> None:
             for key in keys.values():
                 dest.create(key, b"picture")
             known = {"facts": FACTS, "findings": Findings((), None, Triage.NONE), "attempts": 1}
+            known["identity"] = Identity(patient="p")
             outcomes.append(Outcome(key=entry.key, etag=entry.etag, reason=reason, **known, **keys))
         commit(parts, run, shard, outcomes)
-    finish_run(parts, run)
+    finish_run(parts, run, whole=parts is dest)
 
 
 @pytest.fixture

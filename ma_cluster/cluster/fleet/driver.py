@@ -89,7 +89,7 @@ def retry_archive(
     retry = begin_retry(photographs.open(), driver.root, run)
     if retry is not None:
         driver.complete(*retry, on_progress)
-        finish_run(*retry)
+        finish_run(*retry, whole=False)
     return finish_run(driver.root, run)
 
 

@@ -1,0 +1,211 @@
+"""From photographs to patients: what a run's outcomes say of each eye, and of each visit of a patient. No Ray in here.
+
+    patients/eyes.parquet, eyes.csv         one row for each eye of each visit
+    patients/visits.parquet, visits.csv     one row for each visit of each patient
+    patients/counts.json                    of both, by triage
+
+Photographs without a patient are in none of them. All are written anew whenever asked for: they follow from the
+outcomes. The triage errs towards a person: whatever could not be judged is `ungradable`, and never `none`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from ma_cluster.archive.outcomes import described
+from ma_cluster.archive.retry import latest_outcomes
+from ma_cluster.archive.run import Run, undecided
+from ma_cluster.errors import ObjectMissingError, Status, Triage, UsageError
+from ma_cluster.storage.identity import salts
+from ma_cluster.storage.parquet import to_parquet
+from ma_cluster.storage.store import Store
+
+log = logging.getLogger(__name__)
+COUNTS = "patients/counts.json"
+_EYES = ("R", "L")
+_SOURCES = ("picture", "dicom", "manifest")  # the least sure first
+_COLUMNS = ["patient", "visit", "eye", "eye_source", "status", "gradable", "lesion_count", "image_score", "triage"]
+_COMMON = [
+    described("photographs", pa.int32(), "", "planned, whatever became of them"),
+    described("gradable", pa.int32(), "", "scored ones on which a lack of lesions means something"),
+    described("refused", pa.int32(), "", "those that cannot be scored"),
+    described("pending", pa.int32(), "", "those that failed or are not decided yet: --retry-failed goes over them"),
+    described("lesions", pa.int32(), "", "on the photograph with the most: fields overlap, so they do not add up"),
+    described("image_score", pa.float64(), "1", "the largest of the photographs'; null where none has one"),
+]
+_PATIENT = described("patient", pa.string(), "", "pseudonym under the site's salt, or the id where ids are kept")
+_VISIT = described("visit", pa.string(), "", "YYYY-MM-DD, or another label; null where nobody says it")
+EYES = pa.schema(
+    [
+        _PATIENT,
+        _VISIT,
+        described("eye", pa.string(), "", "R or L; null: photographs of which nobody knows it, in one row"),
+        described("eye_source", pa.string(), "", "the least sure one: picture, dicom, manifest"),
+        *_COMMON,
+        described(
+            "triage", pa.string(), "", "refer: a photograph is; none: a gradable one is, none is pending; or ungradable"
+        ),
+    ]
+)
+VISITS = pa.schema(
+    [
+        _PATIENT,
+        _VISIT,
+        described("eyes", pa.string(), "", "those that were photographed"),
+        described("lacking", pa.string(), "", "those without a photograph that could be judged"),
+        *_COMMON,
+        described("triage", pa.string(), "", "refer: an eye is; none: both eyes are; or ungradable"),
+    ]
+)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the photographs of an eye at a visit, or of a whole visit, say together."""
+
+    photographs: int = 0
+    gradable: int = 0
+    refused: int = 0
+    pending: int = 0
+    lesions: int = 0
+    image_score: float | None = None
+    referred: int = 0
+    clear: int = 0
+    """Gradable ones that are not referred."""
+    eye_source: str | None = None
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One photograph: the columns of its outcome; status None is one that has none yet."""
+        scored = row["status"] == Status.SCORED
+        gradable = scored and row["gradable"] is True
+        self.photographs += 1
+        self.gradable += gradable
+        self.refused += row["status"] == Status.REFUSED
+        self.pending += row["status"] in (Status.FAILED, None)
+        self.referred += scored and row["triage"] == Triage.REFER
+        self.clear += gradable and row["triage"] == Triage.NONE
+        self._take(row["lesion_count"] or 0, row["image_score"])
+        sources = [source for source in (self.eye_source, row["eye_source"]) if source is not None]
+        self.eye_source = min(sources, key=_SOURCES.index, default=None)
+
+    def join(self, other: Tally) -> None:
+        """All the photographs of another one, too."""
+        for name in ("photographs", "gradable", "refused", "pending", "referred", "clear"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._take(other.lesions, other.image_score)
+
+    @property
+    def triage(self) -> Triage:
+        """Of one eye, if all the photographs are of one."""
+        if self.referred:
+            return Triage.REFER
+        return Triage.NONE if self.clear and not self.pending else Triage.UNGRADABLE
+
+    def _take(self, lesions: int, score: float | None) -> None:
+        self.lesions = max(self.lesions, lesions)
+        self.image_score = max((s for s in (self.image_score, score) if s is not None), default=None)
+
+
+@dataclass(slots=True)
+class Rollup:
+    """Eyes and visits of a run, in the order of patient and visit."""
+
+    by_eye: dict[tuple[str, str, str], Tally] = field(default_factory=dict)
+    """By patient, visit and eye, each "" where it is not known."""
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One photograph: the columns of its outcome; one without a patient is nobody's."""
+        if row["patient"]:
+            key = row["patient"], row["visit"] or "", row["eye"] or ""
+            self.by_eye.setdefault(key, Tally()).add(row)
+
+    def eyes(self) -> Iterator[dict[str, Any]]:
+        """The rows of `EYES`."""
+        for (patient, visit, eye), tally in sorted(self.by_eye.items()):
+            todo = tally.triage if eye or tally.triage is Triage.REFER else Triage.UNGRADABLE
+            known = {"patient": patient, "visit": visit or None, "eye": eye or None}
+            yield known | dataclasses.asdict(tally) | {"triage": todo.value}
+
+    def visits(self) -> Iterator[dict[str, Any]]:
+        """The rows of `VISITS`."""
+        visits: dict[tuple[str, str], dict[str, Tally]] = {}
+        for (patient, visit, eye), tally in sorted(self.by_eye.items()):
+            visits.setdefault((patient, visit), {})[eye] = tally
+        for (patient, visit), eyes in visits.items():
+            whole = Tally()
+            for tally in eyes.values():
+                whole.join(tally)
+            judged = [eye for eye in _EYES if eye in eyes and eyes[eye].triage is not Triage.UNGRADABLE]
+            lacking = [eye for eye in _EYES if eye not in judged]
+            todo = Triage.UNGRADABLE if lacking and not whole.referred else whole.triage
+            known = {"patient": patient, "visit": visit or None, "triage": todo.value}
+            said = {"eyes": " ".join(eye for eye in _EYES if eye in eyes), "lacking": " ".join(lacking)}
+            yield dataclasses.asdict(whole) | known | said
+
+
+def write_patients(dest: Store, run: Run) -> dict[str, Any]:
+    """Write the files of a run's patients, and return the content of counts.json.
+
+    Photographs of patients that a manifest names count as pending while they have no outcome.
+
+    Raises:
+        UsageError: the run knows no patients.
+        PartDamagedError: a part is damaged, or foreign.
+        StoreError: the destination cannot be written.
+    """
+    found = Rollup()
+    for table in latest_outcomes(dest, run, _COLUMNS):
+        for row in table.to_pylist():
+            found.add(row)
+    for entry in undecided(dest, run):
+        named = {"patient": entry.patient, "visit": entry.visit, "eye": entry.eye}
+        found.add(dict.fromkeys(_COLUMNS) | named | {"eye_source": "manifest" if entry.eye else None})
+    if not found.by_eye:
+        raise UsageError("the run knows no patients: give it a manifest with the column `patient`, or DICOM files")
+    patients = {patient for patient, *_ in found.by_eye}
+    if len(salts(patients)) > 1:
+        log.warning("patients of this run have pseudonyms of several salts: one person may be two; keep to one salt")
+    eyes, visits = list(found.eyes()), list(found.visits())
+    for name, rows, schema in (("eyes", eyes, EYES), ("visits", visits, VISITS)):
+        dest.put(f"patients/{name}.parquet", to_parquet(pa.Table.from_pylist(rows, schema=schema)))
+        dest.put(f"patients/{name}.csv", _to_csv(rows, schema.names))
+    counts = {"patients": len(patients), "visits": _by_triage(visits), "eyes": _by_triage(eyes)}
+    dest.put(COUNTS, (json.dumps(counts, indent=2) + "\n").encode())
+    return counts
+
+
+def read_counts(dest: Store) -> dict[str, Any] | None:
+    """The content of counts.json as it was last written; None where it never was."""
+    try:
+        counts: dict[str, Any] = json.loads(dest.get(COUNTS))
+        return counts
+    except ObjectMissingError:
+        return None
+
+
+def _by_triage(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    counted = Counter(row["triage"] for row in rows)
+    return {todo.value: counted[todo] for todo in Triage}
+
+
+def _to_csv(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(columns)
+    writer.writerows([_cell(row[name]) for name in columns] for row in rows)
+    return out.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula, with the apostrophe that says it is none."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value
