@@ -13,6 +13,17 @@ from ma_cluster.errors import UsageError
 LIMITS = frozenset({"max_bytes", "max_pixels"})
 """Fields that only say what a machine can bear: they refuse a photograph, and never change the answer to one."""
 
+DICOM_PHOTOGRAPHS = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.77.1.5.1",  # Ophthalmic Photography 8 Bit
+        "1.2.840.10008.5.1.4.1.1.77.1.4",  # VL Photographic
+        "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture
+        "1.2.840.10008.5.1.4.1.1.7.2",  # Multi-frame Grayscale Byte Secondary Capture
+        "1.2.840.10008.5.1.4.1.1.7.4",  # Multi-frame True Color Secondary Capture
+    }
+)
+"""SOP classes of the DICOM objects that are read; all others are no colour photographs."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageConfig:

@@ -14,15 +14,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import simplejpeg
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ma_cluster.errors import ImageRefusedError, Reason
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+DICOM = b"DICM", 128
+"""What a DICOM file holds, and where."""
 EXPORT_CURE = "export it as JPEG, PNG or TIFF of 8 bits"
 _FOREIGN = (
-    (128, b"DICM", "DICOM"),
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
     (0, b"II\xbc", "JPEG XR"),
@@ -108,6 +110,37 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             length = int.from_bytes(data[at : at + 2], "big")
             yield match[1][0], data[at + 2 : at + length]
             at += length
+
+
+def refuse_damage(data: bytes) -> None:
+    """Raises ImageRefusedError: truncated or corrupt, where libjpeg warns of what it fills in.
+
+    An eighth of the size is enough: every coefficient is read for it.
+    """
+    try:
+        colours = simplejpeg.decode_jpeg_header(data)[2]
+        simplejpeg.decode_jpeg(data, "CMYK" if colours in ("CMYK", "YCCK") else "GRAY", min_height=1, min_width=1)
+    except ValueError as error:
+        padding = re.search(r"(\d+) extraneous bytes before marker 0xd9", str(error).lower())
+        if padding and bytes(int(padding[1])) + b"\xff\xd9" in data:
+            return  # zeros before the end marker, which some cameras write
+        if (refusal := jpeg_refusal(error)) is not None:
+            raise refusal from error
+
+
+def jpeg_refusal(error: ValueError) -> ImageRefusedError | None:
+    """What a warning of libjpeg's costs a photograph; None where it is not of damage."""
+    text = str(error).lower()
+    if "premature end" in text:
+        return truncated()
+    if "corrupt" in text:
+        return ImageRefusedError(Reason.CORRUPT, "the JPEG is damaged in its middle; fetch it again")
+    return None
+
+
+def truncated() -> ImageRefusedError:
+    """The refusal of a file that is not all there."""
+    return ImageRefusedError(Reason.TRUNCATED, "the data end before the image does; fetch it again")
 
 
 @dataclass(frozen=True, slots=True)

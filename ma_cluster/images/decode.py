@@ -8,7 +8,6 @@ asked of simplejpeg.
 from __future__ import annotations
 
 import io
-import re
 import struct
 import warnings
 import zlib
@@ -16,14 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import simplejpeg
 from jaxtyping import Shaped, UInt8
 from numpy import ndarray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import Flag, ImageRefusedError, Reason
+from ma_cluster.images.acquisition import Acquisition
 from ma_cluster.images.containers import (
+    DICOM,
     EXPORT_CURE,
     JPEG,
     PNG,
@@ -31,8 +31,10 @@ from ma_cluster.images.containers import (
     Page,
     check_jpeg,
     read_tiff,
+    refuse_damage,
     refuse_foreign,
     split_png,
+    truncated,
 )
 
 FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP", "JPEG2000", "PPM")
@@ -40,7 +42,7 @@ _DEEP_BYTES = 2**30  # of samples of more than 8 bits: OpenCV holds them twice
 _STRIPE = 256  # rows scaled at a time
 _UNSEEN = 3  # grey levels that a colour profile may change without being applied
 _METADATA_ERRORS = (OSError, SyntaxError, ValueError, struct.error, IndexError, TypeError, KeyError, EOFError)
-_DECODE_ERRORS = (*_METADATA_ERRORS, zlib.error, OverflowError)
+_DECODE_ERRORS = (*_METADATA_ERRORS, zlib.error, OverflowError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,9 @@ class Decoded:
     pixels: UInt8[ndarray, "h w 3"]
     """Upright."""
     flags: tuple[Flag, ...] = ()
-    """more_pages, where the file holds other pictures, too."""
+    """more_pages, where the file holds other pictures, too; burnt_in_text, where it says so."""
+    acquisition: Acquisition | None = None
+    """What a DICOM file says of its taking; None of other files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class _Stored:
     profile: bytes | None
     """An ICC profile."""
     more_pages: bool
+    acquisition: Acquisition | None = None
 
 
 def decode(data: bytes, config: ImageConfig) -> Decoded:
@@ -74,7 +79,7 @@ def decode(data: bytes, config: ImageConfig) -> Decoded:
     if len(data) > config.max_bytes:
         raise ImageRefusedError(Reason.TOO_LARGE, f"{len(data)} bytes, the limit is {config.max_bytes}")
     refuse_foreign(data)
-    read = _read_tiff if data.startswith(TIFF) else _read_png if data.startswith(PNG) else _read_other
+    read = _reader(data)
     with warnings.catch_warnings():
         # Pillow's own limits and hints: ours are below, and damaged EXIF is no reason to refuse pixels.
         warnings.simplefilter("ignore")
@@ -83,7 +88,18 @@ def decode(data: bytes, config: ImageConfig) -> Decoded:
         except _DECODE_ERRORS as error:
             raise _decode_refusal(error) from error
         pixels = _upright(_to_srgb(stored.pixels, stored.profile), stored.orientation)
-    return Decoded(pixels, (Flag.MORE_PAGES,) if stored.more_pages else ())
+    acquisition = stored.acquisition
+    noticed = {
+        Flag.MORE_PAGES: stored.more_pages,
+        Flag.BURNT_IN_TEXT: acquisition is not None and acquisition.burnt_in_annotation,
+    }
+    return Decoded(pixels, tuple(flag for flag, told in noticed.items() if told), acquisition)
+
+
+def _reader(data: bytes) -> Callable[[bytes, ImageConfig], _Stored]:
+    if data.startswith(*DICOM):
+        return _read_dicom
+    return _read_tiff if data.startswith(TIFF) else _read_png if data.startswith(PNG) else _read_other
 
 
 def check_size(width: int, height: int, config: ImageConfig) -> None:
@@ -96,6 +112,14 @@ def check_size(width: int, height: int, config: ImageConfig) -> None:
         raise ImageRefusedError(Reason.TOO_LARGE, f"{width} x {height} pixels, the limit is {config.max_pixels}")
     if min(width, height) < config.min_side_px:
         raise ImageRefusedError(Reason.TOO_SMALL, f"{width} x {height} pixels, a side under {config.min_side_px}")
+
+
+def _read_dicom(data: bytes, config: ImageConfig) -> _Stored:
+    from ma_cluster.images.dicom import read_dicom  # a child that never meets such a file starts sooner
+
+    photograph = read_dicom(data, config)
+    acquisition = photograph.acquisition
+    return _Stored(photograph.pixels, 1, None, acquisition.frames > 1, acquisition)
 
 
 def _read_tiff(data: bytes, config: ImageConfig) -> _Stored:
@@ -129,7 +153,7 @@ def _read_other(data: bytes, config: ImageConfig) -> _Stored:
     check_size(*image.size, config)
     image.load()
     if is_jpeg:
-        _refuse_damage(data)
+        refuse_damage(data)
     more_pages = getattr(image, "n_frames", 1) > 1
     return _Stored(_to_rgb(image), _orientation(image.getexif), image.info.get("icc_profile"), more_pages)
 
@@ -149,36 +173,13 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _refuse_damage(data: bytes) -> None:
-    """Raises ImageRefusedError: truncated or corrupt, where libjpeg warns of what it fills in.
-
-    An eighth of the size is enough: every coefficient is read for it.
-    """
-    try:
-        colours = simplejpeg.decode_jpeg_header(data)[2]
-        simplejpeg.decode_jpeg(data, "CMYK" if colours in ("CMYK", "YCCK") else "GRAY", min_height=1, min_width=1)
-    except ValueError as error:
-        text = str(error).lower()
-        padding = re.search(r"(\d+) extraneous bytes before marker 0xd9", text)
-        if padding and bytes(int(padding[1])) + b"\xff\xd9" in data:
-            return  # zeros before the end marker, which some cameras write
-        if "premature end" in text:
-            raise _truncated() from error
-        if "corrupt" in text:
-            raise ImageRefusedError(Reason.CORRUPT, "the JPEG is damaged in its middle; fetch it again") from error
-
-
-def _truncated() -> ImageRefusedError:
-    return ImageRefusedError(Reason.TRUNCATED, "the data end before the image does; fetch it again")
-
-
 def _decode_refusal(error: Exception) -> ImageRefusedError:
     """Pillow has no type for "the data ends early"; its message says so."""
     text = str(error).lower()
     if isinstance(error, EOFError) or any(
         word in text for word in ("truncated", "end of file", "unexpected end", "eof", "not enough data")
     ):
-        return _truncated()
+        return truncated()
     return ImageRefusedError(Reason.CORRUPT, f"the image cannot be decoded ({type(error).__name__})")
 
 

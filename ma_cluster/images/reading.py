@@ -29,6 +29,7 @@ from ma_cluster.errors import (
     StoreError,
     UsageError,
 )
+from ma_cluster.images.acquisition import Acquisition
 from ma_cluster.images.decode import Decoded
 from ma_cluster.images.decode import decode as decode_here
 from ma_cluster.images.fundus import Fov, Fundus, Grid, half_scale, half_scale_mask, locate
@@ -72,6 +73,8 @@ class Facts:
     quality: Quality
     seconds: dict[str, float]
     """Wall time of the stages fetch (where it was fetched), decode and prepare."""
+    acquisition: Acquisition | None = None
+    """What a DICOM file says of the patient, the eye and the day; None of other files."""
 
 
 def read_photograph(source: Source, entry: Entry, config: ImageConfig, decode: Decode) -> tuple[Prepared, Facts]:
@@ -99,7 +102,7 @@ def read_bytes(data: bytes, config: ImageConfig, decode: Decode | None = None) -
 
     Args:
         data: its bytes.
-        config: how it becomes network input.
+        config: how it becomes network input; a field that it does not know is the one that a DICOM file tells.
         decode: who decodes bytes that nobody vouches for; by default this process does.
 
     Raises:
@@ -108,9 +111,12 @@ def read_bytes(data: bytes, config: ImageConfig, decode: Decode | None = None) -
     """
     began = time.perf_counter()
     photograph = decode_here(data, config) if decode is None else decode(data)
-    decoded = time.perf_counter()
+    decoded, acquisition = time.perf_counter(), photograph.acquisition
+    if acquisition is not None and not config.field_degrees:
+        config = KnownField(acquisition.field_degrees).told(config)
     prepared, facts = read_pixels(photograph.pixels, config, photograph.flags)
-    return prepared, dataclasses.replace(facts, seconds={"decode": decoded - began} | facts.seconds)
+    seconds = {"decode": decoded - began} | facts.seconds
+    return prepared, dataclasses.replace(facts, seconds=seconds, acquisition=acquisition)
 
 
 def read_pixels(

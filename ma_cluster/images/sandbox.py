@@ -27,9 +27,11 @@ from numpy import ndarray
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import Flag, ImageFailedError, ImageRefusedError, Reason, SandboxError
 from ma_cluster.images import sandbox_child
+from ma_cluster.images.acquisition import acquisition_from
 from ma_cluster.images.decode import Decoded
 
 DEFAULT_DECODER = "ma_cluster.images.decode:decode"
+_NONSENSE = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError)
 _START_S = 60.0
 """A child that is not ready after this time, on however busy a machine, will never be."""
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
@@ -156,10 +158,12 @@ class _Child:
             answer = sandbox_child.hear(self._line, self._sandbox.deadline_s)
             if "reason" in answer:
                 raise ImageRefusedError(Reason(answer["reason"]), str(answer["detail"]))
-            return Decoded(self._pixels(answer), tuple(Flag(name) for name in answer["flags"]))
+            said = answer["acquisition"]
+            acquisition = None if said is None else acquisition_from(said)
+            return Decoded(self._pixels(answer), tuple(Flag(name) for name in answer["flags"]), acquisition)
         except TimeoutError as error:
             raise ImageFailedError(Reason.TIMEOUT, f"not decoded within {self._sandbox.deadline_s:g} s") from error
-        except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+        except _NONSENSE as error:
             raise ImageFailedError(Reason.CRASHED_WORKER, f"the decoder {self._end()} on it") from error
 
     def kill(self) -> None:

@@ -26,7 +26,7 @@ from ma_cluster.errors import ImageRefusedError
 if TYPE_CHECKING:
     from ma_cluster.images.decode import Decoded
 
-_LONGEST_LINE = 16 * 2**10  # bytes
+_LONGEST_LINE = 64 * 2**10  # bytes
 _PARENT_FIRST_S = 1.0  # the parent, where it lives, kills first
 
 
@@ -64,7 +64,9 @@ def _answer(line: socket.socket, shared: int, decode: Callable[[bytes], Decoded]
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise TypeError(f"the decoder gave {pixels.dtype} of shape {pixels.shape}, not uint8 of (h, w, 3)")
         write(shared, pixels.data.cast("B"))
-        say(line, {"height": pixels.shape[0], "width": pixels.shape[1], "flags": decoded.flags})
+        said = None if decoded.acquisition is None else decoded.acquisition.to_values()
+        size = {"height": pixels.shape[0], "width": pixels.shape[1]}
+        say(line, size | {"flags": decoded.flags, "acquisition": said})
     signal.alarm(0)
 
 

@@ -150,7 +150,7 @@ def _damaged(base: np.ndarray, jpeg: bytes) -> dict[str, Odd]:
     progressive = encode(base, "JPEG", quality=95, progressive=True)
     return {
         "jpeg12.jpg": Odd(jpeg_frame(jpeg, 0xC1, 12), reason=Reason.UNSUPPORTED, says="12 bits"),
-        "IM0001.dcm": Odd(DICOM, reason=Reason.UNSUPPORTED, says="DICOM"),
+        "IM0001.dcm": Odd(DICOM, reason=Reason.CORRUPT, says="DICOM"),
         "IMG_2041.HEIC": Odd(HEIC, reason=Reason.UNSUPPORTED, says="HEIC"),
         "IMG_2042.avif": Odd(AVIF, reason=Reason.UNSUPPORTED, says="AVIF"),
         "cut_eoi.jpg": Odd(jpeg_with_end(jpeg, 0.6), reason=Reason.TRUNCATED, says="fetch it again"),
