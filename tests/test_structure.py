@@ -17,7 +17,7 @@ from ma_cluster.errors import Reason
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ma_cluster"
 ORDER = ["base", "storage", "bundle", "images", "networks", "hypotheses", "refinement", "lesions", "evaluation"]
-ORDER += ["training", "archive", "http", "cluster", "report", "cli"]
+ORDER += ["training", "archive", "http", "review", "cluster", "report", "cli"]
 """Each imports only itself and what stands to its left; `base` is what lies beside the folders."""
 _BASE = ["config", "network_config", "image_config", "errors", "machine", "metrics", "__init__"]
 TOP_LEVEL = dict.fromkeys(_BASE, "base") | {"bundle": "bundle", "networks": "networks", "__main__": "cli"}

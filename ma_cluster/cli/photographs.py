@@ -177,6 +177,29 @@ def report(dest: Dest) -> None:
 
 
 @app.command()
+def review(
+    dest: Dest,
+    reviewer: Annotated[
+        str, typer.Option(metavar="NAME", help="Who decides; without it the page asks, and each browser keeps its own.")
+    ] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback asks for MA_CLUSTER_TOKEN.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8010,
+) -> None:
+    """Serve a page on which people look at an archive run and correct it.
+
+    The run may still go on. Decisions are kept under DEST/reviews/; `ma-cluster reviews` makes training data of them.
+    """
+    from ma_cluster.review.api import reviewing
+    from ma_cluster.review.events import check_reviewer
+
+    with reviewing(dest, check_reviewer(reviewer) if reviewer else "", host, port) as server:
+        typer.echo(f"review on http://{host}:{port}; Ctrl-C ends it")
+        server.run()
+
+
+@app.command()
 def sample(
     dest: Annotated[str, typer.Argument(metavar="DEST", help="Folder or s3:// prefix of the archive.")],
     images: Annotated[int, typer.Option(min=1, help="Photographs.")] = 6,

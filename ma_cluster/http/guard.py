@@ -34,6 +34,8 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _ALWAYS = frozenset({"/", "/healthz"})
 """Answered to anybody, and however much is under way."""
 _OPEN = _ALWAYS | {"/openapi.json"}
+PAGE = "/page/"
+"""Below it lie the files of the pages, the same for everybody: no token is asked for them."""
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _HOST = re.compile(r"\[?([^\[\]]*?)\]?(:\d*)?")
 _DIGITS = 18  # of an announced length; more are too many bytes in any case
@@ -67,7 +69,8 @@ class HttpLimits:
     answer_s: float = 30.0
     """Time for what is asked of the stores, seconds; 503 after it."""
     token_sha256: str | None = None
-    """Of the bearer token that every request but `/`, `/healthz` and `/openapi.json` must carry; None asks for none."""
+    """Of the bearer token that every request must carry, but for `/`, `/healthz`, `/openapi.json` and the files of the
+    pages; None asks for none."""
     hosts: frozenset[str] = LOOPBACK
     """Names that a request may give for this service (Host) while there is no token: a page that a browser has loaded
     from elsewhere reaches loopback under another name (DNS rebinding)."""
@@ -92,6 +95,7 @@ class Guard:
         self._intakes = {
             ("POST", "/v1/segment"): _Intake(limits.max_body_bytes, images),
             ("POST", "/v1/archives"): _Intake(limits.max_json_bytes, ("application/json",)),
+            ("POST", "/v1/reviews"): _Intake(limits.max_json_bytes, ("application/json",)),
         }
         self._other = _Intake(limits.max_json_bytes, ())
         self._requests = self._bodies = self._bytes = 0
@@ -158,7 +162,7 @@ class Guard:
                 raise _forbidden("this service does not go by the name that the request gives; use that of --host")
         if method in _CHANGING and origin is not None and origin.lower().partition("://")[2] != host:
             raise _forbidden("a page from elsewhere must not change anything here")
-        if limits.token_sha256 is not None and path not in _OPEN:
+        if limits.token_sha256 is not None and path not in _OPEN and not path.startswith(PAGE):
             scheme, _, token = headers.get("authorization", "").partition(" ")
             digest = hashlib.sha256(token.strip().encode()).hexdigest()
             if scheme.lower() != "bearer" or not hmac.compare_digest(digest, limits.token_sha256):

@@ -10,14 +10,8 @@ the arguments of a Serve config file, as KubeRay's RayService has it.
 from __future__ import annotations
 
 import dataclasses
-import errno
-import hashlib
-import ipaddress
 import logging
-import os
-import re
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,17 +32,15 @@ from ma_cluster.cluster.service.job_runner import JobRunner
 from ma_cluster.errors import FleetBrokenError, MaClusterError, UsageError
 from ma_cluster.http.api import create_api
 from ma_cluster.http.fleet_service import Backing, FleetService
-from ma_cluster.http.guard import LOOPBACK, HttpLimits
+from ma_cluster.http.guard import HttpLimits
 from ma_cluster.http.jobs import ArchiveJobs
+from ma_cluster.http.listening import TOKEN_VARIABLE, check_free, limits_of, token_sha256
 
 log = logging.getLogger(__name__)
-TOKEN_VARIABLE = "MA_CLUSTER_TOKEN"
 FLEET_NAME = "ma-cluster"
 _RECONCILE_S = 2.0
 _CONNECTIONS = 256  # that reach the Gateway at a time: more than it lets in, so that it can refuse, and tell its health
 _STOP_S = 60.0
-_SHORTEST_TOKEN = 16  # characters
-_TOKEN = re.compile(rf"[!-~]{{{_SHORTEST_TOKEN},}}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,17 +116,12 @@ def serving(config: GatewayConfig, host: str, port: int) -> Iterator[str]:
         MaClusterError: the port is in use.
         FleetBrokenError: the fleet does not start.
     """
-    token_sha256 = _token_sha256()
-    if token_sha256 is None and not _is_loopback(host):
-        raise UsageError(
-            f"to listen on {host} the service needs a token: set {TOKEN_VARIABLE}, or use --host 127.0.0.1"
-        )
+    limits = limits_of(host, config.limits)
     if starts_own(config.fleet.address):
         config.fleet.check_fits()
-        _check_free(host, port)  # elsewhere it is the cluster's head that listens
+        check_free(host, port)  # elsewhere it is the cluster's head that listens
     bundle = load_bundle(config.model)
     model, jobs = model_of(config.model, bundle), _jobs(config, bundle)
-    limits = dataclasses.replace(config.limits, token_sha256=token_sha256, hosts=LOOPBACK | {host.lower()})
     with connected(config.fleet.address, waiting_cpus=config.fleet.readers + 1):
         fleet = dataclasses.replace(config.fleet.sized(_MANY), name=config.fleet.name or FLEET_NAME)
         limits = dataclasses.replace(limits, waiting=2 * fleet.in_flight)
@@ -150,31 +137,6 @@ def serving(config: GatewayConfig, host: str, port: int) -> Iterator[str]:
             serve.delete(f"{fleet.name}-gateway")  # first: it would start them again
             job_runner(jobs, config).stop(_STOP_S)
             app.delete()
-
-
-def _check_free(host: str, port: int) -> None:
-    """Serve's proxy listens with SO_REUSEPORT: it would share a port with whatever has it, and get half the requests.
-
-    Raises:
-        MaClusterError: somebody listens there.
-    """
-    try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UsageError(f"--host {host} is no address of this machine: {error.strerror}") from error
-    in_use = MaClusterError(f"port {port} of {host} is in use: end what listens there, or give another --port")
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a port counts as in use a minute after its end
-        try:
-            probe.bind(address)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise in_use from error
-            raise UsageError(f"nothing can listen on port {port} of {host}: {error.strerror}") from error
-    with socket.socket(family, kind) as probe:
-        probe.settimeout(1.0)
-        if probe.connect_ex(address) == 0:
-            raise in_use
 
 
 def _listen(host: str, port: int) -> None:
@@ -215,8 +177,8 @@ class ServiceArguments(BaseModel):
         Raises:
             UsageError: it is not, or no client can send what it holds.
         """
-        token_sha256 = _token_sha256()
-        if token_sha256 is None:
+        token = token_sha256()
+        if token is None:
             raise UsageError(f"the service needs a token: set {TOKEN_VARIABLE} in the cluster's environment")
         fleet = Fleet(
             name=self.name,
@@ -226,7 +188,7 @@ class ServiceArguments(BaseModel):
             threads_per_segmenter=self.threads,
             segment_deadline_s=self.deadline,
         )
-        limits = HttpLimits(token_sha256=token_sha256, waiting=2 * fleet.in_flight)
+        limits = HttpLimits(token_sha256=token, waiting=2 * fleet.in_flight)
         at_once = self.archives_at_once
         return GatewayConfig(model=self.model, fleet=fleet, state=self.state, archives_at_once=at_once, limits=limits)
 
@@ -244,23 +206,3 @@ def segmenter(arguments: ServiceArguments) -> serve.Application:
 def gateway(arguments: ServiceArguments) -> serve.Application:
     """For a Serve config file: the application `<name>-gateway`, with the route prefix `/`."""
     return gateway_app(arguments.config())
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _token_sha256() -> str | None:
-    """Of the environment's token, None where there is none; raises UsageError: it is none that a header can carry."""
-    token = os.environ.get(TOKEN_VARIABLE)
-    if token is None:
-        return None
-    if _TOKEN.fullmatch(token) is None:  # an empty one would let everybody in
-        raise UsageError(
-            f"{TOKEN_VARIABLE} must be {_SHORTEST_TOKEN} visible ASCII characters or more, without spaces or line "
-            "ends: `openssl rand -hex 32` makes one"
-        )
-    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,137 @@
+"""The worklist's index: orders, filters, walks that nothing disturbs, however many rows."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from photographs import encode
+from review_runs import commit_run, dotted, small_run
+
+from ma_cluster.archive.outcomes import SCHEMA
+from ma_cluster.archive.run import read_run
+from ma_cluster.errors import ObjectMissingError, UsageError
+from ma_cluster.review.events import Event, Kind, append
+from ma_cluster.review.worklist import Query, Worklist
+from ma_cluster.storage.store import Store
+
+
+@contextmanager
+def worklists(dest: Store, count: int = 1) -> Iterator[list[Worklist]]:
+    """So many indices of a run that have followed it."""
+    run = read_run(dest)
+    assert run is not None
+    found = [Worklist(dest, run) for _ in range(count)]
+    try:
+        for each in found:
+            each.follow()
+        yield found
+    finally:
+        for each in found:
+            each.close()
+
+
+def done(found: Worklist, key: str, reviewer: str = "ada", number: int = 1) -> Event:
+    stamp = f"20261127T1200{number:02d}.000Z"
+    return Event(id=f"{number:016x}", at=stamp, reviewer=reviewer, run=found.run.id, key=key, kind=Kind.DONE)
+
+
+def keys(found: Worklist, query: Query, start: int = 0, count: int = 100) -> list[str]:
+    return [row["key"] for row in found.page(query, start, count).rows]
+
+
+@pytest.fixture(scope="module")
+def eyes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worklist]:
+    """eye-0 .. eye-3 with 2, 4, 6, 8 lesions; the last two are to be referred; and one that was refused."""
+    found = {}
+    for number in range(4):
+        pixels, mask = dotted(500, 2 * number + 2, number)
+        found[f"left/eye-{number}.jpg"] = (encode(pixels, "JPEG"), mask)
+    found["right/100%_black.jpg"] = (b"black", None)
+    with worklists(commit_run(tmp_path_factory.mktemp("eyes"), found)) as (index,):
+        yield index
+
+
+def test_the_worst_come_first_and_what_was_not_scored_last(eyes: Worklist) -> None:
+    assert keys(eyes, Query()) == [*(f"left/eye-{number}.jpg" for number in (3, 2, 1, 0)), "right/100%_black.jpg"]
+    assert keys(eyes, Query(sort="lesions", descending=False))[:2] == ["left/eye-0.jpg", "left/eye-1.jpg"]
+    assert keys(eyes, Query(sort="key", descending=True))[0] == "right/100%_black.jpg"
+
+
+def test_photographs_are_filtered_by_triage_and_by_a_part_of_their_key(eyes: Worklist) -> None:
+    assert keys(eyes, Query(triage="refer")) == ["left/eye-3.jpg", "left/eye-2.jpg"]
+    assert keys(eyes, Query(triage="unscored")) == ["right/100%_black.jpg"]
+    assert keys(eyes, Query(text="100%_")) == ["right/100%_black.jpg"]
+    assert keys(eyes, Query(text="EYE-1")) == ["left/eye-1.jpg"]
+    assert eyes.counts("ada")["triage"] == {"refer": 2, "none": 2, "unscored": 1}
+    assert keys(eyes, Query(flag="dark' OR 1=1 --")) == []
+
+
+def test_pages_of_a_walk_are_the_whole_in_order(eyes: Worklist) -> None:
+    pages = [eyes.page(Query(), start, 2) for start in (0, 2, 4)]
+    assert [row["key"] for page in pages for row in page.rows] == keys(eyes, Query())
+    assert {page.total for page in pages} == {5}
+
+
+def test_an_order_or_a_moment_that_is_none_is_refused(eyes: Worklist) -> None:
+    for wrong in (Query(sort="key; DROP TABLE photographs"), Query(as_of="x"), Query(as_of="1")):
+        with pytest.raises(UsageError):
+            eyes.page(wrong, 0, 1)
+
+
+def test_a_photograph_has_all_of_its_outcome(eyes: Worklist) -> None:
+    row = eyes.page(Query(), 0, 1).rows[0]
+    outcome = eyes.outcome(row["id"])
+    assert (outcome["key"], len(outcome["lesions"])) == ("left/eye-3.jpg", 8)
+    with pytest.raises(ObjectMissingError):
+        eyes.outcome("0" * 16)
+
+
+def test_a_walk_through_what_is_to_do_is_not_shortened_by_what_gets_done(tmp_path: Path) -> None:
+    with worklists(small_run(tmp_path, 4, 300)) as (found,):
+        wanted = Query(state="todo", reviewer="ada")
+        first = found.page(wanted, 0, 2)
+        found.note([done(found, row["key"], number=number) for number, row in enumerate(first.rows, 1)])
+        later = Query(state="todo", reviewer="ada", as_of=first.as_of)
+        assert keys(found, later, 2, 2) == ["eye-1.jpg", "eye-0.jpg"]
+        assert keys(found, wanted) == ["eye-1.jpg", "eye-0.jpg"]
+        assert keys(found, Query(state="done", reviewer="ada")) == ["eye-3.jpg", "eye-2.jpg"]
+        assert len(keys(found, Query(state="todo", reviewer="bob"))) == 4
+
+
+def test_events_of_other_servers_are_followed(tmp_path: Path) -> None:
+    dest = small_run(tmp_path, 2, 300)
+    with worklists(dest, 2) as (found, other):
+        event = done(found, "eye-1.jpg")
+        append(dest, event)
+        found.note([event])
+        found.follow()
+        assert other.since(0) == ([], 0)
+        other.follow()
+        assert other.since(0) == found.since(0) == ([other.id_of("eye-1.jpg")], 1)
+        assert other.page(Query(reviewer="ada"), 0, 1).rows[0]["done"]
+        assert not other.page(Query(reviewer="bob"), 0, 1).rows[0]["done"]
+        assert other.counts("bob")["reviewers"] == {"ada": 1}
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_rows_are_paged_in_little_memory(tmp_path: Path) -> None:
+    """The index is on disk: beside some hundred parts it takes a few megabytes."""
+    dest = small_run(tmp_path, 1, 300)
+    with worklists(dest) as (found,):
+        rng, before = np.random.default_rng(0), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for part in range(100):
+            rows = {name: [None] * 1000 for name in SCHEMA.names}
+            rows |= {"key": [f"site/{part}/eye-{number}.jpg" for number in range(1000)], "status": ["scored"] * 1000}
+            rows |= {"image_score": rng.random(1000).tolist(), "lesion_count": rng.integers(0, 50, 1000).tolist()}
+            rows |= {"triage": rng.choice(["none", "refer"], 1000).tolist(), "flags": [[]] * 1000}
+            found._add(pa.Table.from_pydict(rows, schema=SCHEMA).to_pylist(), 0, 10_000 + part)
+        assert found.page(Query(), 0, 1).total == 100_001
+        scores = [row["image_score"] for row in found.page(Query(sort="score"), 70_000, 100).rows]
+        assert scores == sorted(scores, reverse=True)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 2**10  # KiB
