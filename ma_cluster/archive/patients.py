@@ -16,7 +16,7 @@ import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,7 +178,7 @@ def write_patients(dest: Store, run: Run) -> dict[str, Any]:
     eyes, visits = list(found.eyes()), list(found.visits())
     for name, rows, schema in (("eyes", eyes, EYES), ("visits", visits, VISITS)):
         dest.put(f"patients/{name}.parquet", to_parquet(pa.Table.from_pylist(rows, schema=schema)))
-        dest.put(f"patients/{name}.csv", _to_csv(rows, schema.names))
+        dest.put(f"patients/{name}.csv", to_csv(rows, schema.names))
     counts = {"patients": len(patients), "visits": _by_triage(visits), "eyes": _by_triage(eyes)}
     dest.put(COUNTS, (json.dumps(counts, indent=2) + "\n").encode())
     return counts
@@ -198,7 +198,8 @@ def _by_triage(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return {todo.value: counted[todo] for todo in Triage}
 
 
-def _to_csv(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> bytes:
+def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    """Rows as CSV with a header, each with all columns; a spreadsheet runs none of them."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(columns)

@@ -200,6 +200,41 @@ def review(
 
 
 @app.command()
+def reviews(
+    dest: Dest,
+    export: Annotated[
+        str | None, typer.Option(metavar="URL", help="Write training data there: masks, manifest, grades, COCO, CSV.")
+    ] = None,
+    reviewer: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Export what these say; all without it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Show what reviewers have done, and how far they agree with each other and with the model.
+
+    With --export, `ma-cluster train --data URL/manifest.csv` and `--grades URL/grades.csv` take what is written.
+    """
+    from ma_cluster.archive.summary import open_run
+    from ma_cluster.report.console import review_lines
+    from ma_cluster.review.export import export_reviews
+    from ma_cluster.review.reviews import compare_reviews
+    from ma_cluster.storage.store import open_store
+
+    store, run = open_run(dest)
+    compared = compare_reviews(store, run)
+    for line in [json.dumps(compared, indent=2)] if as_json else review_lines(compared):
+        typer.echo(line)
+    if export is not None:
+        out = open_store(export)
+        done = export_reviews(store, run, out, reviewer or ())
+        left = f"; left out: {done.ungradable} ungradable, {done.unfinished} not done"
+        typer.echo(
+            f"{done.photographs} photographs, {done.with_lesions} with {done.lesions} lesions{left}", err=as_json
+        )
+        typer.echo(f"{out.url}/manifest.csv", err=as_json)
+
+
+@app.command()
 def sample(
     dest: Annotated[str, typer.Argument(metavar="DEST", help="Folder or s3:// prefix of the archive.")],
     images: Annotated[int, typer.Option(min=1, help="Photographs.")] = 6,

@@ -24,7 +24,7 @@ _WORDS_SHOWN = 5  # of each reason
 
 if TYPE_CHECKING:
     from ma_cluster.cluster.fleet.workers import Progress
-    from ma_cluster.report.run_report import Agreement
+    from ma_cluster.evaluation.agreement import Agreement
 
 LOG_SECONDS = 30.0
 """Time between two lines of progress where stderr is no terminal."""
@@ -96,6 +96,21 @@ def agreement_lines(agreement: Agreement) -> Iterator[str]:
     found = f"{agreement.found_lesions} of {agreement.reference_lesions} found ({agreement.sensitivity:.0%})"
     per_photograph = agreement.false_lesions / max(agreement.photographs, 1)
     yield f"  lesions  {found}, {agreement.false_lesions} false ({per_photograph:.1f} a photograph)"
+
+
+def review_lines(compared: Mapping[str, Any]) -> Iterator[str]:
+    """The lines that tell what `compare_reviews` found."""
+    for name, count in compared["reviewers"].items():
+        judged = f"{count['accepted']} accepted, {count['rejected']} rejected, {count['drawn']} drawn"
+        yield f"{name}: {_photographs(count['done'])} done, {count['graded']} graded; lesions: {judged}"
+    for pair in compared["pairs"]:
+        said = [f"{pair['one']} and {pair['other']}:"]
+        if pair["lesion_f1"] is not None:
+            said.append(f"lesion F1 {pair['lesion_f1']:.3f} on {_photographs(pair['photographs'])}")
+        for name, count in (("grade", "graded"), ("triage", "triaged")):
+            if pair[f"{name}_kappa"] is not None:
+                said.append(f"{name} kappa {pair[f'{name}_kappa']:.3f} on {pair[count]}")
+        yield f"{said[0]} {', '.join(said[1:]) or 'nothing that both have done'}"
 
 
 def finding_line(finding: Finding) -> str:

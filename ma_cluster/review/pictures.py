@@ -142,15 +142,22 @@ def outlines(mask: Bool[ndarray, "h w"], lesions: Sequence[dict[str, Any]]) -> l
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * gap + 1, 2 * gap + 1))
     found = []
     for lesion in lesions:
-        top, left, bottom, right = lesion["bbox"]
-        part = mask[top:bottom, left:right].astype(np.uint8)
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8)
-        own = max(range(1, count), key=lambda label: stats[label, cv2.CC_STAT_AREA], default=0)
-        grown = cv2.dilate(np.pad((labels == own).astype(np.uint8), gap + 1), kernel)
+        top, left = lesion["bbox"][:2]
+        grown = cv2.dilate(np.pad(component(mask, lesion["bbox"]).astype(np.uint8), gap + 1), kernel)
         contours, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         points = max(contours, key=len)[:, 0]
         found.append([[int(row) + top - gap - 1, int(col) + left - gap - 1] for col, row in points])
     return found
+
+
+def component(mask: Bool[ndarray, "h w"], bbox: Sequence[int]) -> Bool[ndarray, "bh bw"]:
+    """The lesion that fills a bounding box, cut out with it: others may reach into the box, none fills it as well."""
+    top, left, bottom, right = bbox
+    part = mask[top:bottom, left:right].astype(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8)
+    extents = stats[:, cv2.CC_STAT_WIDTH] * stats[:, cv2.CC_STAT_HEIGHT]
+    own = max(range(1, count), key=lambda label: (extents[label], stats[label, cv2.CC_STAT_AREA]), default=-1)
+    return np.asarray(labels == own)
 
 
 def thumbnail(jpeg: bytes, side_px: int = _THUMBNAIL_PX) -> bytes:

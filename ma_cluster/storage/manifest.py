@@ -83,6 +83,11 @@ def open_source(url: str, pseudonyms: Pseudonyms | None = None) -> Source:
     return Manifest(url, pseudonyms) if url.lower().endswith(_SUFFIXES) else open_store(url)
 
 
+def url_of(source: Source, key: str) -> str:
+    """Where a photograph of a source lies, for whoever has no source."""
+    return source.url_of(key) if isinstance(source, Manifest) else f"{source.url}/{key}"
+
+
 class _Told:
     """A source about whose photographs something is known."""
 
@@ -142,6 +147,11 @@ class Manifest:
     def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
         store, own = self._locate(key)
         return store.get(own, max_bytes=max_bytes, etag=etag)
+
+    def url_of(self, key: str) -> str:
+        """Where a photograph lies."""
+        store, own = self._locate(key)
+        return f"{store.url.rstrip('/')}/{own}"
 
     def _look(self, row: _Row) -> Entry:
         if row.fault:
