@@ -27,6 +27,7 @@ from ma_cluster.network_config import Scale as Scale
 
 Fusion = Literal["geometric", "arithmetic"]
 OperatingPoint = Literal["default", "sensitive"]
+_UNKNOWN_FIELD = KnownField()
 NETWORKS = ("hgn_1x", "hgn_half", "prn", "cls")
 """The networks of a model, by name; `cls` is the refinement trained without triplets."""
 JUDGE = "judge"
@@ -36,6 +37,16 @@ RESULT_VERSION = 6
 give another outcome: decoding, the field of view, contrast, tiling, fusion, the lesion table, a number in the code, the
 default of a number that decides; also where a plan is cut otherwise. Not for speed, messages or new columns. A run
 begun at one version does not go on at another."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """What whoever asks for a score may say of it. All of it decides the answer."""
+
+    operating_point: OperatingPoint = "default"
+    """Which of the places that are outlined are called: the sure ones, or all."""
+    field: KnownField = _UNKNOWN_FIELD
+    """Of each photograph of which nothing else says it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.plan import Shard, read_shard
 from ma_cluster.archive.run import begin_run, commit, pending, read_run
 from ma_cluster.archive.summary import finish_run
+from ma_cluster.config import ScoreOptions, digest
 from ma_cluster.errors import Reason
 from ma_cluster.http.jobs import ArchiveJobs
 from ma_cluster.storage.local import LocalStore
@@ -16,9 +17,14 @@ from ma_cluster.storage.store import Store
 MODEL, CONFIG = "m" * 64, "c" * 64
 
 
+def config_of(options: ScoreOptions) -> str:
+    """The digest of a configuration: `CONFIG`, where nothing is said."""
+    return CONFIG if options == ScoreOptions() else digest(repr(options))
+
+
 def jobs_of(folder: Path) -> ArchiveJobs:
     """The jobs of a service with a state of its own."""
-    return ArchiveJobs(str(folder / "state"), MODEL, CONFIG)
+    return ArchiveJobs(str(folder / "state"), MODEL, config_of)
 
 
 def photographs(folder: Path) -> LocalStore:

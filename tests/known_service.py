@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.client
 import json
@@ -14,7 +15,7 @@ from typing import Any
 
 import uvicorn
 
-from ma_cluster.config import OperatingPoint
+from ma_cluster.config import ScoreOptions
 from ma_cluster.errors import ImageFailedError, ImageRefusedError, ObjectMissingError, Reason, WorkerLostError
 from ma_cluster.http.api import Answer, Service, create_api
 from ma_cluster.http.guard import BoundedConnection, HttpLimits
@@ -45,23 +46,25 @@ class Known:
     up: bool = True
     error: Exception | None = None
 
-    def segment(self, data: bytes, operating_point: OperatingPoint) -> Answer:
+    def segment(self, data: bytes, options: ScoreOptions) -> Answer:
         if data in REASONS:
             raise REASONS[data][0]
         if data == b"wait":
             self.entered.release()
             assert self.gate.wait(20)
         return Answer(
-            {"status": "scored", "lesions": [], "bytes": len(data), "at": operating_point}, b"a mask", b"an overlay"
+            {"status": "scored", "lesions": [], "bytes": len(data), "asked": dataclasses.asdict(options)},
+            b"a mask",
+            b"an overlay",
         )
 
     def ready(self) -> bool:
         return self.up
 
-    def request_archive(self, source: str, destination: str) -> dict[str, Any]:
+    def request_archive(self, source: str, destination: str, options: ScoreOptions) -> dict[str, Any]:
         if self.error is not None:
             raise self.error
-        return {"id": "abc", "source": source, "destination": destination}
+        return {"id": "abc", "source": source, "destination": destination, "asked": dataclasses.asdict(options)}
 
     def archives(self) -> list[dict[str, Any]]:
         return [{"id": "abc"}]

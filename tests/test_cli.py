@@ -21,7 +21,7 @@ from ma_cluster.archive.plan import read_shard, shards
 from ma_cluster.archive.run import begin_run, commit
 from ma_cluster.bundle import load_bundle, save_bundle
 from ma_cluster.cli import main
-from ma_cluster.config import KnownField, tiny, to_dict
+from ma_cluster.config import KnownField, ScoreOptions, tiny, to_dict
 from ma_cluster.errors import Reason, Triage
 from ma_cluster.images.sample import retina, write_sample
 from ma_cluster.images.sandbox import SandboxConfig
@@ -352,9 +352,9 @@ def test_a_run_does_not_go_on_with_another_field(ma_cluster: Command, model: Pat
     source, dest = open_store(tmp_path / "source"), open_store(tmp_path / "run")
     source.put("0.jpg", b"no photograph")
     bundle, field = load_bundle(model), KnownField(45.0)
-    known = replace(bundle.recipe, image=field.told(bundle.recipe.image))
+    config = config_digest(bundle.recipe, SandboxConfig().decoder, ScoreOptions(field=field))
     photographs = Photographs(source.url, field)
-    run = begin_run(photographs.open(), dest, bundle.digest, config_digest(known, SandboxConfig().decoder))
+    run = begin_run(photographs.open(), dest, bundle.digest, config)
     (shard,) = shards(dest, run.plan)
     (entry,) = read_shard(dest, shard)
     assert entry.field_degrees == 45

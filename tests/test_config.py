@@ -21,6 +21,7 @@ from ma_cluster.config import (
     RECIPES,
     DetectorConfig,
     Recipe,
+    ScoreOptions,
     deciding,
     digest,
     lite,
@@ -215,7 +216,7 @@ def test_where_the_field_of_view_begins_is_another_configuration() -> None:
 def test_another_operating_point_or_grading_is_another_configuration() -> None:
     recipe = lite()
     graded = replace(recipe, grading=replace(recipe.grading, refer_at=0.25))
-    digests = {config_digest(recipe, "here", point) for point in ("default", "sensitive")}
+    digests = {config_digest(recipe, "here", ScoreOptions(point)) for point in ("default", "sensitive")}
     assert len(digests | {config_digest(graded, "here")}) == 3
     assert config_digest(recipe, "here") in digests
     assert "grading" not in deciding(recipe)  # so that models without one keep their digests

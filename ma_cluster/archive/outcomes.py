@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 import pyarrow as pa
 
-from ma_cluster.config import RESULT_VERSION, OperatingPoint, Recipe, deciding, digest
+from ma_cluster.config import RESULT_VERSION, Recipe, ScoreOptions, deciding, digest
 from ma_cluster.errors import Reason, Status
 from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.findings import Findings
@@ -137,12 +137,15 @@ def to_table(outcomes: Sequence[Outcome]) -> pa.Table:
     return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=SCHEMA)
 
 
-def config_digest(recipe: Recipe, decoder: str, operating_point: OperatingPoint = "default") -> str:
-    """What decides an outcome beside source and weights: the numbers, the decoder, the version of the code, and which
-    of the places that are outlined are called.
+def config_digest(recipe: Recipe, decoder: str, options: ScoreOptions | None = None) -> str:
+    """What decides an outcome beside source and weights: the numbers, the decoder, the version of the code, and what
+    the run was asked for with.
     """
-    said = {"results": RESULT_VERSION, "decoder": decoder, "recipe": deciding(recipe)}
-    return digest(said if operating_point == "default" else said | {"operating_point": operating_point})
+    options = options or ScoreOptions()
+    read = dataclasses.replace(recipe, image=options.field.told(recipe.image))
+    said: dict[str, Any] = {"results": RESULT_VERSION, "decoder": decoder, "recipe": deciding(read)}
+    point = options.operating_point
+    return digest(said if point == "default" else said | {"operating_point": point})
 
 
 def identify(entry: Entry) -> Identity:

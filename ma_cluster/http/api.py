@@ -1,8 +1,8 @@
 """The HTTP service as a FastAPI application: requests in, answers of a `Service` out. Knows no Ray.
 
     POST /v1/segment                 an encoded photograph -> triage and lesions as JSON; Accept: image/png the mask,
-                                     image/jpeg the overlay; ?operating_point=sensitive
-    POST /v1/archives                {source, destination} -> 202 {id, ...}
+                                     image/jpeg the overlay; ?operating_point=sensitive&field_degrees=45
+    POST /v1/archives                {source, destination, the same options} -> 202 {id, ...}
     GET /v1/archives[/ID]  DELETE /v1/archives/ID  GET /healthz  GET /metrics
 
 Every error is JSON {reason, detail}: reason is of `Reason` or `RequestFault`, detail never holds what was sent.
@@ -25,7 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 from ma_cluster import __version__
-from ma_cluster.config import OperatingPoint
+from ma_cluster.config import KnownField, OperatingPoint, ScoreOptions
 from ma_cluster.errors import RequestFault
 from ma_cluster.http.errors import RefusedError, answer_errors, documented
 from ma_cluster.http.guard import Guard, HttpLimits
@@ -33,6 +33,10 @@ from ma_cluster.http.guard import Guard, HttpLimits
 NOTICE = "Research software. It is not a medical device, and nothing it says replaces the judgement of a clinician."
 _Answer = TypeVar("_Answer")
 _Url = Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^[^\x00]+$")]
+_DEGREES = Field(
+    ge=0, le=360, allow_inf_nan=False, description="Angle of the disc where it is known; 0 assumes the usual 50."
+)
+_NO_SURROUND = Field(description="There is no dark surround: `field_degrees` lie across the longer side.")
 _ASKING = 40, 2
 """Threads that ask the stores at a time, and that ask the fleet for its health: it does not wait for those."""
 
@@ -50,13 +54,13 @@ class Answer:
 class Service(Protocol):
     """What stands behind the routes; every method may block, and raises MaClusterError."""
 
-    def segment(self, data: bytes, operating_point: OperatingPoint) -> Answer:
+    def segment(self, data: bytes, options: ScoreOptions) -> Answer:
         """Score one encoded photograph; raises ImageError."""
 
     def ready(self) -> bool:
         """Whether photographs can be scored now."""
 
-    def request_archive(self, source: str, destination: str) -> dict[str, Any]:
+    def request_archive(self, source: str, destination: str, options: ScoreOptions) -> dict[str, Any]:
         """Ask for an archive run; what is known of it. Raises RunConflictError where it cannot be."""
 
     def archives(self) -> list[dict[str, Any]]:
@@ -77,6 +81,13 @@ class ArchiveRequest(BaseModel, extra="forbid"):
 
     source: Annotated[_Url, Field(examples=["s3://archive/2026"])]
     destination: Annotated[_Url, Field(examples=["s3://results/2026"])]
+    operating_point: OperatingPoint = "default"
+    field_degrees: Annotated[float, _DEGREES, Field(strict=True)] = 0.0
+    no_surround: Annotated[bool, _NO_SURROUND, Field(strict=True)] = False
+
+    def options(self) -> ScoreOptions:
+        """What it is asked for with; raises UsageError where the field cannot be."""
+        return ScoreOptions(self.operating_point, KnownField(self.field_degrees, self.no_surround))
 
 
 def create_api(service: Service, limits: HttpLimits) -> FastAPI:
@@ -142,10 +153,16 @@ def _add_segment(api: FastAPI, service: Service, limits: HttpLimits, checked: li
         openapi_extra={"requestBody": body},
         responses=files | documented(400, 401, 403, 413, 415, 422, 429, 503),
     )
-    async def segment(request: Request, operating_point: OperatingPoint = "default") -> Response:
+    async def segment(
+        request: Request,
+        operating_point: OperatingPoint = "default",
+        field_degrees: Annotated[float, _DEGREES] = 0.0,
+        no_surround: Annotated[bool, _NO_SURROUND] = False,
+    ) -> Response:
         """Find the lesions of one photograph: its encoded bytes are the body. At the operating point `default` the sure
         ones are called, at `sensitive` every place that is outlined.
         """
+        options = ScoreOptions(operating_point, KnownField(field_degrees, no_surround))
         data = await request.body()  # which the guard holds already
         if not data:
             detail = "the body is empty; send a photograph's bytes"
@@ -153,7 +170,7 @@ def _add_segment(api: FastAPI, service: Service, limits: HttpLimits, checked: li
         if slots.available_tokens < 1:
             detail = "as many photographs as fit are under way"
             raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, RequestFault.BUSY, detail)
-        answer = await run_sync(service.segment, data, operating_point, limiter=slots)
+        answer = await run_sync(service.segment, data, options, limiter=slots)
         accepted = request.headers.get("accept", "")
         if "image/png" in accepted:
             return Response(answer.mask_png, media_type="image/png")
@@ -173,7 +190,9 @@ def _add_archives(api: FastAPI, service: Service, stores: _Threads, checked: lis
     @api.post("/v1/archives", status_code=202, dependencies=checked, responses=taken)
     async def request_archive(wanted: ArchiveRequest) -> dict[str, Any]:
         """Score an archive; one that was cancelled or failed goes on. 409 where the destination is another run's."""
-        return await stores.answer(partial(service.request_archive, wanted.source, wanted.destination))
+        return await stores.answer(
+            partial(service.request_archive, wanted.source, wanted.destination, wanted.options())
+        )
 
     @api.get("/v1/archives", dependencies=checked, responses=listed)
     async def archives() -> dict[str, Any]:

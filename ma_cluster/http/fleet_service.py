@@ -25,7 +25,7 @@ from ma_cluster.archive.run import Run, committed, read_run
 from ma_cluster.archive.shard_scorer import Reading, Recorder, Segmentation
 from ma_cluster.archive.summary import Counts, count_part, count_parts, read_status
 from ma_cluster.bundle import Bundle
-from ma_cluster.config import OperatingPoint
+from ma_cluster.config import KnownField, OperatingPoint, ScoreOptions
 from ma_cluster.errors import ImageError, MaClusterError, Reason, Status, StoreError, WorkerLostError
 from ma_cluster.http.api import Answer
 from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs, JobState
@@ -45,8 +45,8 @@ _PAUSE_S = 2.0
 class WarmFleet(Protocol):
     """A fleet that is up for uploads; `ScoringApp` is one."""
 
-    def read_upload(self, data: bytes) -> Reading:
-        """Read one photograph from its encoded bytes; raises ImageError."""
+    def read_upload(self, data: bytes, field: KnownField) -> Reading:
+        """Read one photograph from its encoded bytes, with what is known of its field; raises ImageError."""
 
     def segment(self, reading: Reading, operating_point: OperatingPoint) -> Segmentation:
         """Networks and lesion table; raises ImageError."""
@@ -80,11 +80,11 @@ class FleetService:
         self.changed = threading.Event()
         """Set where somebody asked for something of the jobs."""
 
-    def segment(self, data: bytes, operating_point: OperatingPoint) -> Answer:
+    def segment(self, data: bytes, options: ScoreOptions) -> Answer:
         """Score an upload, which counts in the metrics as a photograph of an archive does; raises ImageError."""
         self._recorder.begun()
         try:
-            reading, segmentation = self._attempt(data, operating_point)
+            reading, segmentation = self._attempt(data, options)
         except ImageError as error:
             self._recorder.decided(Outcome(key="", etag="", reason=error.reason, attempts=1))
             raise
@@ -94,27 +94,27 @@ class FleetService:
         values["seconds"] = facts.seconds | segmentation.seconds
         return Answer(self._model | values, segmentation.mask_png, segmentation.overlay_jpeg)
 
-    def _attempt(self, data: bytes, point: OperatingPoint) -> tuple[Reading, Segmentation]:
+    def _attempt(self, data: bytes, options: ScoreOptions) -> tuple[Reading, Segmentation]:
         """Once more where a replica was lost, perhaps to somebody else's photograph, or was dead already."""
         try:
-            return self._scored(data, point)
+            return self._scored(data, options)
         except WorkerLostError as lost:
             if lost.reason is not Reason.CRASHED_WORKER:
                 raise
         time.sleep(_PAUSE_S)
-        return self._scored(data, point)
+        return self._scored(data, options)
 
-    def _scored(self, data: bytes, point: OperatingPoint) -> tuple[Reading, Segmentation]:
-        reading = self._fleet.read_upload(data)
-        return reading, self._fleet.segment(reading, point)
+    def _scored(self, data: bytes, options: ScoreOptions) -> tuple[Reading, Segmentation]:
+        reading = self._fleet.read_upload(data, options.field)
+        return reading, self._fleet.segment(reading, options.operating_point)
 
     def ready(self) -> bool:
         """Whether the fleet is up."""
         return self._fleet.up()
 
-    def request_archive(self, source: str, destination: str) -> dict[str, Any]:
+    def request_archive(self, source: str, destination: str, options: ScoreOptions) -> dict[str, Any]:
         """Note an archive job; raises as `ArchiveJobs.request` does."""
-        job = self._jobs.request(source, destination)
+        job = self._jobs.request(source, destination, options)
         self.changed.set()
         return self._known(job, self._running())
 

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import re
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ma_cluster.archive.run import Run, check_same, read_run
-from ma_cluster.config import digest
+from ma_cluster.config import KnownField, OperatingPoint, ScoreOptions, digest
 from ma_cluster.errors import MaClusterError, ObjectMissingError, RunConflictError, StoreError, UsageError
 from ma_cluster.storage.manifest import open_source
 from ma_cluster.storage.store import Entry, open_store
@@ -52,6 +53,11 @@ class ArchiveJob:
     model_digest: str
     config_digest: str
     requested: str
+    operating_point: OperatingPoint = "default"
+    field_degrees: float = 0.0
+    no_surround: bool = False
+    """These three are `ScoreOptions`, as the command line has them; the digest of the configuration follows from them.
+    """
     finished: str | None = None
     """When its run was found complete, after its driver had ended."""
     cancelled: bool = False
@@ -59,6 +65,11 @@ class ArchiveJob:
     """Why it ended before it was done; None where it did not."""
     failed_starts: int = 0
     """How often its driver was started and did not live to say how it went; one that has not yet answered included."""
+
+    @property
+    def options(self) -> ScoreOptions:
+        """What it was asked for with."""
+        return ScoreOptions(self.operating_point, KnownField(self.field_degrees, self.no_surround))
 
     @property
     def wanted(self) -> bool:
@@ -102,20 +113,20 @@ class Listing:
 class ArchiveJobs:
     """All jobs of a service, in its store."""
 
-    def __init__(self, url: str, model_digest: str, config_digest: str) -> None:
-        """The digests are those of the runs that the service can do.
+    def __init__(self, url: str, model_digest: str, config_digest: Callable[[ScoreOptions], str]) -> None:
+        """The digests are those of the runs that the service can do, the second as they are asked for.
 
         Raises StoreError: the store under the URL does not answer, cannot be written, or honours no conditional writes.
         """
         self._store = open_store(url, private=True)
-        self._digests = model_digest, config_digest
+        self._model_digest, self._config_digest = model_digest, config_digest
         self._changing = threading.RLock()
         self._known: dict[str, tuple[Entry, ArchiveJob]] = {}
         known = "service.json", b'{"format": "ma_cluster.service/2"}\n'
         if self._store.create(*known) and self._store.create(*known):
             raise StoreError("the store of --state overwrites where it should only create; use one that does")
 
-    def request(self, source: str, destination: str) -> ArchiveJob:
+    def request(self, source: str, destination: str, options: ScoreOptions | None = None) -> ArchiveJob:
         """Note a job, or want one again that was cancelled, failed, or is not in its destination any more.
 
         Raises:
@@ -128,13 +139,18 @@ class ArchiveJobs:
         own = tuple(f"{self._store.url}/{folder}/" for folder in ("archives", "logs"))
         if any(url == self._store.url or f"{url}/".startswith(own) for url in (source, dest)):
             raise UsageError("this is where the service keeps its jobs: give another source, or another destination")
+        options = options or ScoreOptions()
+        model, config = self._model_digest, self._config_digest(options)
         job = ArchiveJob(
-            id=digest([source, dest, *self._digests])[:16],
+            id=digest([source, dest, model, config])[:16],
             source=source,
             destination=dest,
-            model_digest=self._digests[0],
-            config_digest=self._digests[1],
+            model_digest=model,
+            config_digest=config,
             requested=datetime.now(UTC).isoformat(timespec="seconds"),
+            operating_point=options.operating_point,
+            field_degrees=options.field.degrees,
+            no_surround=options.field.no_surround,
         )
         run = job.run()
         with self._changing:
@@ -152,7 +168,7 @@ class ArchiveJobs:
 
     def possible(self, job: ArchiveJob) -> bool:
         """Whether this service has the model and the numbers that the job was asked for with."""
-        return (job.model_digest, job.config_digest) == self._digests
+        return (job.model_digest, job.config_digest) == (self._model_digest, self._config_digest(job.options))
 
     def cancel(self, job_id: str) -> ArchiveJob:
         """Want a job no more; raises ObjectMissingError where there is none."""

@@ -6,9 +6,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from archive_jobs import CONFIG, MODEL, begun, finish, jobs_of, photographs
+from archive_jobs import CONFIG, MODEL, begun, config_of, finish, jobs_of, photographs
 
 from ma_cluster.archive.run import begin_run
+from ma_cluster.config import KnownField, ScoreOptions
 from ma_cluster.errors import ObjectMissingError, RunConflictError, StoreError, UsageError
 from ma_cluster.http.jobs import ArchiveJobs, JobState
 from ma_cluster.storage.local import LocalStore
@@ -26,7 +27,7 @@ def source(tmp_path: Path) -> LocalStore:
 
 def test_a_job_is_known_to_whoever_serves_next(jobs: ArchiveJobs, tmp_path: Path) -> None:
     asked = jobs.request(str(tmp_path / "a"), str(tmp_path / "b"))
-    later = ArchiveJobs(str(tmp_path / "state"), MODEL, CONFIG)
+    later = ArchiveJobs(str(tmp_path / "state"), MODEL, config_of)
     assert later.list().jobs == [asked]
     assert later.get(asked.id) == asked
 
@@ -112,13 +113,24 @@ def test_another_model_is_another_job_and_cannot_have_the_firsts_destination(
     job = jobs.request(source.url, str(tmp_path / "dest"))
     finish(begun(source, tmp_path / "dest"))
     assert jobs.finish(job.id).finished is not None
-    for digests in (("n" * 64, CONFIG), (MODEL, "d" * 64)):
-        later = ArchiveJobs(str(tmp_path / "state"), *digests)
+    for model, config in (("n" * 64, CONFIG), (MODEL, "d" * 64)):
+        later = ArchiveJobs(str(tmp_path / "state"), model, lambda options, config=config: config)
         with pytest.raises(RunConflictError, match="holds run"):
             later.request(source.url, str(tmp_path / "dest"))
         assert not later.possible(job)
         assert later.request(source.url, str(tmp_path / "elsewhere")).id != job.id
     assert jobs.request(source.url, str(tmp_path / "dest")).finished is not None
+
+
+def test_a_job_is_its_options_own(jobs: ArchiveJobs, tmp_path: Path) -> None:
+    urls = str(tmp_path / "a"), str(tmp_path / "b")
+    asked = ScoreOptions("sensitive", KnownField(45.0, no_surround=True))
+    job = jobs.request(*urls, asked)
+    assert (job.options, jobs.possible(job)) == (asked, True)
+    assert jobs.request(*urls, asked) == job == jobs.list().jobs[0]
+    for others in (ScoreOptions(), ScoreOptions("sensitive"), ScoreOptions("sensitive", KnownField(45.0))):
+        with pytest.raises(RunConflictError, match=job.id):
+            jobs.request(*urls, others)
 
 
 def test_a_job_whose_destination_was_emptied_is_queued_when_it_is_asked_for_again(
@@ -160,7 +172,7 @@ def test_what_a_service_keeps_is_for_its_user_alone(jobs: ArchiveJobs, tmp_path:
 def test_a_store_that_cannot_be_written_says_so_at_once(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file where the folder should be")
     with pytest.raises(StoreError, match="cannot be written"):
-        ArchiveJobs(str(tmp_path / "state"), MODEL, CONFIG)
+        ArchiveJobs(str(tmp_path / "state"), MODEL, config_of)
 
 
 @pytest.mark.parametrize("inside", ["state", "state/archives", "state/logs/2026", "elsewhere/../state"])

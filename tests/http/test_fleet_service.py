@@ -17,7 +17,7 @@ from ma_cluster.archive.run import pending, read_run
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.archive.summary import finish_run
 from ma_cluster.bundle import load_bundle
-from ma_cluster.config import OperatingPoint
+from ma_cluster.config import KnownField, OperatingPoint
 from ma_cluster.errors import Reason
 from ma_cluster.http.fleet_service import ArchiveMetrics, Backing, FleetService, Looks
 from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs, JobState
@@ -27,7 +27,7 @@ from ma_cluster.storage.local import LocalStore
 class Nothing:
     """A fleet and a recorder of which nothing is asked."""
 
-    def read_upload(self, data: bytes) -> Reading:
+    def read_upload(self, data: bytes, field: KnownField) -> Reading:
         raise AssertionError
 
     def segment(self, reading: Reading, operating_point: OperatingPoint) -> Segmentation:

@@ -31,15 +31,34 @@ def open_server() -> Iterator[Server]:
         yield server
 
 
+ASSUMED = {"operating_point": "default", "field": {"degrees": 0.0, "no_surround": False}}
+ASKED = {"operating_point": "sensitive", "field": {"degrees": 45.0, "no_surround": True}}
+
+
 def test_a_photograph_is_answered_as_json_mask_or_overlay(open_server: Server) -> None:
     assert open_server.ask("POST", "/v1/segment", b"eye")[:2] == (
         200,
-        {"status": "scored", "lesions": [], "bytes": 3, "at": "default"},
+        {"status": "scored", "lesions": [], "bytes": 3, "asked": ASSUMED},
     )
-    assert open_server.ask("POST", "/v1/segment?operating_point=sensitive", b"eye")[1]["at"] == "sensitive"
-    assert open_server.ask("POST", "/v1/segment?operating_point=bold", b"eye")[0] == 422
     assert open_server.ask("POST", "/v1/segment", b"eye", Accept="image/png")[1] == b"a mask"
     assert open_server.ask("POST", "/v1/segment", b"eye", Accept="image/jpeg")[1] == b"an overlay"
+
+
+def test_what_is_known_of_a_photograph_or_an_archive_comes_with_the_request(open_server: Server) -> None:
+    query = "operating_point=sensitive&field_degrees=45&no_surround=true"
+    assert open_server.ask("POST", f"/v1/segment?{query}", b"eye")[1]["asked"] == ASKED
+    for fault in ("operating_point=bold", "field_degrees=5", "field_degrees=nan", "field_degrees=x", "no_surround=1"):
+        status, problem, _ = open_server.ask("POST", f"/v1/segment?{fault}", b"eye")
+        assert (status, problem["reason"]) == (422, "invalid"), fault
+
+    def ask(**options: object) -> tuple[int, Any]:
+        body = json.dumps({"source": "a", "destination": "b"} | options).encode()
+        return open_server.ask("POST", "/v1/archives", body, content_type="application/json")[:2]
+
+    assert ask()[1]["asked"] == ASSUMED
+    assert ask(operating_point="sensitive", field_degrees=45, no_surround=True)[1]["asked"] == ASKED
+    for fault in ({"field_degrees": "45"}, {"field_degrees": 400}, {"no_surround": True}, {"no_surround": "yes"}):
+        assert ask(**fault)[0] == 422, fault
 
 
 @pytest.mark.parametrize("body", REASONS, ids=bytes.decode)

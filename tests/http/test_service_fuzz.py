@@ -17,7 +17,7 @@ from moto.server import ThreadedMotoServer
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.bundle import load_bundle
-from ma_cluster.config import ImageConfig, OperatingPoint
+from ma_cluster.config import ImageConfig, KnownField, OperatingPoint
 from ma_cluster.http.fleet_service import Backing, FleetService
 from ma_cluster.http.guard import HttpLimits
 from ma_cluster.images.reading import read_bytes
@@ -32,8 +32,8 @@ class Reader:
 
     config: ImageConfig
 
-    def read_upload(self, data: bytes) -> Reading:
-        _, facts = read_bytes(data, self.config)
+    def read_upload(self, data: bytes, field: KnownField) -> Reading:
+        _, facts = read_bytes(data, field.told(self.config))
         return Reading(facts, None)
 
     def segment(self, reading: Reading, operating_point: OperatingPoint) -> Segmentation:

@@ -11,7 +11,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -29,6 +29,7 @@ from ma_cluster.cluster.connection import connected, quieten, starts_own
 from ma_cluster.cluster.fleet.replicas import Fleet, Model
 from ma_cluster.cluster.fleet.scoring_app import ScoringApp
 from ma_cluster.cluster.fleet.workers import OnProgress, WorkerSpec, score_shards, workers_for
+from ma_cluster.config import ScoreOptions
 from ma_cluster.errors import UsageError
 from ma_cluster.storage.manifest import Photographs
 from ma_cluster.storage.store import Store, open_store
@@ -104,8 +105,8 @@ def _begin(photographs: Photographs, root: Store, fleet: Fleet, model: str) -> t
         fleet.check_fits()
     bundle, source = load_bundle(model, networks=DETECTING), photographs.open()
     log.info("listing the photographs")
-    recipe = replace(bundle.recipe, image=photographs.field.told(bundle.recipe.image))
-    config = config_digest(recipe, fleet.sandbox.decoder, fleet.operating_point)
+    options = ScoreOptions(fleet.operating_point, photographs.field)
+    config = config_digest(bundle.recipe, fleet.sandbox.decoder, options)
     run = begin_run(source, root, bundle.digest, config)
     return _Driver(root, model_of(model, bundle), fleet), run
 

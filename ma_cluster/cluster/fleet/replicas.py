@@ -19,7 +19,7 @@ import ray
 from ma_cluster import machine
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.cluster import recording
-from ma_cluster.config import ImageConfig, OperatingPoint
+from ma_cluster.config import ImageConfig, KnownField, OperatingPoint
 from ma_cluster.errors import UsageError
 from ma_cluster.images.reading import Facts, Prepared, read_bytes, read_photograph
 from ma_cluster.images.sandbox import DecodePool, SandboxConfig
@@ -146,8 +146,8 @@ class Reader:
     def read(self, source: str, entry: Entry) -> Reading:
         return self._handed_on(*read_photograph(self._source(source), entry, self._config, self._pool.decode))
 
-    def read_upload(self, data: bytes) -> Reading:
-        return self._handed_on(*read_bytes(data, self._config, self._pool.decode))
+    def read_upload(self, data: bytes, field: KnownField) -> Reading:
+        return self._handed_on(*read_bytes(data, field.told(self._config), self._pool.decode))
 
     def _handed_on(self, prepared: Prepared, facts: Facts) -> Reading:
         recording.record_seconds(facts.seconds)

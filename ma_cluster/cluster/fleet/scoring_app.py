@@ -28,7 +28,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.cluster.fleet.replicas import Fleet, Model, Reader, Segmenter
-from ma_cluster.config import OperatingPoint
+from ma_cluster.config import KnownField, OperatingPoint
 from ma_cluster.errors import FleetBrokenError, ImageError, Reason, UsageError, WorkerLostError
 from ma_cluster.machine import MALLOC
 from ma_cluster.storage.store import Entry
@@ -125,9 +125,9 @@ class ScoringApp:
         assert self._source is not None
         return self._reading(self._reader.read.remote(self._source, entry))
 
-    def read_upload(self, data: bytes) -> Reading:
-        """Read one photograph from its encoded bytes; raises as `read` does."""
-        return self._reading(self._reader.read_upload.remote(data))
+    def read_upload(self, data: bytes, field: KnownField) -> Reading:
+        """Read one photograph from its encoded bytes, with what is known of its field; raises as `read` does."""
+        return self._reading(self._reader.read_upload.remote(data, field))
 
     def _reading(self, response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> Reading:
         fleet = self.fleet

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -76,7 +77,8 @@ class Gateway:
 
 def _jobs(config: GatewayConfig, bundle: Bundle) -> ArchiveJobs:
     """The jobs of a service that scores with this model."""
-    return ArchiveJobs(config.state, bundle.digest, config_digest(bundle.recipe, config.fleet.sandbox.decoder))
+    decoder = config.fleet.sandbox.decoder
+    return ArchiveJobs(config.state, bundle.digest, partial(config_digest, bundle.recipe, decoder))
 
 
 def job_runner(jobs: ArchiveJobs, config: GatewayConfig) -> JobRunner:

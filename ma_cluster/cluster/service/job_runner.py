@@ -113,6 +113,8 @@ class JobRunner:
         self.jobs.change(job.id, failed_starts=job.failed_starts + 1)
         address = ray.get_runtime_context().gcs_address
         command = [sys.executable, "-m", "ma_cluster", "score", job.source, job.destination, "--address", address]
+        command += ["--operating-point", job.operating_point, "--field-degrees", repr(job.field_degrees)]
+        command += ["--no-surround"] * job.no_surround
         actor: Any = ray.remote(DriverProcess).options(
             name=_PREFIX + job.id, namespace=_NAMESPACE, lifetime="detached", num_cpus=0, get_if_exists=True
         )

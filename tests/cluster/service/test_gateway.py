@@ -49,7 +49,7 @@ class Served:
             with error:
                 return error.code, error.read()
 
-    def values(self, method: str, path: str, **body: str) -> dict[str, Any]:
+    def values(self, method: str, path: str, **body: Any) -> dict[str, Any]:
         data = json.dumps(body).encode() if body else None
         status, answer = self.ask(method, path, data, content_type="application/json")
         assert status in (200, 202), answer
@@ -135,6 +135,20 @@ def test_a_photograph_is_answered_as_detect_answers_it(service: Served, eye: byt
     assert {"fetch", "hgn", "decode"} - values["seconds"].keys() == {"fetch"}
     assert service.ask("POST", "/v1/segment", eye, Accept="image/png")[1].startswith(b"\x89PNG")
     assert service.ask("POST", "/v1/segment", b"<html>")[0] == 415
+
+
+def test_photographs_are_read_as_they_are_asked_for(service: Served, archive: str, weed: Weed, eye: bytes) -> None:
+    known = json.loads(service.ask("POST", "/v1/segment?field_degrees=30&operating_point=sensitive", eye)[1])
+    assert (known["fov"]["degrees"], "field_assumed" in known["flags"]) == (30, False)
+    dest = weed.bucket("gateway-asked")
+    options = {"operating_point": "sensitive", "field_degrees": 30.0}
+    job = service.values("POST", "/v1/archives", source=archive, destination=dest, **options)
+    assert options.items() <= job.items()
+    wait_for(finished(service, job["id"]))
+    row = rows(open_store(dest))["eye 00.jpg"]
+    assert (row["fov_degrees"], row["lesion_count"]) == (30, len(known["lesions"]))
+    plain = json.dumps({"source": archive, "destination": dest}).encode()
+    assert service.ask("POST", "/v1/archives", plain, content_type="application/json")[0] == 409
 
 
 def test_an_archive_is_scored_and_told_of(service: Served, archive: str, weed: Weed) -> None:

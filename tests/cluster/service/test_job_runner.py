@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from archive_jobs import CONFIG, jobs_of, photographs
+from archive_jobs import config_of, jobs_of, photographs
 from processes import descendants, kill
 
 from ma_cluster.cluster.service.job_runner import JobRunner
@@ -84,7 +84,7 @@ def test_a_driver_that_is_killed_again_and_again_fails_and_one_that_is_killed_on
 
 def test_a_job_of_another_model_is_not_run(jobs: ArchiveJobs, tmp_path: Path) -> None:
     job = jobs.request(str(tmp_path / "source"), str(tmp_path / "dest"))
-    runner(ArchiveJobs(str(tmp_path / "state"), "n" * 64, CONFIG)).reconcile()
+    runner(ArchiveJobs(str(tmp_path / "state"), "n" * 64, config_of)).reconcile()
     assert "another model" in str(jobs.get(job.id).error)
     assert jobs.request(job.source, job.destination).wanted
 
