@@ -11,12 +11,15 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 _ROOT = Path("/")
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "ray", "monai")
+_LISTENS = "0A"  # a state, in proc/net/tcp
+_LOOPBACK = "7F", "00000000000000000000000001000000"  # ends of addresses there, whose bytes are turned round in fours
 _UNLIMITED_BYTES = 2**60
 """From here on a memory limit of cgroup v1 means none: its default is the largest multiple of a page."""
 _SETTINGS = (("MALLOC_MMAP_THRESHOLD_", -3, 2**30), ("MALLOC_TRIM_THRESHOLD_", -1, 2**30), ("MALLOC_ARENA_MAX", -8, 1))
@@ -93,6 +96,30 @@ def describe(device: str = "cpu") -> dict[str, Any]:
 
         described["gpu"] = torch.cuda.get_device_name(device)
     return described
+
+
+def open_ports(pid: int, root: Path = _ROOT) -> list[int]:
+    """TCP ports on which a process, or one that it has started, listens for other machines: not on loopback alone.
+
+    Args:
+        pid: of the process.
+        root: of the file system that holds proc/. Where there is none, as on macOS, nothing is found.
+    """
+    parents = {}
+    for stat in (root / "proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    own = {pid}
+    while new := {child for child, parent in parents.items() if parent in own} - own:
+        own |= new
+    sockets = set()
+    for each in own:
+        with suppress(OSError):
+            sockets |= {str(file.readlink()) for file in (root / f"proc/{each}/fd").iterdir()}
+    rows = [row.split() for kind in ("tcp", "tcp6") for row in _read(root / "proc/net" / kind).splitlines()[1:]]
+    listening = {row[1] for row in rows if row[3] == _LISTENS and f"socket:[{row[9]}]" in sockets}
+    places = [place.rpartition(":") for place in listening]
+    return sorted({int(port, 16) for host, _, port in places if not host.endswith(_LOOPBACK)})
 
 
 def _keep_memory() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ma_cluster.machine import cores, dedicate, memory_bytes
+from ma_cluster.machine import cores, dedicate, memory_bytes, open_ports
 
 HERE = len(os.sched_getaffinity(0))
 GIB = 2**30
@@ -115,3 +115,28 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         for more in ([], ["dedicate"])
     )
     assert dedicated < 0.6 * plain
+
+
+def test_ports_that_other_machines_can_reach_are_found_of_a_process_and_what_it_has_started(tmp_path: Path) -> None:
+    processes = {10: (1, [500]), 11: (10, [501, 502, 503]), 12: (11, [504, 505, 506]), 13: (1, [507])}
+    for pid, (parent, sockets) in processes.items():
+        folder = tmp_path / f"proc/{pid}/fd"
+        folder.mkdir(parents=True)
+        (folder.parent / "stat").write_text(f"{pid} (a (b) c) S {parent} 0 0")
+        for socket in sockets:
+            (folder / str(socket)).symlink_to(f"socket:[{socket}]")
+    rows = {
+        "tcp": ["00000000:1F90 0A 500", "0100007F:1F91 0A 501", "020200C0:1F92 0A 502", "020200C0:1F93 01 503"],
+        "tcp6": [
+            f"{'0' * 32}:1F94 0A 504",
+            f"{'0' * 24}01000000:1F95 0A 505",
+            f"{'0' * 16}FFFF00000100007F:1F96 0A 506",
+        ],
+    }
+    (tmp_path / "proc/net").mkdir()
+    for name, lines in rows.items():
+        written = [f"0: {host} 0:0 {state} 0:0 00:0 0 0 0 {inode} 1" for host, state, inode in map(str.split, lines)]
+        (tmp_path / "proc/net" / name).write_text("\n".join(["sl local_address ...", *written, ""]))
+    assert open_ports(10, tmp_path) == [0x1F90, 0x1F92, 0x1F94]
+    assert open_ports(12, tmp_path) == [0x1F94]
+    assert open_ports(13, tmp_path) == open_ports(99, tmp_path) == []

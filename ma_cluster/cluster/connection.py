@@ -219,11 +219,12 @@ def _announce_exporter(address: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Start a Ray, run a task on it, and write how long that took."""
+    """Start a Ray, run a task on it, and write how long that took, and the ports that other machines can reach."""
     began = time.perf_counter()
     with connected(LOCAL, waiting_cpus=0):
         ray.get(ray.remote(_ready).remote(), timeout=60)
-    sys.stdout.write(f"{ray.__version__}, started and ran a task in {time.perf_counter() - began:.0f} s\n")
+        seconds, ports = time.perf_counter() - began, machine.open_ports(os.getpid())
+    sys.stdout.write(f"{ray.__version__}, started and ran a task in {seconds:.0f} s\n{json.dumps(ports)}\n")
 
 
 def _ready() -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
+import os
 import shutil
 import socket
 import subprocess
@@ -204,4 +206,15 @@ def ray_starts(timeout_s: float = 120) -> Finding:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return Finding(Level.FAIL, "ray", f"did not start: {last}", "see /tmp/ray/session_latest/logs")
-    return Finding(Level.OK, "ray", done.stdout.strip().splitlines()[-1])
+    *_, text, ports = done.stdout.strip().splitlines()
+    return reachable(text, json.loads(ports))
+
+
+def reachable(text: str, ports: list[int]) -> Finding:
+    """What other machines can reach of a local Ray asks for Ray's token; nothing of it listens by our choice."""
+    if not ports:
+        return Finding(Level.OK, "ray", f"{text}; it listens on loopback alone")
+    text = f"{text}; {len(ports)} of its ports listen for other machines, too"
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token":
+        return Finding(Level.OK, "ray", f"{text}, and ask for Ray's token")
+    return Finding(Level.WARN, "ray", f"{text}, and let everybody in", "unset RAY_AUTH_MODE")

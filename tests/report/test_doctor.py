@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ma_cluster.report.doctor import Level, private, shared_memory
+from ma_cluster.report.doctor import Level, private, reachable, shared_memory
 
 
 @pytest.fixture
@@ -40,3 +40,11 @@ def test_a_user_without_a_home_is_no_fault(tmp_path: Path) -> None:
 def test_little_shared_memory_is_told_and_none_is_no_fault(tmp_path: Path) -> None:
     assert shared_memory(tmp_path / "none").level is Level.OK
     assert shared_memory(Path("/proc")).level is Level.WARN, "it has no room at all"
+
+
+def test_what_other_machines_can_reach_of_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert "loopback alone" in reachable("2", []).text
+    assert (reachable("2", [1, 2]).level, "2 of its ports" in reachable("2", [1, 2]).text) == (Level.OK, True)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert (reachable("2", []).level, reachable("2", [1]).level) == (Level.OK, Level.WARN)

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from ma_cluster import machine
-from ma_cluster.archive.shard_scorer import Reading, Segmentation
+from ma_cluster.archive.shard_scorer import Segmentation
 from ma_cluster.cluster import recording
 from ma_cluster.config import ImageConfig, KnownField, OperatingPoint
 from ma_cluster.errors import UsageError
@@ -143,15 +143,20 @@ class Reader:
         self._config = config
         self._pool = DecodePool(config, sandbox)
 
-    def read(self, source: str, entry: Entry) -> Reading:
-        return self._handed_on(*read_photograph(self._source(source), entry, self._config, self._pool.decode))
+    def read(self, source: str, entry: Entry) -> Iterator[Facts | Prepared]:
+        yield from _in_parts(*read_photograph(self._source(source), entry, self._config, self._pool.decode))
 
-    def read_upload(self, data: bytes, field: KnownField) -> Reading:
-        return self._handed_on(*read_bytes(data, field.told(self._config), self._pool.decode))
+    def read_upload(self, data: bytes, field: KnownField) -> Iterator[Facts | Prepared]:
+        yield from _in_parts(*read_bytes(data, field.told(self._config), self._pool.decode))
 
-    def _handed_on(self, prepared: Prepared, facts: Facts) -> Reading:
-        recording.record_seconds(facts.seconds)
-        return Reading(facts, ray.put(prepared))
+
+def _in_parts(prepared: Prepared, facts: Facts) -> Iterator[Facts | Prepared]:
+    """Each part is an object that the caller owns, who fetches the facts alone. A reference to one of ours within an
+    answer would not do: Ray sometimes deletes that before the caller counts (ray-project/ray#58080).
+    """
+    recording.record_seconds(facts.seconds)
+    yield facts
+    yield prepared
 
 
 class Segmenter:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from ma_cluster.archive.shard_scorer import Reading, Segmentation
 from ma_cluster.cluster.fleet.replicas import Fleet, Model, Reader, Segmenter
 from ma_cluster.config import KnownField, OperatingPoint
 from ma_cluster.errors import FleetBrokenError, ImageError, Reason, UsageError, WorkerLostError
+from ma_cluster.images.reading import Facts
 from ma_cluster.machine import MALLOC
 from ma_cluster.storage.store import Entry
 
@@ -50,7 +52,8 @@ class ScoringApp:
     def __init__(self, name: str, fleet: Fleet, source: str | None = None) -> None:
         """`fleet` is as it was started; `source` is the URL of the photographs that `read` reads."""
         self.name, self.fleet, self._source = name, fleet, source
-        self._reader: DeploymentHandle[Any] = serve.get_deployment_handle(Reader.__name__, f"{name}-reader")
+        reader: DeploymentHandle[Any] = serve.get_deployment_handle(Reader.__name__, f"{name}-reader")
+        self._reader: DeploymentHandle[Any] = reader.options(stream=True)
         self._segmenter: DeploymentHandle[Any] = serve.get_deployment_handle(Segmenter.__name__, f"{name}-segmenter")
 
     @classmethod
@@ -132,8 +135,14 @@ class ScoringApp:
     def _reading(self, response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> Reading:
         fleet = self.fleet
         rounds = 1 + math.ceil(fleet.in_flight / (fleet.readers * fleet.sandbox.children))
-        reading: Reading = _result(response, rounds * (fleet.sandbox.deadline_s + _FETCH_S))
-        return reading
+        timeout_s = rounds * (fleet.sandbox.deadline_s + _FETCH_S)
+        assert isinstance(response, DeploymentResponseGenerator)
+        with _blamed(response, timeout_s):
+            parts = response._to_object_ref_gen_sync(timeout_s)
+            if not ray.wait([parts], timeout=timeout_s)[0]:
+                raise TimeoutError
+            facts: Facts = ray.get(next(parts))
+            return Reading(facts, next(parts))
 
     def segment(self, reading: Reading, operating_point: OperatingPoint | None = None) -> Segmentation:
         """Find the lesions of a photograph that was read; at the fleet's operating point where none is given.
@@ -218,13 +227,20 @@ def _options(fleet: Fleet) -> dict[str, Any]:
 
 
 def _result(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any], timeout_s: float) -> Any:
-    """Wait for an answer; an exception of the replica becomes that photograph's.
+    """Wait for an answer; raises as `_blamed` does."""
+    assert isinstance(response, DeploymentResponse)
+    with _blamed(response, timeout_s):
+        return response.result(timeout_s=timeout_s)
+
+
+@contextmanager
+def _blamed(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any], timeout_s: float) -> Iterator[None]:
+    """An exception of the replica becomes that photograph's.
 
     Replicas end themselves, or are replaced, long before `timeout_s`; it is for a fleet that cannot be replaced.
     """
-    assert isinstance(response, DeploymentResponse)
     try:
-        return response.result(timeout_s=timeout_s)
+        yield
     except RayTaskError as error:
         if isinstance(error.cause, ImageError):
             raise error.cause from None

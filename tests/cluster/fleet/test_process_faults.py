@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -137,6 +138,27 @@ def test_two_drivers_of_one_run_share_it(scored: Scored, tmp_path: Path) -> None
     assert summary.counts.statuses == {"scored": COPIES * EYES}
     found = masks(dest)
     assert found == {f"{copy}/{key}": mask for key, mask in scored.masks.items() for copy in range(COPIES)}
+
+
+@pytest.mark.long
+def test_a_driver_that_was_stopped_goes_on_and_finds_what_another_has_done_meanwhile(
+    scored: Scored, tmp_path: Path
+) -> None:
+    """By SIGSTOP, for as long as the other takes for the whole run; its workers and its fleet are not stopped."""
+    dest, log = scored.store("stopped"), tmp_path / "log.txt"
+    with driver_of(scored, dest, log) as stopped:
+        wait_for_parts(dest, 2, stopped)
+        stopped.send_signal(signal.SIGSTOP)
+        by_it = parts(dest)
+        summary = score_archive(scored.source, dest.url, FLEET, model=scored.model)
+        assert len(by_it) < EYES
+        finished = parts(dest)
+        stopped.send_signal(signal.SIGCONT)
+        assert stopped.wait(timeout=120) == 3, log.read_text()
+    assert summary.counts.images == EYES + 1
+    assert parts(dest) == finished
+    assert by_it.items() <= finished.items()
+    scored.check(dest)
 
 
 def workers() -> Iterator[Process]:
