@@ -122,6 +122,13 @@ class SplitConfig:
     )
     """Graded photographs that validate, as shell patterns [U]; of IDRiD's grading set 001-020 and from 331 on."""
 
+    @classmethod
+    def fold(cls, number: int) -> SplitConfig:
+        """The split that leaves fold 1 to 5 of IDRiD's 54 photographs out: blocks of 11, the last, which is the default
+        split's, of 10."""
+        first = 11 * (number - 1) + 1
+        return cls(validation=tuple(f"IDRiD_{n:02d}" for n in range(first, min(first + 11, 55))))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:

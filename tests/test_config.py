@@ -22,6 +22,7 @@ from ma_cluster.config import (
     DetectorConfig,
     Recipe,
     ScoreOptions,
+    SplitConfig,
     deciding,
     digest,
     lite,
@@ -232,3 +233,9 @@ def test_a_recipe_from_before_a_field_has_the_digest_of_one_that_says_its_defaul
 def test_recipes_of_other_networks_have_other_digests() -> None:
     recipes: list[Recipe] = [paper(), lite(), tiny()]
     assert len({digest(deciding(recipe)) for recipe in recipes}) == 3
+
+
+def test_each_photograph_is_left_out_of_one_fold_and_the_last_is_the_usual_split() -> None:
+    names = [name for number in range(1, 6) for name in SplitConfig.fold(number).validation]
+    assert names == [f"IDRiD_{number:02d}" for number in range(1, 55)]
+    assert SplitConfig.fold(5) == SplitConfig()

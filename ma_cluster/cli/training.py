@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from ma_cluster.cli.app import Address, app, detector_threads
-from ma_cluster.config import RECIPES, Negatives, Recipe
+from ma_cluster.config import RECIPES, Negatives, Recipe, SplitConfig
 from ma_cluster.errors import ObjectMissingError, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class TrainOptions:
     out: Annotated[str, typer.Option(metavar="URL", help="Where checkpoints and log go.")]
     recipe: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = "lite"
     healthy: Annotated[str | None, typer.Option(metavar="URL", help=_HEALTHY)] = None
+    fold: Annotated[
+        int, typer.Option(min=1, max=5, help="Fifth of IDRiD's photographs that validates; 5 is 45-54.")
+    ] = 5
     hgn_half: Annotated[str | None, typer.Option(metavar="URL", help="Train more where this one errs.")] = None
     init: Annotated[str | None, typer.Option(metavar="MODEL|URL", help="Begin with these weights.")] = None
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's.")] = None
@@ -64,7 +67,7 @@ class TrainOptions:
             network=network,
             data=self.data,
             out=open_store(self.out).url,  # a relative path leads elsewhere in the workers
-            recipe=recipe,
+            recipe=recipe if self.fold == 5 else replace(recipe, split=SplitConfig.fold(self.fold)),
             healthy=self.healthy,
             hgn_half=self.hgn_half,
             init=self.init,

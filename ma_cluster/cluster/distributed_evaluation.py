@@ -19,7 +19,7 @@ from ma_cluster.cluster.connection import answer, check_gpus, connected
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import ImageError, MaClusterError, UsageError
 from ma_cluster.evaluation.image_figures import GradedAnswer, answer_photograph
-from ma_cluster.evaluation.tally import ROWS, Tally, evaluate_photograph, network_of, rows_given
+from ma_cluster.evaluation.tally import DETECT, ROWS, Tally, evaluate_photograph, network_of, rows_given
 from ma_cluster.images.datasets import (
     Graded,
     Sample,
@@ -76,7 +76,7 @@ def evaluate(bundle: Bundle, request: EvaluationRequest, on_progress: OnProgress
     check_gpus(request.address, request.gpus)
     rows = chosen_rows(bundle, request.rows)
     jobs = _jobs(request, bundle.recipe.split, rows)
-    needed = {*DETECTING, *map(network_of, rows)}
+    needed = {*DETECTING, *(network_of(row) for row in rows if row != DETECT)}
     return sum(_looked_at(_only(bundle, needed), jobs, request, on_progress), Tally())
 
 
@@ -138,17 +138,18 @@ def _looked_at(
 
 
 def chosen_rows(bundle: Bundle, wanted: Sequence[str] | None) -> list[str]:
-    """The rows that are counted, in the paper's order.
+    """The rows that are counted: those of the paper, in its order, and what `detect` does.
 
     Raises:
         UsageError: there is no row of a name, or the model has not the network for it.
     """
-    given = rows_given(bundle.weights)
+    given = [*rows_given(bundle.weights), DETECT]
     if wanted is None:
         return given
-    unknown, missing = set(wanted) - ROWS.keys(), set(wanted) - set(given)
+    known = [*ROWS, DETECT]
+    unknown, missing = set(wanted) - set(known), set(wanted) - set(given)
     if unknown or not wanted:
-        raise UsageError(f"no row named {', '.join(sorted(unknown)) or 'nothing'}; there are all, {', '.join(ROWS)}")
+        raise UsageError(f"no row named {', '.join(sorted(unknown)) or 'nothing'}; there are all, {', '.join(known)}")
     if missing:
         raise UsageError(
             f"the model has no network for {', '.join(sorted(missing))}; `ma-cluster bundle` packs one (--prn, --cls)"

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 from numpy import ndarray
 
 from ma_cluster.errors import UsageError
+from ma_cluster.evaluation.false_pixels import PLACES
 from ma_cluster.evaluation.scoring import (
     RATES,
     Operating,
@@ -87,6 +88,21 @@ def healthy_figures(tally: Tally) -> dict[str, Any] | None:
         "median": float(np.median(called)),
         "most": max(called),
         "images_without": sum(count == 0 for count in called),
+    }
+
+
+def called_figures(tally: Tally) -> dict[str, Any]:
+    """What `detect` reports at the default operating point on annotated photographs, and on what its outlines err.
+
+    `false_on` are shares of the false pixels of all outlines, the unsure ones too; see `false_pixels`.
+    """
+    annotated = [photograph for photograph in tally.photographs if photograph.lesions]
+    lesions = sum(next(iter(photograph.lesions.values())).lesions for photograph in annotated)
+    pixels = {place: sum(photograph.false_on.get(place, 0) for photograph in annotated) for place in PLACES}
+    return {
+        "found": _rounded(sum(photograph.found for photograph in annotated) / max(lesions, 1)),
+        "false_per_image": _rounded(float(np.mean([photograph.false for photograph in annotated]))),
+        "false_on": {place: _rounded(count / max(sum(pixels.values()), 1)) for place, count in pixels.items()},
     }
 
 

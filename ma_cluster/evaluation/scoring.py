@@ -61,6 +61,13 @@ def coarse(counts: PixelCounts) -> Int64[ndarray, "2 b"]:
     return np.add.reduceat(np.stack([counts.lesion, counts.background]), _STARTS, axis=1)
 
 
+def fine(counts: Int64[ndarray, "2 b"]) -> PixelCounts:
+    """Coarse counts as `PixelCounts`, each bin's pixels at its lowest score."""
+    spread = np.zeros((2, BINS), np.int64)
+    spread[:, _STARTS] = counts
+    return PixelCounts(*spread)
+
+
 def score_bins(probability: Float32[ndarray, "*s"]) -> UInt16[ndarray, "*s"]:
     """The bin of each pixel."""
     return (probability * np.float32(BINS - 1)).astype(np.uint16)
@@ -180,6 +187,12 @@ class LesionCounts:
 def label(mask: Bool[ndarray, "h w"]) -> Int32[ndarray, "h w"]:
     """The 8-connected components of a mask, numbered from 1; 0 is background."""
     return cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1]
+
+
+def found_and_false(called: Bool[ndarray, "h w"], labels: Int32[ndarray, "h w"]) -> tuple[int, int]:
+    """How many reference lesions, numbered, what is called overlaps; and how many called lesions overlap none."""
+    found = len(np.unique(labels[called & (labels > 0)]))
+    return found, _false_components(called, labels > 0)
 
 
 def sensitivity_at(counts: LesionCounts, rate: float) -> float:

@@ -9,17 +9,20 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 from numpy import ndarray
 
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.examples import Example, Judged, find_examples, worst_first
-from ma_cluster.evaluation.scoring import LesionCounts, PixelCounts, coarse, label
+from ma_cluster.evaluation.false_pixels import false_pixels
+from ma_cluster.evaluation.scoring import LesionCounts, PixelCounts, coarse, found_and_false, label
 from ma_cluster.hypotheses.maps import Map, Maps, fuse
-from ma_cluster.images.datasets import Sample, decode_mask, read_object
+from ma_cluster.images.datasets import Sample, decode_mask, kind_of, read_object
 from ma_cluster.images.reading import Prepared
 from ma_cluster.lesions.detector import Detector
+from ma_cluster.lesions.findings import Detection
 
 ROWS: dict[str, Callable[[Maps], Map]] = {
     "hgn_1x": lambda maps: maps.hgn_1x,
@@ -32,6 +35,8 @@ ROWS: dict[str, Callable[[Maps], Map]] = {
     "prn_geometric": lambda maps: fuse(maps.stack(), "geometric"),
 }
 """The rows of the paper's Table 2, in its order, each as a fusion of the maps that its network completes."""
+DETECT = "detect"
+"""Counted beside them: what `detect` does, pixels by the bundle's own fusion, lesions by the score of each outline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +60,16 @@ class Photograph:
     healthy: bool
     called: int
     """Lesions that `Detector.detect` reports on it."""
-    pixels: dict[str, Int64[ndarray, "2 b"]]
+    pixels: dict[str, Int64[ndarray, "2 b"]] = field(default_factory=dict)
     """Coarse pixel counts by row; none where it is counted among the healthy ones only."""
+    lesions: dict[str, LesionCounts] = field(default_factory=dict)
+    """Lesions by row."""
+    found: int = 0
+    """Reference lesions that what is called overlaps."""
+    false: int = 0
+    """Called lesions that overlap none."""
+    false_on: dict[str, int] = field(default_factory=dict)
+    """What the false pixels of all outlines lie on; see `false_pixels`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +109,43 @@ def evaluate_photograph(detector: Detector, sample: Sample, number: int, rows: S
     digest = hashlib.sha256(data + (mask or b"")).hexdigest()
     healthy = sample.label == "healthy"
     if not rows:
-        return Tally(photographs=(Photograph(number, digest, healthy, len(detector.segment(prepared).lesions), {}),))
+        called = len(detector.segment(prepared).lesions)
+        return Tally(photographs=(Photograph(number, digest, healthy, called),))
     labels = label(_reference(mask, prepared))
-    maps = _maps(detector, prepared, {detector.stage, *map(network_of, rows)})
+    maps = _maps(detector, prepared, rows)
     own = maps[detector.stage]
-    detection = detector.decide(prepared, own)
-    fused = prepared.grid.uncrop(own.fused(detector.recipe.detector), prepared.shape)
+    detection, outlined = (detector.decide(prepared, own, point) for point in ("default", "sensitive"))
+    fused = own_grid(own.fused(detector.recipe.detector), prepared)
+    counts = {row: _count(row_map(row, maps, prepared), labels) for row in rows if row != DETECT}
+    if DETECT in rows:
+        by_score = LesionCounts.of(scores_drawn(outlined), labels)
+        counts[DETECT] = RowCounts(PixelCounts.of(fused, labels > 0), by_score)
+    others = {kind_of(url): decode_mask(read_object(url)) for url in sample.other_masks}
+    found, false = found_and_false(detection.mask, labels)
+    photograph = Photograph(
+        number,
+        digest,
+        healthy,
+        len(detection.lesions),
+        {row: coarse(of_row.pixels) for row, of_row in counts.items()},
+        {row: of_row.lesions for row, of_row in counts.items()},
+        found,
+        false,
+        false_pixels(outlined.mask, labels > 0, others, prepared),
+    )
     examples = find_examples(Judged(prepared, detection.mask, labels, fused), number)
-    counts = {row: _count(row_map(row, maps, prepared), labels) for row in rows}
-    pixels = {row: coarse(of_row.pixels) for row, of_row in counts.items()}
-    return Tally(counts, (Photograph(number, digest, healthy, len(detection.lesions), pixels),), tuple(examples))
+    return Tally(counts, (photograph,), tuple(examples))
+
+
+def scores_drawn(detection: Detection) -> Float32[ndarray, "h w"]:
+    """The outline of each lesion filled with its score; 0 elsewhere."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(detection.mask.astype(np.uint8), connectivity=8)
+    numbers = {tuple(of_one): number for number, of_one in enumerate(stats.tolist())}
+    scores = np.zeros(count, np.float32)
+    for lesion in detection.lesions:
+        top, left, bottom, right = lesion.bbox
+        scores[numbers[left, top, right - left, bottom - top, lesion.area_px]] = lesion.score
+    return scores[labels]
 
 
 def network_of(row: str) -> str:
@@ -114,7 +154,7 @@ def network_of(row: str) -> str:
 
 
 def rows_given(networks: Collection[str]) -> list[str]:
-    """The rows that a bundle of these networks gives, in the paper's order."""
+    """The rows of the paper that a bundle of these networks gives, in its order."""
     return [row for row in ROWS if network_of(row) in {"hgn", *networks}]
 
 
@@ -134,9 +174,13 @@ def own_grid(fused: Map, prepared: Prepared) -> Float32[ndarray, "h w"]:
     return np.clip(prepared.grid.uncrop(fused, prepared.shape), 0, 1)
 
 
-def _maps(detector: Detector, prepared: Prepared, networks: Collection[str]) -> dict[str, Maps]:
-    """The maps of the hypothesis networks, and as each of the other networks completes them."""
-    hypotheses = detector.hypotheses(prepared)
+def _maps(detector: Detector, prepared: Prepared, rows: Sequence[str]) -> dict[str, Maps]:
+    """By network the maps of the hypothesis networks, and as it completes them; what no row asks for is not run."""
+    networks = {detector.stage, *(network_of(row) for row in rows if row != DETECT)}
+    half_alone = detector.looks_at_half_alone and not {*rows} - {DETECT, "hgn_half"}
+    hypotheses = detector.hypotheses(prepared, half_alone=half_alone)
+    if half_alone:
+        return dict.fromkeys(networks, hypotheses)
     refiners = [network for network in detector.refiners if network in networks]
     return {"hgn": hypotheses} | {name: detector.refinements(prepared, hypotheses, name) for name in refiners}
 

@@ -37,7 +37,7 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One photograph, its microaneurysm mask where it has one, and the masks of other lesions; see `kind_of`."""
+    """One photograph, its microaneurysm mask where it has one, and what else is outlined on it; see `kind_of`."""
 
     name: str
     image: str
@@ -159,7 +159,7 @@ def read_graded(url: str, split: SplitConfig, annotated: Sequence[Sample] = ()) 
 
 
 def kind_of(mask_url: str) -> str:
-    """The kind of lesion that a mask of IDRiD's layout outlines: MA, HE, EX or SE."""
+    """What a mask of IDRiD's layout outlines: the lesions MA, HE, EX or SE, or OD, the optic disc."""
     return PurePosixPath(mask_url).stem.rpartition("_")[2]
 
 
@@ -190,7 +190,7 @@ def _read_idrid(url: str, split: SplitConfig) -> Iterator[Sample]:
         name = PurePosixPath(key).stem
         own = masks.get(name, {})
         part: Split = "test" if f"/{TEST_PART}/" in key else "validation" if name in split.validation else "training"
-        others = tuple(own[kind] for kind in ("HE", "EX", "SE") if kind in own)
+        others = tuple(own[kind] for kind in ("HE", "EX", "SE", "OD") if kind in own)
         label: Label = "lesion" if "MA" in own else "healthy"
         yield Sample(name, _join(store, key), own.get("MA"), label, part, others)
 

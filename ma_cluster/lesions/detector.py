@@ -115,6 +115,12 @@ class Detector:
         return known
 
     @property
+    def looks_at_half_alone(self) -> bool:
+        """Whether nothing but the 0.5x network has a say in its lesions."""
+        config = self.recipe.detector
+        return config.weight_1x == 0 and (self.stage != "prn" or config.weight_prn == 0)
+
+    @property
     def refiners(self) -> tuple[Refiner, ...]:
         """The refinement networks that the bundle has."""
         return tuple(self._refiners)
@@ -188,10 +194,11 @@ class Detector:
         hypotheses = self.hypotheses(prepared)
         return self.refinements(prepared, hypotheses) if self.stage == "prn" else hypotheses
 
-    def hypotheses(self, prepared: Prepared) -> Maps:
-        """The maps of the two hypothesis networks alone."""
+    def hypotheses(self, prepared: Prepared, *, half_alone: bool = False) -> Maps:
+        """The maps of the two hypothesis networks alone, or of that at 0.5x: then the other's is 0."""
         kinds = self.kinds(prepared)
-        one, half = self._one(prepared, prepared.fov_1x), _on_1x(kinds[0], prepared)
+        half = _on_1x(kinds[0], prepared)
+        one = np.zeros_like(half) if half_alone else self._one(prepared, prepared.fov_1x)
         return self._maps(one, half, kinds, prepared)
 
     def features(self, prepared: Prepared) -> dict[str, float]:

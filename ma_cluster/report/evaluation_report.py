@@ -15,9 +15,18 @@ import numpy as np
 from ma_cluster.bundle import Bundle
 from ma_cluster.config import digest
 from ma_cluster.evaluation.examples import sheets
-from ma_cluster.evaluation.figures import COVERAGE, FEWEST, RESAMPLES, SEED, healthy_figures, table_figures
+from ma_cluster.evaluation.figures import (
+    COVERAGE,
+    FEWEST,
+    RESAMPLES,
+    SEED,
+    called_figures,
+    healthy_figures,
+    table_figures,
+)
+from ma_cluster.evaluation.pooling import PHOTOGRAPHS, encode_photographs
 from ma_cluster.evaluation.scoring import RATES, precision_recall
-from ma_cluster.evaluation.tally import ROWS, Tally, network_of, rows_given
+from ma_cluster.evaluation.tally import DETECT, ROWS, Tally, network_of, rows_given
 from ma_cluster.storage.store import Store
 
 if TYPE_CHECKING:
@@ -53,12 +62,23 @@ CONVENTIONS = {
     "froc": "Share of the reference lesions found with at most so many false ones a photograph. Lesions are "
     + "8-connected; one overlapping pixel finds a lesion; a called component without overlap is false, however small. "
     + "Thresholds from the highest down to where the rate is first passed. A component that covers much finds much.",
+    "detect": "Pixels by the map that `detect` outlines; in froc each outline as a whole, by its score.",
+    "found": "Reference lesions that what `detect` reports overlaps; beside them what it reports that overlaps none.",
+    "false_on": "Shares of the false pixels of all its outlines; rim is within 8 px (1x grid) of a reference lesion; "
+    + "vessels are found roughly; other lesions and the disc where the data set outlines them.",
     "healthy": "Lesions that `detect` reports, at the detector's own fusion, threshold and smallest area.",
 }
 BOOTSTRAP = {"resamples": RESAMPLES, "seed": SEED, "coverage": COVERAGE}
 _COLUMNS = ["row", "AUC PR (33)", "average precision", "F1", "precision", "recall", "FROC mean"]
 _PAPER_COLUMNS = ["paper: AUC PR", "F1", "precision", "recall"]
-COLOURS = {"hgn_1x": "#000000", "hgn_half": "#E69F00", "hgn": "#56B4E9", "cls": "#CC79A7", "prn": "#009E73"}
+COLOURS = {
+    "hgn_1x": "#000000",
+    "hgn_half": "#E69F00",
+    "hgn": "#56B4E9",
+    "cls": "#CC79A7",
+    "prn": "#009E73",
+    "detect": "#D55E00",
+}
 """Okabe and Ito's palette, told apart by the colour-blind; a network's arithmetic row is dashed."""
 _POINTS = 400
 
@@ -74,10 +94,11 @@ def table(tally: Tally, bundle: Bundle, split: str) -> dict[str, Any]:
     pooled = [photograph for photograph in tally.photographs if photograph.pixels]
     detector, given = bundle.recipe.detector, rows_given(bundle.weights)
     return {
-        **table_figures(tally, thresholds),
+        **apart(table_figures(tally, thresholds)),
         "left_out": {row: f"the bundle has no {network_of(row)}" for row in ROWS if row not in given},
         "images": len(pooled),
         "lesions": next(iter(tally.rows.values())).lesions.lesions,
+        "called": called_figures(tally),
         "healthy": healthy_figures(tally),
         "split": split,
         "bundle": bundle.digest,
@@ -87,6 +108,17 @@ def table(tally: Tally, bundle: Bundle, split: str) -> dict[str, Any]:
         "conventions": CONVENTIONS,
         **made(),
     }
+
+
+def apart(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures with what `detect` does beside the rows of the paper, not among them."""
+    rows = dict(figures["rows"])
+    return {**figures, "detect": rows.pop(DETECT, None), "rows": rows}
+
+
+def all_rows(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of the paper and, where it was counted, what `detect` does, by name."""
+    return values["rows"] | ({DETECT: values["detect"]} if values.get("detect") else {})
 
 
 def made() -> dict[str, Any]:
@@ -108,6 +140,7 @@ def write_evaluation(out: Store, values: Mapping[str, Any], tally: Tally) -> Non
     out.put("froc.png", draw_froc(tally, values))
     for name, jpeg in sheets(tally.examples).items():
         out.put(f"examples/{name}.jpg", jpeg)
+    out.put(PHOTOGRAPHS, encode_photographs(tally.photographs))
     out.put("table.md", ("\n".join(markdown(values)) + "\n").encode())
     out.put("table.json", (json.dumps(values, indent=2) + "\n").encode())
 
@@ -123,6 +156,7 @@ def markdown(values: Mapping[str, Any]) -> Iterable[str]:
     yield ""
     yield from differences_markdown(values)
     yield ""
+    yield from called_markdown(values)
     yield from healthy_markdown(values)
 
 
@@ -131,11 +165,12 @@ def rows_markdown(values: Mapping[str, Any]) -> Iterable[str]:
     columns = [*_COLUMNS, *_PAPER_COLUMNS]
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
-    for name in ROWS:
-        if name in values["rows"] or name in values["left_out"]:
-            cells = [name, *_own_cells(values, name), *(f"{value:.3f}" for value in PAPER[name])]
+    for name in (*ROWS, DETECT):
+        if name in all_rows(values) or name in values["left_out"]:
+            paper = [f"{value:.3f}" for value in PAPER[name]] if name in PAPER else [""] * len(_PAPER_COLUMNS)
+            cells = [name, *_own_cells(values, name), *paper]
             yield f"| {' | '.join(cells)} |"
-    sources = {row["threshold_from"] for row in values["rows"].values()}
+    sources = {row["threshold_from"] for row in all_rows(values).values()}
     yield ""
     yield "Average precision with its 95 % interval over photographs. F1, precision, recall at the best threshold of"
     yield f"{' or '.join(sorted(sources))}. The paper's figures are of IDRiD's 27 test photographs; its thresholds are"
@@ -146,7 +181,7 @@ def _own_cells(values: Mapping[str, Any], name: str) -> list[str]:
     """What was measured of a row, or why nothing was."""
     if name in values["left_out"]:
         return [values["left_out"][name], *[""] * (len(_COLUMNS) - 2)]
-    row = values["rows"][name]
+    row = all_rows(values)[name]
     interval = f"{row['average_precision']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f})"
     rest = [row["f1"], row["precision"], row["recall"], row["froc"]["mean"]]
     return [f"{row['auc_pr_33']:.3f}", interval, *(f"{value:.3f}" for value in rest)]
@@ -159,6 +194,17 @@ def differences_markdown(values: Mapping[str, Any]) -> Iterable[str]:
     for d in values["differences"]:
         interval = f"{d['ci_low']:+.3f} to {d['ci_high']:+.3f}"
         yield f"| {d['better']} beats {d['than']} | {d['difference']:+.3f} | {interval} | {d['claim']} |"
+
+
+def called_markdown(values: Mapping[str, Any]) -> Iterable[str]:
+    """What is called on the annotated photographs, and what the false pixels lie on."""
+    called = values["called"]
+    places = sorted(called["false_on"].items(), key=lambda place: -place[1])
+    shares = ", ".join(f"{place.replace('_', ' ')} {share:.0%}" for place, share in places if share >= 0.005)
+    found, false = called["found"], called["false_per_image"]
+    yield f"What is called finds {found:.0%} of the lesions, with {false:.1f} false calls a photograph."
+    yield f"The false pixels of all outlines lie on: {shares}."
+    yield ""
 
 
 def healthy_markdown(values: Mapping[str, Any]) -> Iterable[str]:
@@ -176,7 +222,7 @@ def healthy_markdown(values: Mapping[str, Any]) -> Iterable[str]:
 def draw_pr(tally: Tally, table: Mapping[str, Any]) -> bytes:
     """Precision against recall over all thresholds; a dot at each row's operating threshold."""
     figure, axes = _canvas("recall (pixels)", "precision (pixels)")
-    for name, row in table["rows"].items():
+    for name, row in all_rows(table).items():
         precision, recall = precision_recall(tally.rows[name].pixels)
         kept = np.unique(np.searchsorted(recall, np.linspace(0, recall[-1], _POINTS)))
         colour, line = _style(name)
@@ -193,7 +239,7 @@ def draw_pr(tally: Tally, table: Mapping[str, Any]) -> bytes:
 def draw_froc(tally: Tally, table: Mapping[str, Any]) -> bytes:
     """Share of the lesions found against false ones a photograph, on a logarithmic axis."""
     figure, axes = _canvas("false lesions a photograph", "sensitivity (lesions)")
-    for name, row in table["rows"].items():
+    for name, row in all_rows(table).items():
         lesions = tally.rows[name].lesions
         colour, line = _style(name)
         text = f"{name}  {row['froc']['mean']:.3f}"

@@ -21,7 +21,7 @@ from ma_cluster.cluster.distributed_evaluation import EvaluationRequest, chosen_
 from ma_cluster.config import GradingConfig, ImageConfig, tiny
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.examples import Kind
-from ma_cluster.evaluation.tally import ROWS, Tally, evaluate_photograph, row_map
+from ma_cluster.evaluation.tally import DETECT, ROWS, Tally, evaluate_photograph, row_map
 from ma_cluster.images.datasets import IMAGES_FOLDER, TEST_PART, decode_mask, read_dataset, read_object
 from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.detector import Detector
@@ -92,7 +92,7 @@ def run(*arguments: object) -> object:
 def test_every_file_is_there_and_opens(results: Path) -> None:
     names = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
     sheets = {f"examples/{kind.value}.jpg" for kind in Kind}
-    assert names == {"table.json", "table.md", "pr.png", "froc.png"} | sheets
+    assert names == {"table.json", "table.md", "photographs.parquet", "pr.png", "froc.png"} | sheets
     for name in {"pr.png", "froc.png"} | sheets:
         with Image.open(results / name) as picture:
             picture.load()
@@ -102,7 +102,7 @@ def test_every_file_is_there_and_opens(results: Path) -> None:
 
 def test_the_table_keeps_its_contract(values: dict[str, Any], model: Path) -> None:
     assert list(values["rows"]) == list(ROWS)
-    for row in values["rows"].values():
+    for row in (*values["rows"].values(), values["detect"]):
         assert row.keys() >= FIGURES
         assert row["ci_low"] <= row["average_precision"] <= row["ci_high"]
         assert row["froc"].keys() == {"0.125", "0.25", "0.5", "1", "2", "4", "8", "mean"}
@@ -159,10 +159,11 @@ def test_two_halves_add_up_to_the_whole_in_any_order(data: Path, model: Path, va
     bundle = load_bundle(model)
     detector = Detector(bundle)
     samples = read_dataset(str(data), bundle.recipe.split)
-    each = [evaluate_photograph(detector, sample, number, list(ROWS)) for number, sample in enumerate(samples, 1)]
+    rows = [*ROWS, DETECT]
+    each = [evaluate_photograph(detector, sample, number, rows) for number, sample in enumerate(samples, 1)]
     first, second = sum(each[:3], Tally()), sum(each[3:], Tally())
     ours, theirs = (table(tally, bundle, "test") for tally in (first + second, second + first))
-    for name in ("rows", "differences", "data", "images", "lesions"):
+    for name in ("rows", "detect", "called", "differences", "data", "images", "lesions"):
         assert ours[name] == theirs[name] == values[name]
     shown = [[(e.kind, e.photograph, e.score) for e in tally.examples] for tally in (first + second, second + first)]
     assert shown[0] == shown[1]
@@ -176,6 +177,34 @@ def test_examples_are_sorted_by_how_wrong_they_are(data: Path, model: Path) -> N
     assert scores[Kind.FALSE_POSITIVE] == sorted(scores[Kind.FALSE_POSITIVE], reverse=True) != []
     assert scores[Kind.FALSE_NEGATIVE] == sorted(scores[Kind.FALSE_NEGATIVE])
     assert all(score >= bundle.recipe.detector.threshold for score in scores[Kind.FALSE_POSITIVE])
+
+
+def test_pooled_with_itself_an_evaluation_says_the_same_and_no_difference(
+    results: Path, values: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["pool", str(results), "--out", str(tmp_path), "--against", str(results)])
+    assert left.value.code == 0
+    pooled = json.loads((tmp_path / "table.json").read_text())
+    assert (pooled["called"], pooled["healthy"], pooled["images"]) == (values["called"], values["healthy"], 6)
+    for name, row in values["rows"].items():
+        assert pooled["rows"][name]["average_precision"] == pytest.approx(row["average_precision"], abs=2e-3)
+        assert pooled["rows"][name]["froc"] == row["froc"]
+    assert len(pooled["against"]) == 2 * (len(ROWS) + 1)
+    assert {(each["ci_low"], each["ci_high"], each["better"]) for each in pooled["against"]} == {
+        (0, 0, "cannot be told")
+    }
+
+
+def test_photographs_cannot_be_pooled_twice_nor_an_older_evaluation(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "older").mkdir()
+    for folder, words in ((results, "more than one of the evaluations"), (tmp_path / "older", "older version")):
+        with pytest.raises(SystemExit) as left:
+            main(["pool", str(results), str(folder), "--out", str(tmp_path / "out")])
+        assert left.value.code == 2
+        assert words in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_without_a_network_its_rows_are_left_out_or_refused_by_name(
