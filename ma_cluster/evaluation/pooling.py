@@ -46,12 +46,12 @@ def pool(photographs: Iterable[Photograph]) -> Tally:
     """The tally of these photographs, pixels by coarse score bins; without examples.
 
     Raises:
-        UsageError: one of them was looked at twice.
+        UsageError: one whose pixels count was looked at twice; healthy ones may be in each fold.
     """
     listed = list(photographs)
-    if len({photograph.digest for photograph in listed}) < len(listed):
-        raise UsageError("a photograph is in more than one of the evaluations; pool those of different photographs")
     annotated = [photograph for photograph in listed if photograph.pixels]
+    if len({photograph.digest for photograph in annotated}) < len(annotated):
+        raise UsageError("a photograph is in more than one of the evaluations; pool those of different photographs")
     common = set.intersection(*({*photograph.pixels} for photograph in annotated)) if annotated else set()
     rows = {}
     for name in [name for name in (annotated[0].pixels if annotated else ()) if name in common]:

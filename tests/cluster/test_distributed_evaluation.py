@@ -199,8 +199,9 @@ def test_pooled_with_itself_an_evaluation_says_the_same_and_no_difference(
 def test_photographs_cannot_be_pooled_twice_nor_an_older_evaluation(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "older").mkdir()
-    for folder, words in ((results, "more than one of the evaluations"), (tmp_path / "older", "older version")):
+    older = tmp_path / "older"
+    older.mkdir()
+    for folder, words in ((results, "more than one of the evaluations"), (older, "older version")):
         with pytest.raises(SystemExit) as left:
             main(["pool", str(results), str(folder), "--out", str(tmp_path / "out")])
         assert left.value.code == 2
