@@ -16,11 +16,14 @@ import pyarrow as pa
 
 from ma_cluster.config import RESULT_VERSION, Recipe, ScoreOptions, deciding, digest
 from ma_cluster.errors import Reason, Status
+from ma_cluster.images.laterality import LEAST_CONFIDENCE, Eye
 from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.findings import Findings
 from ma_cluster.metrics import STAGES
+from ma_cluster.storage.identity import Pseudonyms
 from ma_cluster.storage.store import Entry
 
+EyeSource = Literal["manifest", "dicom", "picture"]
 SECONDS = {stage: f"seconds_{stage}" for stage in STAGES}
 """The column of each stage's wall time."""
 
@@ -31,12 +34,16 @@ class Identity:
 
     patient: str | None = None
     """The pseudonym, or the id where ids are kept."""
-    eye: Literal["R", "L"] | None = None
-    eye_source: Literal["manifest", "dicom", "picture"] | None = None
+    eye: Eye | None = None
+    eye_source: EyeSource | None = None
     eye_confidence: float | None = None
-    """0..1; 1 where it was said."""
+    """0.5..1; 1 where it was said. It is there, too, where it was too low for the eye to be known."""
     visit: str | None = None
     """YYYY-MM-DD, or another label."""
+
+    def to_values(self) -> dict[str, Any]:
+        """As JSON and the columns have it."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +99,10 @@ SCHEMA = pa.schema(
         described("eye", pa.string(), "", "R or L; null where nobody says it and the picture does not tell"),
         described("eye_source", pa.string(), "", "who says it: manifest, dicom or picture"),
         described(
-            "eye_confidence", pa.float64(), "1", "of a picture, probability that it is right; 1 where it was said"
+            "eye_confidence",
+            pa.float64(),
+            "1",
+            "that it is right, by the picture, also where that is too low; 1 where it was said",
         ),
         described("visit", pa.string(), "", "YYYY-MM-DD, or the label that the manifest gives; null where unknown"),
         described(
@@ -148,17 +158,28 @@ def config_digest(recipe: Recipe, decoder: str, options: ScoreOptions | None = N
     return digest(said if point == "default" else said | {"operating_point": point})
 
 
-def identify(entry: Entry) -> Identity:
-    """What is known of a photograph."""
-    said = cast(Literal["R", "L"], entry.eye) if entry.eye else None
-    known = said is not None
-    return Identity(
-        patient=entry.patient or None,
-        eye=said,
-        eye_source="manifest" if known else None,
-        eye_confidence=1.0 if known else None,
-        visit=entry.visit or None,
-    )
+def identify(entry: Entry, facts: Facts | None, pseudonyms: Pseudonyms | None) -> Identity:
+    """What is known of a photograph: what a manifest says goes before what its file says.
+
+    Args:
+        entry: of the plan, which has the manifest's words, and a patient's pseudonym already.
+        facts: of its reading; None where it could not be read.
+        pseudonyms: what a patient is called whom the file names; without them it is not said.
+    """
+    taken = None if facts is None else facts.acquisition
+    patient = entry.patient
+    if not patient and taken is not None and taken.patient_id and pseudonyms is not None:
+        patient = pseudonyms.of(taken.patient_id)
+    visit = entry.visit or (None if taken is None else taken.visit)
+    known: dict[str, Any] = {"patient": patient or None, "visit": visit}
+    if entry.eye:
+        return Identity(**known, eye=cast(Eye, entry.eye), eye_source="manifest", eye_confidence=1.0)
+    if taken is not None and taken.laterality is not None:
+        return Identity(**known, eye=taken.laterality, eye_source="dicom", eye_confidence=1.0)
+    side = None if facts is None else facts.side
+    if side is None or side.confidence < LEAST_CONFIDENCE:
+        return Identity(**known, eye_confidence=None if side is None else side.confidence)
+    return Identity(**known, eye=side.eye, eye_source="picture", eye_confidence=side.confidence)
 
 
 def artefact_name(entry: Entry, model_digest: str, config_digest: str) -> str:
@@ -182,7 +203,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "mask_key": outcome.mask_key,
         "overlay_key": outcome.overlay_key,
         **{column: outcome.seconds.get(stage) for stage, column in SECONDS.items()},
-        **({} if outcome.identity is None else dataclasses.asdict(outcome.identity)),
+        **({} if outcome.identity is None else outcome.identity.to_values()),
     }
     if (facts := outcome.facts) is not None:
         row |= {"height": facts.height, "width": facts.width}

@@ -18,6 +18,7 @@ from ma_cluster.archive.run import Run, commit, is_committed
 from ma_cluster.errors import FleetBrokenError, ImageError, Reason, WorkerLostError
 from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.findings import Findings
+from ma_cluster.storage.identity import Pseudonyms
 from ma_cluster.storage.store import Entry, Store
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ class ShardScorer:
     threads: Executor
     """As many as photographs may be in flight, of all shards together: the end of one leaves no thread idle."""
     recorder: Recorder
+    pseudonyms: Pseudonyms | None = None
+    """What patients are called whom DICOM files name; without them nobody is named."""
 
     def score(self, shard: Shard) -> int:
         """Score a shard, write its masks and overlays, commit it, and return the number of its photographs.
@@ -123,7 +126,7 @@ class ShardScorer:
                 reason=error.reason,
                 detail=error.detail,
                 attempts=attempt,
-                identity=identify(entry),
+                identity=identify(entry, facts, self.pseudonyms),
                 facts=facts,
             )
         began = time.perf_counter()
@@ -135,7 +138,7 @@ class ShardScorer:
             reason=None,
             detail=reading.facts.quality.detail,
             attempts=attempt,
-            identity=identify(entry),
+            identity=identify(entry, reading.facts, self.pseudonyms),
             facts=reading.facts,
             findings=segmentation.findings,
             mask_key=mask_key,

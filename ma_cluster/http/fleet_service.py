@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ma_cluster.archive.outcomes import Outcome
+from ma_cluster.archive.outcomes import Outcome, identify
 from ma_cluster.archive.retry import retries
 from ma_cluster.archive.run import Run, committed, read_run
 from ma_cluster.archive.shard_scorer import Reading, Recorder, Segmentation
@@ -31,7 +31,7 @@ from ma_cluster.http.api import Answer
 from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs, JobState
 from ma_cluster.lesions.findings import to_values
 from ma_cluster.metrics import ARCHIVE_STATE
-from ma_cluster.storage.store import Store, open_store
+from ma_cluster.storage.store import Entry, Store, open_store
 
 log = logging.getLogger(__name__)
 _Found = TypeVar("_Found")
@@ -91,6 +91,7 @@ class FleetService:
         facts, findings = reading.facts, segmentation.findings
         self._recorder.decided(Outcome(key="", etag="", reason=None, attempts=1, facts=facts, findings=findings))
         values = to_values(findings, facts.fov, (facts.height, facts.width), facts.quality)
+        values |= identify(Entry("", 0, ""), facts, None).to_values()
         values["seconds"] = facts.seconds | segmentation.seconds
         return Answer(self._model | values, segmentation.mask_png, segmentation.overlay_jpeg)
 

@@ -33,6 +33,7 @@ from ma_cluster.images.acquisition import Acquisition
 from ma_cluster.images.decode import Decoded
 from ma_cluster.images.decode import decode as decode_here
 from ma_cluster.images.fundus import Fov, Fundus, Grid, half_scale, half_scale_mask, locate
+from ma_cluster.images.laterality import Side, tell_eye
 from ma_cluster.images.quality import Quality, assess, exposure_gain, local_mean
 from ma_cluster.storage.manifest import Source
 from ma_cluster.storage.store import Entry
@@ -75,6 +76,8 @@ class Facts:
     """Wall time of the stages fetch (where it was fetched), decode and prepare."""
     acquisition: Acquisition | None = None
     """What a DICOM file says of the patient, the eye and the day; None of other files."""
+    side: Side | None = None
+    """Which eye the picture shows; None where it cannot be told."""
 
 
 def read_photograph(source: Source, entry: Entry, config: ImageConfig, decode: Decode) -> tuple[Prepared, Facts]:
@@ -131,7 +134,9 @@ def read_pixels(
     fundus = locate(pixels, config)
     quality = assess(fundus, noticed, config)
     prepared = prepare(fundus, quality, config)
-    return prepared, Facts(*prepared.shape, prepared.fov, quality, {"prepare": time.perf_counter() - began})
+    side = tell_eye(fundus, config.fov_diameter_px)
+    seconds = {"prepare": time.perf_counter() - began}
+    return prepared, Facts(*prepared.shape, prepared.fov, quality, seconds, side=side)
 
 
 def _fetch(source: Source, entry: Entry, config: ImageConfig) -> bytes:

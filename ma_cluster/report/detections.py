@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
+from ma_cluster.archive.outcomes import identify
 from ma_cluster.config import OperatingPoint
 from ma_cluster.errors import ImageError, Triage, UsageError
+from ma_cluster.images.reading import read_bytes
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.lesions.findings import Detection, encode_mask, encode_overlay, to_values
-from ma_cluster.storage.store import Store
+from ma_cluster.storage.identity import site_pseudonyms
+from ma_cluster.storage.store import Entry, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +64,16 @@ def detect_file(
     started = time.perf_counter()
     data = image.read_bytes()
     try:
-        prepared = detector.prepare(data)
+        prepared, facts = read_bytes(data, detector.recipe.image)
         detection = detector.segment(prepared, operating_point)
     except ImageError as error:
         _put_json(out, image, _without_result(detector, image, error))
         return FileOutcome(image.name, time.perf_counter() - started, error)
     out.put(f"{image.stem}_mask.png", encode_mask(detection.mask))
     out.put(f"{image.stem}_overlay.jpg", encode_overlay(prepared.pixels, detection.mask))
-    _put_json(out, image, _scored(detector, image, detection))
+    pseudonyms = None if facts.acquisition is None else site_pseudonyms()
+    known = identify(Entry("", 0, ""), facts, pseudonyms).to_values()
+    _put_json(out, image, _scored(detector, image, detection) | known)
     return FileOutcome(image.name, time.perf_counter() - started, detection)
 
 

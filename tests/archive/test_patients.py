@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -13,19 +14,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ma_cluster.archive.outcomes import Outcome, identify
+from ma_cluster.archive.outcomes import Identity, Outcome, identify
 from ma_cluster.archive.patients import EYES, VISITS, Rollup, write_patients
 from ma_cluster.archive.plan import read_shard, shards
 from ma_cluster.archive.run import begin_run, commit
 from ma_cluster.archive.summary import finish_run, open_run, read_status
 from ma_cluster.errors import Reason, Triage, UsageError
+from ma_cluster.images.acquisition import Acquisition
 from ma_cluster.images.fundus import Fov
+from ma_cluster.images.laterality import Side
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.findings import Findings
 from ma_cluster.report.console import status_lines
+from ma_cluster.storage.identity import Pseudonyms
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.manifest import Photographs
+from ma_cluster.storage.store import Entry
 
 NONE = {"status": "scored", "gradable": True, "triage": "none"}
 REFER = {"status": "scored", "gradable": True, "triage": "refer"}
@@ -122,7 +127,7 @@ def scored_run(tmp_path: Path, rows: list[str], committed: int = 10**6) -> Local
         for entry in read_shard(dest, shard):
             reason = Reason.TIMEOUT if "late" in entry.key else None
             known: dict[str, Any] = {} if reason else {"facts": FACTS, "findings": FINDINGS}
-            known |= {"key": entry.key, "etag": entry.etag, "attempts": 1, "identity": identify(entry)}
+            known |= {"key": entry.key, "etag": entry.etag, "attempts": 1, "identity": identify(entry, None, None)}
             outcomes.append(Outcome(reason=reason, **known))
         commit(dest, run, shard, outcomes)
     return dest
@@ -163,3 +168,25 @@ def test_a_run_that_knows_no_patients_says_so_and_has_no_such_files(tmp_path: Pa
     assert status.patients is None and list(dest.list("patients/")) == []
     with pytest.raises(UsageError, match="knows no patients"):
         write_patients(dest, status.run)
+
+
+def test_a_manifest_goes_before_a_file_which_names_its_patient_by_a_pseudonym() -> None:
+    taken = Acquisition(patient_id="4711", laterality="L", visit="2024-05-01")
+    facts = dataclasses.replace(FACTS, acquisition=taken)
+    salt = Pseudonyms(b"one salt of a site")
+    bare, said = Entry("a", 1, "1"), Entry("a", 1, "1", patient="p", eye="R", visit="2")
+    assert identify(bare, None, salt) == Identity()
+    known = Identity(patient=salt.of("4711"), eye="L", eye_source="dicom", eye_confidence=1.0, visit="2024-05-01")
+    assert identify(bare, facts, salt) == known
+    assert identify(bare, facts, None).patient is None, "nobody is named who has no pseudonym"
+    told = Identity(patient="p", eye="R", eye_source="manifest", eye_confidence=1.0, visit="2")
+    assert identify(said, facts, salt) == told
+
+
+def test_where_nobody_says_the_eye_the_picture_does_if_it_is_sure() -> None:
+    entry = Entry("a", 1, "1")
+    for confidence, eye, source in ((0.99, "R", "picture"), (0.8, None, None)):
+        facts = dataclasses.replace(FACTS, side=Side("R", confidence, (0.0, 0.0), (0.0, 0.0)))
+        assert identify(entry, facts, None) == Identity(eye=eye, eye_source=source, eye_confidence=confidence)
+        told = dataclasses.replace(facts, acquisition=Acquisition(laterality="L"))
+        assert identify(entry, told, None).eye == "L"

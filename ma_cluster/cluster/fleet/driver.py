@@ -31,6 +31,7 @@ from ma_cluster.cluster.fleet.scoring_app import ScoringApp
 from ma_cluster.cluster.fleet.workers import OnProgress, WorkerSpec, score_shards, workers_for
 from ma_cluster.config import ScoreOptions
 from ma_cluster.errors import UsageError
+from ma_cluster.storage.identity import Pseudonyms
 from ma_cluster.storage.manifest import Photographs
 from ma_cluster.storage.store import Store, open_store
 
@@ -108,7 +109,7 @@ def _begin(photographs: Photographs, root: Store, fleet: Fleet, model: str) -> t
     options = ScoreOptions(fleet.operating_point, photographs.field)
     config = config_digest(bundle.recipe, fleet.sandbox.decoder, options)
     run = begin_run(source, root, bundle.digest, config)
-    return _Driver(root, model_of(model, bundle), fleet), run
+    return _Driver(root, model_of(model, bundle), fleet, photographs.pseudonyms), run
 
 
 def model_of(model: str, bundle: Bundle) -> Model:
@@ -124,6 +125,7 @@ class _Driver:
     """Of the run; masks and overlays of its retries go there, too."""
     model: Model
     fleet: Fleet
+    pseudonyms: Pseudonyms
 
     def complete(self, parts: Store, run: Run, on_progress: OnProgress | None) -> None:
         """Score and commit what is pending; `parts` holds the plan and takes the outcomes."""
@@ -137,7 +139,7 @@ class _Driver:
         with _sigterm_exits(), ray_up, self._fleet_up(run, left) as app, closing(SharedCount()) as count:
             workers, in_flight = workers_for(-(-left // largest_shard(run.plan)), app.fleet)
             scorer = partial(_breaking_scorer, app.name, app.fleet, run.source, count)
-            spec = WorkerSpec(scorer, parts.url, self.root.url, run, in_flight)
+            spec = WorkerSpec(scorer, parts.url, self.root.url, run, in_flight, self.pseudonyms)
             score_shards(chain([first], todo), spec, workers, on_progress, app.waits_for)
 
     @contextmanager

@@ -24,6 +24,7 @@ from ma_cluster.cluster.connection import answer
 from ma_cluster.cluster.fleet.replicas import Fleet
 from ma_cluster.cluster.fleet.scoring_app import SAY_S
 from ma_cluster.errors import FleetBrokenError
+from ma_cluster.storage.identity import Pseudonyms
 from ma_cluster.storage.store import open_store
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ class WorkerSpec:
     run: Run
     in_flight: int
     """Photographs that it may have under way."""
+    pseudonyms: Pseudonyms | None = None
+    """What results call patients whom DICOM files name."""
 
 
 class _Worker:
@@ -69,7 +72,8 @@ class _Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         dest, artefacts = open_store(spec.dest), open_store(spec.artefacts)
         threads = ThreadPoolExecutor(spec.in_flight)
-        self._shards = ShardScorer(spec.scorer(), dest, artefacts, spec.run, threads, recording.Recorder())
+        scored = spec.scorer(), dest, artefacts, spec.run, threads, recording.Recorder()
+        self._shards = ShardScorer(*scored, spec.pseudonyms)
 
     def score(self, shard: Shard) -> int:
         return self._shards.score(shard)
