@@ -31,8 +31,8 @@ from ma_cluster.storage.manifest import Source, is_litter, is_manifest
 from ma_cluster.storage.parquet import DAMAGED, from_parquet, to_parquet
 from ma_cluster.storage.store import Entry, Store
 
-FOLDERS = ("damaged", "masks", "outcomes", "overlays", "patients", "plan", "report", "retries", "reviews")
-FILES = ("run.json", "summary.json")
+FOLDERS = ("damaged", "masks", "outcomes", "overlays", "patients", "plan", "report", "retries", "reviews", "turnover")
+FILES = ("run.json", "summary.json", "turnover.parquet")
 """All that lies in a run's destination: another run does not take it for photographs."""
 _RUN, _PART, _COMMITTED = "ma_cluster.run", "ma_cluster.part", "ma_cluster.committed"  # in each part of the outcomes
 _RESULTS = "results"  # among the versions

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
 
-from ma_cluster.cli.app import Dest, app
+from ma_cluster.cli.app import INCOMPLETE, Dest, FieldDegrees, Model, app, detector_threads
 
 
 @app.command()
@@ -22,3 +25,55 @@ def patients(dest: Dest) -> None:
     for line in patients_lines(write_patients(store, run)):
         typer.echo(line)
     typer.echo(f"{store.url}/patients")
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", exists=True, dir_okay=False, readable=True)],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", exists=True, dir_okay=False, readable=True)],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where the results go.")],
+    years: Annotated[
+        float | None, typer.Option(min=0.001, help="Time between both, for rates; without it there are none.")
+    ] = None,
+    model: Model = "lite",
+    field_degrees: FieldDegrees = 0.0,
+) -> None:
+    """Compare two photographs of one eye: which lesions persist, which are new or gone.
+
+    Writes DIR/compare.json, and DIR/compare.html with both photographs registered. Exit status 3 where they cannot be
+    registered: then nothing is said of lesions.
+    """
+    from ma_cluster.config import KnownField
+    from ma_cluster.lesions.detector import Detector
+    from ma_cluster.report.console import change_line
+    from ma_cluster.report.turnover import compare_files
+    from ma_cluster.storage.store import open_store
+
+    detector = Detector.load(model, threads=detector_threads()).knowing(KnownField(field_degrees))
+    values = compare_files(detector, (before, after), years, open_store(out))
+    typer.echo(change_line(values))
+    if not values["registered"]:
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+def turnover(dest: Dest) -> None:
+    """Compare the photographs of each eye at each two visits that a run knows.
+
+    Writes DEST/turnover.parquet, a row for each pair, and a page for each that can be registered. Exit status 3 where
+    one cannot.
+    """
+    from ma_cluster.report.console import change_line, printable
+    from ma_cluster.report.turnover import turnover_of_run
+
+    unregistered = 0
+
+    def show(row: dict[str, Any]) -> None:
+        nonlocal unregistered
+        unregistered += not row["registered"]
+        names = " ".join(row[name] for name in ("patient", "eye", "before", "after"))
+        typer.echo(f"{printable(names)}: {change_line(row)}")
+
+    typer.echo(turnover_of_run(dest, show))
+    if unregistered:
+        raise typer.Exit(INCOMPLETE)

@@ -90,14 +90,14 @@ _UNIT = 400.0  # pixels: positions over it are about 1, and the normal equations
 _NEWTON = 6
 
 
-def read_view(pixels: UInt8[ndarray, "h w 3"], field: KnownField) -> tuple[View, UInt8[ndarray, "rh rw 3"]]:
-    """What of an upright photograph is registered, and the photograph itself on the reduced grid.
+def read_view(pixels: UInt8[ndarray, "h w 3"], field: KnownField) -> View:
+    """What of an upright photograph is registered.
 
     Raises:
         ImageRefusedError: too_small, no_fov, or unsupported.
     """
     fundus = locate(pixels, field.told(_IMAGE))
-    return view(fundus.canonical, fundus.canonical_fov, fundus.grid), fundus.canonical
+    return view(fundus.canonical, fundus.canonical_fov, fundus.grid)
 
 
 def view(rgb: UInt8[ndarray, "h w 3"], fov: Bool[ndarray, "h w"], grid: Grid) -> View:

@@ -81,6 +81,17 @@ def patients_lines(counts: Mapping[str, Any] | None) -> Iterator[str]:
         )
 
 
+def change_line(values: Mapping[str, Any]) -> str:
+    """What has changed between two photographs of one eye."""
+    if not values["registered"]:
+        return f"not registered: {values['detail']}"
+    kinds = ", ".join(f"{len(values[kind])} {kind}" for kind in ("persisting", "new", "gone", "outside"))
+    rate = values["turnover_per_year"]
+    ended = "no rates without the time between" if rate is None else f"turnover {rate:.1f} a year"
+    where = f"residual {values['residual_px']:.1f} px, overlap {values['overlap']:.0%}"
+    return f"{kinds}; {ended} ({where})"
+
+
 def repair_lines(done: Sequence[PutAside]) -> Iterator[str]:
     """What a repair has put aside."""
     for each in done:

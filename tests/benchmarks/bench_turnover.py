@@ -24,6 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy import ndarray
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from moved_eyes import FIELD, Camera, Movement, on_earlier, random_movement, two_shots
@@ -41,7 +42,7 @@ from ma_cluster.lesions.turnover import Change, Taken, compare
 IDRID, GRADES, HRF, EOPHTHA = "idrid", "idrid_grading/images", "hrf_healthy", "eophtha_ma/images"
 SAME_EYE = (("idrid/IDRiD_39", "idrid_grading/IDRiD_grading_271"), ("IDRiD_grading_013", "IDRiD_grading_397"))
 _FIRST = 5  # of the ten photographs of each set that are taken for strangers: none of them is in SAME_EYE
-_NEIGHBOURS = 2  # numbers of e-ophtha that may be one eye
+_NEIGHBOURS = 1  # numbers of e-ophtha that may be one eye
 
 
 def named(shared: Path, *folders: str) -> dict[str, Path]:
@@ -56,7 +57,7 @@ def pixels_of(path: Path) -> ndarray:
 
 @cache
 def view_of(path: Path) -> View:
-    return read_view(pixels_of(path), KnownField())[0]
+    return read_view(pixels_of(path), KnownField())
 
 
 def spread(values: Any) -> dict[str, float]:
@@ -81,7 +82,7 @@ def warps(shared: Path, photographs: int, detector: Detector | None) -> dict[str
         rng = np.random.default_rng(number)
         movement, pixels = random_movement(rng), pixels_of(path)
         fov = find_fov(pixels, ImageConfig())[0]
-        views = tuple(read_view(shot, FIELD)[0] for shot in two_shots(pixels, pixels, fov, movement, rng))
+        views = tuple(read_view(shot, FIELD) for shot in two_shots(pixels, pixels, fov, movement, rng))
         began = time.process_time()
         found = register(*views)
         seconds.append(time.process_time() - began)
@@ -143,15 +144,15 @@ def pairs(shared: Path, photographs: int, detector: Detector | None) -> dict[str
         masks = [shared / f"eophtha_ma/masks/{name}.png" for name in (first, second)]
         if all(mask.is_file() for mask in masks):
             sides = [Taken(view, outlined(mask)) for view, mask in zip(views, masks, strict=True)]
-            row["outlined"] = counts(compare(*sides, found))
+            row["outlined"] = counts(compare(sides[0], sides[1], found))
         if detector is not None and len(rows) < photographs:
             sides = [
                 detected(detector, pixels_of(paths[name]), view)
                 for name, view in zip((first, second), views, strict=True)
             ]
             row |= {
-                "detected": counts(compare(*sides, found)),
-                "called_alone": counts(compare(*map(without, sides), found)),
+                "detected": counts(compare(sides[0], sides[1], found)),
+                "called_alone": counts(compare(without(sides[0]), without(sides[1]), found)),
             }
         rows.append(row)
     kinds = [kind for kind in ("outlined", "detected", "called_alone") if any(kind in row for row in rows)]
@@ -170,11 +171,15 @@ def phantom(shared: Path, photographs: int, detector: Detector | None) -> dict[s
         both = draw_phantom(pixels, fov, rng, config)
         only = [draw_phantom(both.pixels, fov, rng, config) for _ in range(2)]
         shots = two_shots(only[0].pixels, only[1].pixels, fov, movement, rng)
-        sides = [detected(detector.knowing(FIELD), shot, read_view(shot, FIELD)[0]) for shot in shots]
+        sides = [detected(detector.knowing(FIELD), shot, read_view(shot, FIELD)) for shot in shots]
         found = register(sides[0].view, sides[1].view)
         rows.append(
             {"photograph": path.stem, "registered": found is not None}
-            | ({} if found is None else truth_of(compare(*sides, found), sides, (both, *only), (fov, movement)))
+            | (
+                {}
+                if found is None
+                else truth_of(compare(sides[0], sides[1], found), sides, (both, *only), (fov, movement))
+            )
         )
     return {"pairs": rows, "all": summed([row for row in rows if row["registered"]])}
 
@@ -241,7 +246,7 @@ def without(side: Taken) -> Taken:
 
 def outlined(mask: Path) -> list[Lesion]:
     """The lesions of a reference mask."""
-    pixels = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE) > 127
+    pixels = np.asarray(Image.open(mask).convert("L")) > 127
     _, _, stats, centres = cv2.connectedComponentsWithStats(pixels.astype(np.uint8), connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
     return [

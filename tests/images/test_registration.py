@@ -26,7 +26,7 @@ def field() -> Fov:
 @cache
 def views(movement: Movement, seed: int = 0) -> tuple[View, View]:
     shots = two_shots(RETINA, RETINA, field(), movement, np.random.default_rng(seed))
-    first, second = (read_view(shot, FIELD)[0] for shot in shots)
+    first, second = (read_view(shot, FIELD) for shot in shots)
     return first, second
 
 
