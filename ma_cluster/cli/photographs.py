@@ -166,14 +166,27 @@ def status(
 
 
 @app.command()
-def report(dest: Dest) -> None:
-    """Write a page of an archive run: DEST/report/index.html.
+def report(
+    dest: Annotated[str, typer.Argument(metavar="DEST|RUN", help="Folder or s3:// prefix of a run or a training.")],
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Of an hour of all that an archive run was given: says what it cost.")
+    ] = None,
+) -> None:
+    """Write a page of an archive run, or of a training: DEST/report/index.html, one file that may be mailed.
 
-    Counts, times, what was not scored and why, and the overlays with the most lesions. The run may still go on.
+    Of an archive run: counts, times, cost, what was not scored and why, small pictures of the surest photographs. Of a
+    training: losses, validation, the ledger. Either may still go on.
     """
-    from ma_cluster.report.run_report import write_report
+    from ma_cluster.report.run_report import is_training, write_report
 
-    typer.echo(write_report(dest))
+    if not is_training(dest):
+        typer.echo(write_report(dest, price))
+        return
+    if price is not None:
+        raise UsageError("--price is for archive runs; leave it out for a training")
+    from ma_cluster.report.training_report import write_training_report
+
+    typer.echo(write_training_report(dest))
 
 
 @app.command()

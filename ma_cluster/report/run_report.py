@@ -1,37 +1,44 @@
-"""An archive run as people look at it: a page, DEST/report/index.html, and its masks against reference masks.
+"""An archive run as people look at it: one page that may be mailed, DEST/report/index.html; its masks against others.
 
-The page comes from the outcomes in the store alone: what was counted, how long it took, why photographs were refused,
-and the overlays with the most lesions first. A key is somebody else's text: the template escapes all that it shows.
+The page comes from the outcomes in the store alone: what was counted, how long it took and what it cost, why
+photographs were refused, and small pictures of the surest ones. A key is somebody else's text: the template escapes it.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count, pairwise
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import quote
 
-import jinja2
 import numpy as np
 
 from ma_cluster.archive.retry import latest_outcomes
 from ma_cluster.archive.run import Run
-from ma_cluster.archive.summary import COUNTED, RunStatus, count_outcomes, open_run, status_of
+from ma_cluster.archive.summary import COUNTED, Counts, RunStatus, count_outcomes, open_run, status_of
 from ma_cluster.config import SplitConfig
-from ma_cluster.errors import Status, UsageError
+from ma_cluster.errors import ObjectMissingError, Status, UsageError
 from ma_cluster.evaluation.agreement import Agreement, agree
 from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
-from ma_cluster.storage.store import Store
+from ma_cluster.report.charts import Bar, bars, embedded, parts, render
+from ma_cluster.review.pictures import thumbnail
+from ma_cluster.storage.store import Store, open_store
 
 INDEX = "report/index.html"
-_SHOWN = 120
-"""Photographs of each kind on the page: a browser holds so many overlays, a person looks at fewer."""
+_SHOWN = 48
+"""Photographs of each kind on the page: some 10 kB each."""
+_LISTED = 120
+_THUMBNAIL_PX = 220
+_READS = 8
 _TRIAGE = {"none": "no referral", "refer": "to refer", "ungradable": "ungradable, not referred", None: "no triage"}
+_STATUSES = {"scored": "scored", "refused": "refused", "failed": "failed", "left": "without an outcome"}
 _LESION_BINS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
+_SHARES = 20  # bins of what lies in 0..1
+_TIMES = 48  # bins of a run's time
 _COLUMNS = [
     "status",
     "reason",
@@ -46,48 +53,38 @@ _COLUMNS = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """One bar of a chart: what it counts, how many, and its length over the longest."""
-
-    label: str
-    value: str
-    share: float
-
-
 @dataclass
 class Digest:
     """What the page shows of a run's outcomes, gathered part by part."""
 
-    most: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)
-    """A heap of (lesions, order of arrival, row)."""
+    surest: list[tuple[tuple[float, int], int, dict[str, Any]]] = field(default_factory=list)
+    """A heap of ((image score, lesions), order of arrival, row)."""
     ungradable: list[tuple[float, int, dict[str, Any]]] = field(default_factory=list)
     """A heap of (lack of quality, order of arrival, row)."""
     unscored: list[dict[str, Any]] = field(default_factory=list)
     unscored_in_all: int = 0
     lesion_counts: np.ndarray = field(default_factory=lambda: np.zeros(len(_LESION_BINS), np.int64))
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(_SHARES, np.int64))
+    qualities: np.ndarray = field(default_factory=lambda: np.zeros(_SHARES, np.int64))
     _arrival: Iterator[int] = field(default_factory=lambda: count(0, -1))
 
     def add(self, row: dict[str, Any]) -> None:
         """Take one photograph's outcome."""
         if row["status"] != Status.SCORED:
             self.unscored_in_all += 1
-            if len(self.unscored) < _SHOWN:
+            if len(self.unscored) < _LISTED:
                 self.unscored.append(row)
             return
-        _keep(self.most, (row["lesion_count"], next(self._arrival), row))
+        score = row["image_score"]
+        _keep(self.surest, ((score or 0.0, row["lesion_count"]), next(self._arrival), row))
+        if score is not None:
+            self.scores[_share_bin(score)] += 1
+        if row["quality"] is not None:
+            self.qualities[_share_bin(row["quality"])] += 1
         if row["gradable"] is False:
             _keep(self.ungradable, (-row["quality"], next(self._arrival), row))
         else:
             self.lesion_counts[np.searchsorted(_LESION_BINS, row["lesion_count"], side="right") - 1] += 1
-
-    def photographs(self) -> list[dict[str, Any]]:
-        """Those with the most lesions, most first."""
-        return _shown(self.most)
-
-    def worst(self) -> list[dict[str, Any]]:
-        """The ungradable ones, the worst first."""
-        return _shown(self.ungradable)
 
     def lesion_bars(self) -> list[Bar]:
         """How many gradable photographs have how many lesions."""
@@ -95,7 +92,23 @@ class Digest:
         ends = [
             str(first) if first + 1 == after else f"{first} to {after - 1}" for first, after in pairwise(_LESION_BINS)
         ]
-        return _bars([*ends, f"{_LESION_BINS[last]} or more"], self.lesion_counts.tolist(), "{:,}")
+        return bars([*ends, f"{_LESION_BINS[last]} or more"], self.lesion_counts.tolist())
+
+    def score_bars(self) -> list[Bar]:
+        """How many photographs have which image score."""
+        return bars(_share_labels(), self.scores.tolist())
+
+    def quality_bars(self) -> list[Bar]:
+        """How many photographs have which quality."""
+        return bars(_share_labels(), self.qualities.tolist())
+
+
+def _share_bin(value: float) -> int:
+    return min(_SHARES - 1, int(value * _SHARES))
+
+
+def _share_labels() -> list[str]:
+    return [f"{place / _SHARES:.2f}" for place in range(_SHARES)]
 
 
 def _keep(heap: list[tuple[Any, int, dict[str, Any]]], item: tuple[Any, int, dict[str, Any]]) -> None:
@@ -103,55 +116,91 @@ def _keep(heap: list[tuple[Any, int, dict[str, Any]]], item: tuple[Any, int, dic
     push(heap, item)
 
 
-def _shown(heap: list[tuple[Any, int, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of a heap, largest first, with what is said below each overlay."""
-    return [row | {"overlay": quote(row["overlay_key"]), "seen": _seen(row)} for *_, row in sorted(heap, reverse=True)]
+def _shown(dest: Store, heap: list[tuple[Any, int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of a heap, largest first, with a small picture and what is said below it."""
+    rows = [row for *_, row in sorted(heap, reverse=True)]
+    with ThreadPoolExecutor(_READS) as readers:
+        pictures = readers.map(lambda row: _picture(dest, row["overlay_key"]), rows)
+        return [row | {"picture": seen, "seen": _seen(row)} for row, seen in zip(rows, pictures, strict=True)]
+
+
+def _picture(dest: Store, key: str) -> str:
+    """Of an overlay; nothing where it is gone, or damaged."""
+    try:
+        return embedded(thumbnail(dest.get(key), _THUMBNAIL_PX))
+    except (ObjectMissingError, ValueError):
+        return ""
 
 
 def _seen(row: dict[str, Any]) -> str:
-    score = "" if row["image_score"] is None else f" (image score {row['image_score']:.2f})"
-    return f"{_TRIAGE[row['triage']]}{score}, {row['detail'] or 'gradable'}"
+    score = "" if row["image_score"] is None else f", {row['image_score']:.2f}"
+    return f"{_TRIAGE[row['triage']]}{score}"
 
 
-def write_report(dest_url: str) -> str:
+def is_training(url: str) -> bool:
+    """Whether a training lies there, and no archive run."""
+    try:
+        return b'"network"' in open_store(url).get("run.json")
+    except ObjectMissingError:
+        return False
+
+
+def write_report(dest_url: str, price: float | None = None) -> str:
     """Write the page of a run, finished or not, and return its URL; an earlier one is replaced.
+
+    Args:
+        dest_url: of the run.
+        price: of an hour of all that the run was given; None says nothing of cost.
 
     Raises:
         UsageError: there is no run.
         StoreError: an outcome cannot be read, or the page not be written.
     """
     dest, run = open_run(dest_url)
-    digest, parts = Digest(), []
+    digest, counted = Digest(), []
     for table in latest_outcomes(dest, run, [*_COLUMNS, *(name for name in COUNTED if name not in _COLUMNS)]):
-        parts.append(count_outcomes(table))
+        counted.append(count_outcomes(table))
         for row in table.select(["key", *_COLUMNS]).to_pylist():
             digest.add(row)
-    dest.put(INDEX, render(status_of(dest, run, parts), digest).encode())
+    status = status_of(dest, run, counted)
+    counts, rate = status.counts, status.images_per_second
+    page = render(
+        "run.html",
+        status=status,
+        digest=digest,
+        outcomes=_outcomes(status),
+        triages=parts({todo: (_TRIAGE[todo], number) for todo, number in counts.triage.items()}),
+        triage=_TRIAGE,
+        throughput=throughput(counted),
+        reasons=bars(list(counts.reasons), list(counts.reasons.values())),
+        stages=bars(list(counts.seconds), list(counts.seconds.values()), "{:,.1f} s"),
+        flags=bars([flag.replace("_", " ") for flag in counts.flags], list(counts.flags.values())),
+        price=price,
+        cost=None if price is None or not rate else price * 1000 / rate / 3600,
+        worst=_shown(dest, digest.surest),
+        ungradable=_shown(dest, digest.ungradable),
+    )
+    dest.put(INDEX, page.encode())
     return f"{dest.url}/{INDEX}"
 
 
-def render(status: RunStatus, digest: Digest) -> str:
-    """The page as HTML. It loads nothing but the overlays, by paths relative to itself."""
-    loader = jinja2.PackageLoader("ma_cluster.report")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    reasons = _bars(list(status.counts.reasons), list(status.counts.reasons.values()), "{:,}")
-    stages = _bars(list(status.counts.seconds), list(status.counts.seconds.values()), "{:,.1f} s")
-    flags = _bars(list(status.counts.flags), list(status.counts.flags.values()), "{:,}")
-    page: str = environment.get_template("run.html").render(
-        status=status,
-        digest=digest,
-        reasons=reasons,
-        stages=stages,
-        flags=flags,
-        triage=_TRIAGE,
-        written=datetime.now(UTC).isoformat(timespec="seconds"),
+def _outcomes(status: RunStatus) -> Any:
+    numbers = dict(status.counts.statuses) | {"left": status.remaining}
+    return parts({kind: (words, numbers.get(kind, 0)) for kind, words in _STATUSES.items()})
+
+
+def throughput(counted: Sequence[Counts]) -> list[Bar]:
+    """Photographs by the time at which they were committed, in at most so many stretches of equal length."""
+    known = [part for part in counted if np.isfinite(part.committed_at)]
+    if len(known) < 2:
+        return []
+    times = np.array([part.committed_at for part in known])
+    numbers, edges = np.histogram(
+        times, min(_TIMES, len(known)), weights=np.array([part.images for part in known], np.float64)
     )
-    return page
-
-
-def _bars(labels: Sequence[str], values: Sequence[float | int], form: str) -> list[Bar]:
-    longest = max(values, default=0) or 1
-    return [Bar(label, form.format(value), value / longest) for label, value in zip(labels, values, strict=True)]
+    form = "%H:%M" if edges[-1] - edges[0] < 86_400 else "%m-%d %H:%M"
+    labels = [datetime.fromtimestamp(edge, UTC).strftime(form) for edge in edges[:-1].tolist()]
+    return bars(labels, numbers.astype(np.int64).tolist())
 
 
 def compare_run(dest_url: str, data_url: str) -> Agreement:

@@ -151,11 +151,11 @@ def write_manifest(store: Store, parts: Sequence[Part]) -> None:
     store.put(_MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
-def read_manifest(store: Store, size: int) -> list[Part]:
+def read_manifest(store: Store, size: int | None = None) -> list[Part]:
     """The files of the snapshot in force, in the order of their ids.
 
     Raises:
-        LedgerLostError: there is no snapshot of `size` patches, or its manifest is damaged.
+        LedgerLostError: there is no snapshot of `size` patches, or of any where it is None, or its manifest is damaged.
     """
     try:
         manifest = json.loads(store.get(_MANIFEST))
@@ -165,6 +165,7 @@ def read_manifest(store: Store, size: int) -> list[Part]:
         raise LedgerLostError("there is no snapshot of the ledger at the URL; check it, or begin anew") from error
     except (ValueError, TypeError, KeyError) as error:
         raise LedgerLostError("the manifest of the ledger's snapshot is damaged; use another snapshot") from error
+    size = ends[-1] if size is None else size
     if manifest.get("format") != FORMAT or ends != [*(part.first for part in parts), size]:
         raise LedgerLostError(
             f"the snapshot ({manifest.get('format')}) holds {ends[-1]} patches, not the {size} of this ledger "

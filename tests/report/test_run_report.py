@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from photographs import encode, noise_photograph
 
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.plan import read_shard
 from ma_cluster.archive.run import begin_run, commit, pending
-from ma_cluster.archive.summary import finish_run, open_run, read_status
+from ma_cluster.archive.summary import Counts, finish_run, open_run, read_status
 from ma_cluster.errors import Flag, Reason, Triage, UsageError
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.findings import Findings, Lesion
 from ma_cluster.report.console import status_lines, summary_lines
-from ma_cluster.report.run_report import Digest, write_report
+from ma_cluster.report.run_report import Digest, throughput, write_report
 from ma_cluster.storage.local import LocalStore
 
 HOSTILE = '<script>alert(1)</script>"onerror=x'
 QUALITY = Quality(0.4, 0.1, 0.08, 0.02, 0.2, 0.9, True, (Flag.FIELD_ASSUMED,))
 FACTS = Facts(100, 120, Fov(50.0, 60.0, 90.0), QUALITY, {})
 LESION = Lesion(1, 5.0, 6.0, (4, 5, 7, 8), 9, 3.4, 0.9, 0.5, 0.9, 40.0)
+
+
+ROW = {"status": "scored", "lesion_count": 0, "image_score": None, "gradable": True, "quality": 0.8}
 
 
 class Page(HTMLParser):
@@ -68,6 +74,7 @@ def committed_run(root: Path) -> Path:
             }
             outcomes.append(Outcome(key=entry.key, etag=entry.etag, reason=None, **scored, **keys))
         commit(store, run, shard, outcomes)
+    store.put("overlays/c.jpg", encode(noise_photograph((120, 100)), "JPEG"))
     return dest
 
 
@@ -75,12 +82,36 @@ def test_the_page_shows_counts_reasons_and_the_overlays_with_most_lesions_first(
     dest = committed_run(tmp_path)
     assert write_report(str(dest)) == f"{dest}/report/index.html"
     page = Page((dest / "report/index.html").read_text())
-    overlays = [kept["src"] for tag, kept in page.tags if tag == "img"]
-    assert overlays == ["../overlays/c.jpg", "../overlays/a%20b.jpg"]
+    pictures = [kept["src"] or "" for tag, kept in page.tags if tag == "img"]
+    assert len(pictures) == 1  # the other overlay is gone
+    assert pictures[0].startswith("data:image/jpeg;base64,")
     assert "not_an_image" in page.texts
     assert "4.0 s" in page.texts
-    assert {f"{count} lesions, to refer (image score 0.62), gradable" for count in (3, 7)} <= set(page.texts)
-    assert write_report(str(dest))  # again, over the first
+    shown = [text for text in page.texts if text in ("3 lesions", "7 lesions")]
+    assert shown == ["7 lesions", "3 lesions"]
+    assert page.texts.count("to refer, 0.62") == 2
+    assert "for a thousand photographs" not in " ".join(page.texts)
+    assert write_report(str(dest), price=2.0)  # again, over the first
+
+
+def test_the_page_is_one_file_that_loads_and_runs_nothing(tmp_path: Path) -> None:
+    dest = committed_run(tmp_path)
+    write_report(str(dest))
+    text = (dest / "report/index.html").read_text()
+    page = Page(text)
+    assert not [kept for _, kept in page.tags if "style" in kept or "onclick" in kept]
+    links = [value or "" for _, kept in page.tags for name, value in kept.items() if name in ("href", "src")]
+    assert all(link.startswith("data:") for link in links)
+    (policy,) = [kept["content"] for tag, kept in page.tags if kept.get("http-equiv") == "Content-Security-Policy"]
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'"
+
+
+def test_photographs_are_counted_by_the_time_at_which_they_were_committed() -> None:
+    parts = [Counts(committed_at=1e9 + minute * 60, images=number) for minute, number in ((0, 3), (1, 5), (9, 2))]
+    assert [bar.value for bar in throughput(parts)] == ["8", "0", "2"]
+    assert throughput(parts[:1]) == []
 
 
 def test_a_finished_run_is_told_with_the_time_of_each_stage(tmp_path: Path) -> None:
@@ -106,8 +137,8 @@ def test_a_key_is_text_whatever_it_holds(tmp_path: Path) -> None:
 def test_lesions_are_counted_in_bins() -> None:
     digest = Digest()
     for lesions in (0, 0, 1, 4, 5, 9, 10, 99, 100, 400):
-        digest.add({"status": "scored", "lesion_count": lesions, "overlay_key": "x", "gradable": True})
-    digest.add({"status": "scored", "lesion_count": 0, "overlay_key": "x", "gradable": False, "quality": 0.3})
+        digest.add(ROW | {"lesion_count": lesions})
+    digest.add(ROW | {"gradable": False, "quality": 0.3})
     bars = {bar.label: bar.value for bar in digest.lesion_bars()}
     assert bars == {
         "0": "2", "1": "1", "2": "0", "3 to 4": "1", "5 to 9": "2", "10 to 19": "1", "20 to 49": "0", "50 to 99": "1",
@@ -137,8 +168,8 @@ def test_an_ungradable_photograph_is_never_counted_as_clean(tmp_path: Path) -> N
     assert all(lines.count(line) == 2 for line in wanted)
     write_report(dest.url)
     page = Page((dest.root / "report/index.html").read_text())
-    overlays = [kept["src"] for tag, kept in page.tags if tag == "img"]
-    assert overlays[:2] == ["../overlays/blurred.jpg", "../overlays/dark.jpg"]
+    keys = [text for text in page.texts if text.endswith(".jpg")]
+    assert keys[-2:] == ["blurred.jpg", "dark.jpg"]
     values = read_status(dest.url).to_json()
     assert (values["clean"], values["ungradable"], values["flags"]["dark"]) == (1, 2, 1)
 
