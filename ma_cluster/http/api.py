@@ -1,5 +1,6 @@
 """The HTTP service as a FastAPI application: requests in, answers of a `Service` out. Knows no Ray.
 
+    GET /                            what this is; for a browser a page
     POST /v1/segment                 an encoded photograph -> triage and lesions as JSON; Accept: image/png the mask,
                                      image/jpeg the overlay; ?operating_point=sensitive&field_degrees=45
     POST /v1/archives                {source, destination, the same options} -> 202 {id, ...}
@@ -29,6 +30,7 @@ from ma_cluster.config import KnownField, OperatingPoint, ScoreOptions
 from ma_cluster.errors import RequestFault
 from ma_cluster.http.errors import RefusedError, answer_errors, documented
 from ma_cluster.http.guard import Guard, HttpLimits
+from ma_cluster.http.pages import add_pages, read_pages
 
 NOTICE = "Research software. It is not a medical device, and nothing it says replaces the judgement of a clinician."
 _Answer = TypeVar("_Answer")
@@ -128,9 +130,14 @@ class _Threads:
 
 
 def _add_root(api: FastAPI, service: Service, health: _Threads) -> None:
-    @api.get("/", responses=documented(403))
-    async def root() -> dict[str, str]:
-        """What this is."""
+    pages = read_pages("ma_cluster.http")
+    add_pages(api, pages)
+
+    @api.get("/", responses=documented(403) | {200: {"content": {"text/html": {}}}}, response_model=dict[str, str])
+    async def root(request: Request) -> Any:
+        """What this is; for a browser, which accepts text/html, a page."""
+        if "text/html" in request.headers.get("accept", ""):
+            return pages["service.html"]
         return {"name": "ma_cluster", "version": __version__, "notice": NOTICE, "api": "/openapi.json"}
 
     @api.get("/healthz", responses=documented(403, 503))
