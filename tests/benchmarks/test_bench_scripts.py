@@ -14,6 +14,7 @@ SCRIPTS = {
     "archive": ["--sizes", "20", "40"],
     "poison": ["--photographs", "10"],
     "soak": ["--minutes", "0.3", "--every", "3", "--job-every", "5"],
+    "review": ["--side-px", "900", "--photographs", "3", "--look-s", "0.5", "--rows", "1000"],
     "patch_stream": ["--side-px", "400", "--steps", "4", "--lead-steps", "2", "--rounds", "1", "--step-ms", "1"],
 }
 

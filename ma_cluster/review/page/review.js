@@ -16,6 +16,7 @@ let reviewer = "";
 let open = null; // the photograph that is shown
 let chosen = null; // the lesion that is
 let seen = 0;
+let askedAt; // when a photograph was asked for, for whoever measures
 
 const say = (text) => { element("said").textContent = text; };
 const microns = (photograph, px) => {
@@ -55,7 +56,7 @@ async function show(id) {
   element("title").title = photograph.key;
   document.title = `${element("title").textContent} – Review`;
   element("place").textContent = `${(worklist.chosen + 1).toLocaleString("en")} of ${worklist.total.toLocaleString("en")}`;
-  viewer.open(photograph);
+  viewer.open(photograph, askedAt);
   if (photograph.width === null) trouble(`Not scored: ${photograph.detail ?? photograph.reason}`);
   drawFacts();
   drawDecisions();
@@ -229,6 +230,7 @@ function undo() {
 }
 
 async function go(by) {
+  askedAt = performance.now();
   const row = await worklist.at(worklist.chosen + by);
   if (!row) return say(by > 0 ? "this is the last photograph" : "this is the first photograph");
   worklist.chosen += by;

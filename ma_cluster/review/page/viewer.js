@@ -1,6 +1,6 @@
 // The light box: a photograph by tiles, outlines and marks over it as vectors, pen and ruler.
 
-import { authorization, make } from "/page/api.js";
+import { authorization } from "/page/api.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const DRAG_PX = 4; // on the screen; less is a click
@@ -100,17 +100,14 @@ export class Viewer extends EventTarget {
     this.#listen();
   }
 
-  /** Show a photograph; with `keep` where the other one stood. */
-  open(photograph, keep = false) {
-    const bounds = keep && this.photograph ? this.seadragon.viewport.getBounds(true) : null;
+  /** Show a photograph that was asked for at a time; how long that took until it was seen is told to tests. */
+  open(photograph, asked = performance.now()) {
     this.photograph = photograph;
     this.pen.replaceChildren();
     this.group.replaceChildren();
     this.seadragon.close();
     if (photograph.width === null) return;
-    if (bounds) this.seadragon.addOnceHandler("open", () => this.seadragon.viewport.fitBounds(bounds, true));
-    const began = performance.now();
-    this.seadragon.addOnceHandler("tile-drawn", () => { this.box.dataset.shownMs = String(Math.round(performance.now() - began)); });
+    this.seadragon.addOnceHandler("tile-drawn", () => { this.box.dataset.shownMs = String(Math.round(performance.now() - asked)); });
     this.seadragon.open(tileSource(photograph, this.view));
   }
 
@@ -251,4 +248,4 @@ export class Viewer extends EventTarget {
   }
 }
 
-export { make, middle };
+export { middle };
