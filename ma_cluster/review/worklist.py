@@ -20,14 +20,13 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from ma_cluster.archive.outcomes import SCHEMA
 from ma_cluster.archive.retry import retries
 from ma_cluster.archive.run import Run, committed, read_outcomes
 from ma_cluster.errors import ObjectMissingError, UsageError
 from ma_cluster.review.events import Event, read_events, standing
 from ma_cluster.storage.store import Store
 
-_VISITS = [name for name in ("patient", "eye", "visit") if name in SCHEMA.names]
+_VISITS = ["patient", "eye", "visit"]
 COLUMNS = ["key", "status", "reason", "detail", "triage", "image_score", "gradable", "quality", "flags"]
 COLUMNS += ["lesion_count", "height", "width", "overlay_key", *_VISITS]
 """What the index holds of an outcome."""
@@ -37,7 +36,7 @@ _ORDERS = {
     "lesions": "lesion_count {0}, photographs.rowid",
     "quality": "quality {0}, photographs.rowid",
     "key": "key {0}",
-    **({"visit": "patient {0}, visit {0}, eye {0}, photographs.rowid"} if _VISITS else {}),
+    "visit": "patient {0}, visit {0}, eye {0}, photographs.rowid",
 }
 _TABLES = f"""
 CREATE TABLE photographs (id TEXT UNIQUE NOT NULL, urgency INTEGER, retry INTEGER, part INTEGER, {", ".join(COLUMNS)});
@@ -105,9 +104,7 @@ class Worklist:
         """
         with self._following:
             for retry, number, store, run in self._uncounted():
-                columns = ["key", *COLUMNS[1:]]
-                table = read_outcomes(store, run, number, columns)
-                self._add(table.to_pylist(), retry, number)
+                self._add(read_outcomes(store, run, number, COLUMNS).to_pylist(), retry, number)
                 self._parts.add((retry, number))
             self.note(list(read_events(self._dest, self.run.id, self._keys)))
 
@@ -224,7 +221,7 @@ class Worklist:
 
     def previous(self, row: dict[str, Any]) -> str | None:
         """The photograph of the same eye of the same patient at the visit before, where visits are known."""
-        if len(_VISITS) < 3 or not all(row.get(name) for name in _VISITS):
+        if not all(row[name] for name in _VISITS):
             return None
         found = self._rows(
             "SELECT id FROM photographs WHERE patient = :patient AND eye = :eye AND visit < :visit "

@@ -17,7 +17,7 @@ from ma_cluster.archive.outcomes import SCHEMA
 from ma_cluster.archive.run import read_run
 from ma_cluster.errors import ObjectMissingError, UsageError
 from ma_cluster.review.events import Event, Kind, append
-from ma_cluster.review.worklist import Query, Worklist
+from ma_cluster.review.worklist import COLUMNS, Query, Worklist
 from ma_cluster.storage.store import Store
 
 
@@ -117,6 +117,26 @@ def test_events_of_other_servers_are_followed(tmp_path: Path) -> None:
         assert other.page(Query(reviewer="ada"), 0, 1).rows[0]["done"]
         assert not other.page(Query(reviewer="bob"), 0, 1).rows[0]["done"]
         assert other.counts("bob")["reviewers"] == {"ada": 1}
+
+
+def test_the_visit_before_of_the_same_eye_is_found(tmp_path: Path) -> None:
+    visits = [
+        ("p1", "R", "2024-01-05"),
+        ("p1", "R", "2025-02-01"),
+        ("p1", "L", "2025-06-01"),
+        ("p2", "R", "2025-03-01"),
+    ]
+    visits += [("p1", "R", "2026-03-01"), ("p1", None, "2026-04-01")]
+    blank = dict.fromkeys(COLUMNS) | {"status": "scored", "flags": [], "triage": "none"}
+    rows = [
+        blank | {"key": f"{number}.jpg", "patient": patient, "eye": eye, "visit": visit}
+        for number, (patient, eye, visit) in enumerate(visits)
+    ]
+    with worklists(small_run(tmp_path, 1, 300)) as (found,):
+        found._add([dict(row) for row in rows], 0, 9)
+        before = [found.previous(row) for row in rows]
+        assert before == [None, found.id_of("0.jpg"), None, None, found.id_of("1.jpg"), None]
+        assert keys(found, Query(sort="visit", descending=False))[:5] == ["0.jpg", "1.jpg", "2.jpg", "4.jpg", "5.jpg"]
 
 
 @pytest.mark.slow
