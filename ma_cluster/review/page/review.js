@@ -125,7 +125,7 @@ function drawFacts() {
   const visit = [open.patient, open.eye, open.visit].filter(Boolean).join(" · ");
   element("facts").replaceChildren(...[
     line(badge(status === "scored" ? triage ?? "none" : "unscored"),
-      status === "scored" ? `image score ${fixed(image_score, 2)}, quality ${fixed(quality, 2)}` : open.reason),
+      status === "scored" ? `score ${fixed(image_score, 2)}, quality ${fixed(quality, 2)}` : open.reason),
     chips.length && !detail ? line(...chips) : null,
     detail ? make("div", { className: "muted" }, detail) : null,
     width === null ? null : make("div", { className: "muted" }, `${width} × ${height} px${fov_degrees ? `, field ${Math.round(fov_degrees)}°` : ""}${visit ? ` · ${visit}` : ""}`),

@@ -91,6 +91,7 @@ export class Viewer extends EventTarget {
     this.seadragon.innerTracker.keyHandler = null;
     this.seadragon.canvas.setAttribute("aria-label", "Photograph");
     this.seadragon.canvas.setAttribute("role", "img");
+    this.seadragon.canvas.tabIndex = -1;
     this.group = svg("g");
     this.pen = svg("g");
     this.overlay = svg("svg", { class: "overlay", "aria-hidden": "true" }, this.group, this.pen);
@@ -153,8 +154,10 @@ export class Viewer extends EventTarget {
     const rimmed = (d) => [svg("path", { class: "rim", d }), svg("path", { class: "line", d })];
     // Signs of constant size tell the states apart without colour, and show from afar where to look.
     const sign = { undecided: "", accepted: "M-4 13l3 3 6-7", rejected: "M-3 10l6 6m0-6l-6 6", drawn: "M0 9v8m-4-4h8" }[state];
-    const afar = svg("g", { class: "afar" }, ...rimmed("M-12 0h5m14 0h5M0-12v5m0 14v5"));
-    const mark = svg("g", { class: "mark" }, state === "undecided" ? afar : svg("g", { class: "sign" }, ...rimmed(sign)));
+    const afar = svg("g", { class: "afar" }, ...rimmed("M-12 0h5m14 0h5M0-12v5m0 14v4"));
+    const mark = svg("g", { class: "mark" });
+    if (state !== "rejected") mark.append(afar);
+    if (sign) mark.append(svg("g", { class: "sign" }, ...rimmed(sign)));
     if (chosen) mark.append(svg("circle", { class: "ring" }));
     const group = svg("g", { class: `${state}${chosen ? " chosen" : ""}` },
       svg("g", { class: "outline" }, ...rimmed(path(points))), svg("g", { transform: `translate(${col + 0.5} ${row + 0.5})` }, mark));
@@ -180,9 +183,9 @@ export class Viewer extends EventTarget {
     for (const lesion of this.group.children) {
       const radius = lesion.reach * scale;
       lesion.placed = true;
-      lesion.classList.toggle("small", radius < 7);
+      lesion.classList.toggle("small", radius < 6);
       const sign = lesion.querySelector(".sign");
-      if (sign) sign.setAttribute("transform", `translate(0 ${Math.max(0, radius - 5)})`);
+      if (sign) sign.setAttribute("transform", `translate(0 ${Math.max(2, radius - 5)})`);
       lesion.querySelector(".ring")?.setAttribute("r", Math.max(17, radius + 9));
     }
   }
