@@ -8,6 +8,7 @@ import { Worklist, fixed, segments } from "/page/worklist.js";
 const element = (id) => document.getElementById(id);
 const REVIEWER = "ma_cluster.reviewer";
 const POLL_MS = 5000;
+const PRELOAD_MS = 300;
 const VIEWS = [["colour", "Colour", undefined, "C"], ["red-free", "Red-free", undefined, "R"], ["enhanced", "Enhanced", undefined, "E"]];
 const worklist = new Worklist();
 const photographs = new Map(); // id -> promise of what is known
@@ -16,6 +17,7 @@ let reviewer = "";
 let open = null; // the photograph that is shown
 let chosen = null; // the lesion that is
 let seen = 0;
+let preloading;
 let askedAt; // when a photograph was asked for, for whoever measures
 
 const say = (text) => { element("said").textContent = text; };
@@ -62,7 +64,8 @@ async function show(id) {
   drawDecisions();
   showBeside(false);
   element("beside").classList.toggle("hidden", !photograph.previous);
-  preload();
+  clearTimeout(preloading);
+  preloading = setTimeout(preload, PRELOAD_MS); // not beside the work for this one
 }
 
 /** The next photograph is decoded and its first tiles fetched while this one is looked at; the one before, too. */
@@ -341,7 +344,10 @@ const setView = (view) => {
 };
 const drawViews = () => segments(element("views"), VIEWS, () => viewer?.view ?? "colour", setView);
 const setLight = () => {
-  for (const name of ["light", "contrast"]) element("lightbox").style.setProperty(`--${name}`, element(name).value / 100);
+  const names = ["light", "contrast"];
+  for (const name of names) element("lightbox").style.setProperty(`--${name}`, element(name).value / 100);
+  // a filter is work for each picture that is drawn, also where it changes nothing
+  element("lightbox").classList.toggle("lit", names.some((name) => element(name).value !== "100"));
 };
 const change = (name, by) => {
   element(name).value = Number(element(name).value) + by;
