@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 from review_runs import small_run
 
 from ma_cluster.archive.run import Run, read_run
+from ma_cluster.cli import main
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.datasets import decode_mask, read_dataset, read_graded, read_object
@@ -150,6 +151,22 @@ def test_a_grade_without_microaneurysms_is_no_healthy_photograph(tmp_path: Path)
     assert sample.label == "lesion"
     assert sample.mask is not None
     assert not decode_mask(read_object(sample.mask)).any()
+
+
+def test_the_command_tells_agreement_and_where_the_data_are(
+    dest: LocalStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        main(["reviews", dest.url, "--export", str(out)])
+    said = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0
+    assert said[0] == "ada: 3 photographs done, 3 graded; lesions: 0 accepted, 2 rejected, 1 drawn"
+    assert "ada and bob: lesion F1 0.750 on 2 photographs, grade kappa 0.667 on 2, triage kappa 1.000 on 2" in said
+    assert said[-1] == f"{out}/manifest.csv"
+    with pytest.raises(SystemExit):
+        main(["reviews", dest.url, "--json"])
+    assert json.loads(capsys.readouterr().out)["reviewers"]["bob"]["done"] == 2
 
 
 @given(st.lists(arrays(np.bool_, (3, 4)), min_size=1, max_size=5))
