@@ -5,6 +5,7 @@ import { authorization } from "/page/api.js";
 const SVG = "http://www.w3.org/2000/svg";
 const DRAG_PX = 4; // on the screen; less is a click
 const MOST_POINTS = 400;
+const MOST_READY = 4; // photographs
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 function svg(tag, attributes = {}, ...children) {
@@ -35,7 +36,7 @@ function tileSource(photograph, view) {
 
 /** Have a photograph decoded, and the tiles of its first sight in the browser, before it is asked for. */
 export function prefetch(photograph, view, box) {
-  if (photograph.width === null) return [];
+  if (photograph.width === null) return;
   const last = levels(photograph) - 1;
   const shown = Math.min(box.clientWidth / photograph.width, box.clientHeight / photograph.height) * devicePixelRatio;
   const level = Math.max(0, Math.min(last, last + Math.ceil(Math.log2(shown * 1.05))));
@@ -44,7 +45,18 @@ export function prefetch(photograph, view, box) {
   const rows = Math.ceil((photograph.height * scale) / photograph.tile_px);
   const urls = [tileUrl(photograph, view, 0, 0, 0)];
   for (let row = 0; row < rows; row++) for (let col = 0; col < cols; col++) urls.push(tileUrl(photograph, view, level, col, row));
-  return urls.map((url) => fetch(url, { headers: authorization(), priority: "low" }).then((answer) => answer.blob()));
+  ready.set(photograph.id, urls.map(authorization().Authorization ? fetched : loading));
+  if (ready.size > MOST_READY) ready.delete(ready.keys().next().value);
+}
+
+const ready = new Map(); // photograph -> its tiles: a picture that is held is not loaded or decoded again
+const fetched = (url) => fetch(url, { headers: authorization(), priority: "low" }).then((answer) => answer.blob(), () => {});
+
+function loading(url) {
+  const image = new Image();
+  image.fetchPriority = "low";
+  image.src = url;
+  return image;
 }
 
 /** A closed line through the middles of a polygon's sides, round at its corners. */
