@@ -18,7 +18,7 @@ from numpy import ndarray
 from photographs import encode
 from servers import free_ports
 
-from ma_cluster.archive.outcomes import Outcome, config_digest
+from ma_cluster.archive.outcomes import Identity, Outcome, config_digest
 from ma_cluster.archive.plan import read_shard
 from ma_cluster.archive.run import Run, begin_run, commit, pending
 from ma_cluster.archive.shard_scorer import Reading, Segmentation, ShardScorer
@@ -53,14 +53,22 @@ def dotted(side: int, dots: int, seed: int = 0) -> tuple[UInt8[ndarray, "h w 3"]
     return pixels, mask > 0
 
 
-def commit_run(root: Path, photographs: Mapping[str, tuple[bytes, Bool[ndarray, "h w"] | None]]) -> LocalStore:
+def commit_run(
+    root: Path,
+    photographs: Mapping[str, tuple[bytes, Bool[ndarray, "h w"] | None]],
+    identities: Mapping[str, Identity] | None = None,
+) -> LocalStore:
     """A finished run of photographs in which these masks were found; None was refused. The surer it is, the more."""
+    known = identities or {}
     source, dest = LocalStore(root / "source"), LocalStore(root / "dest")
     for key, (data, _) in photographs.items():
         source.put(key, data)
     run = begin_run(source, dest, "m" * 64, "c" * 64)
     for shard in pending(dest, run):
-        outcomes = [_outcome(dest, entry, *photographs[entry.key]) for entry in read_shard(dest, shard)]
+        outcomes = [
+            replace(_outcome(dest, entry, *photographs[entry.key]), identity=known.get(entry.key))
+            for entry in read_shard(dest, shard)
+        ]
         commit(dest, run, shard, outcomes)
     finish_run(dest, run)
     return dest

@@ -12,6 +12,7 @@ from photographs import encode
 from review_runs import commit_run, dotted, review_page
 from servers import free_ports
 
+from ma_cluster.archive.outcomes import Identity
 from ma_cluster.archive.run import read_run
 from ma_cluster.review.events import Event, read_events, standing
 from ma_cluster.storage.local import LocalStore
@@ -139,6 +140,28 @@ def test_what_is_decided_while_the_service_is_down_is_saved_once_it_is_back(brow
         assert page.is_hidden("#offline")
         assert standing(events(dest)).verdicts == {1: True, 2: False}
         page.context.close()
+
+
+@pytest.mark.slow
+def test_the_visit_before_lies_beside_a_photograph(browser: Any, tmp_path: Path) -> None:
+    faults: list[str] = []
+    found = {"new.jpg": dotted(600, 6), "old.jpg": dotted(600, 3, 1)}
+    known = {name: (encode(pixels, "JPEG"), mask) for name, (pixels, mask) in found.items()}
+    visits = {"new.jpg": "2026-03-01", "old.jpg": "2025-02-01"}
+    identities = {name: Identity(patient="p1", eye="R", visit=visit) for name, visit in visits.items()}
+    with review_page(commit_run(tmp_path, known, identities).url, "ada") as url:
+        page = new_page(browser, faults)
+        open_first(page, url)
+        assert page.inner_text("#title") == "new.jpg"
+        page.keyboard.press("b")
+        page.wait_for_selector("#earlier-photograph[data-shown-ms]")
+        assert page.inner_text("#earlier-caption") == "Visit before: 2025-02-01, 3 lesions"
+        page.keyboard.press("ArrowRight")
+        page.wait_for_selector("#title >> text=old.jpg")
+        assert page.is_hidden("#earlier")
+        assert page.is_hidden("#beside")
+        page.context.close()
+    assert faults == []
 
 
 @pytest.mark.slow
