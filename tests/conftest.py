@@ -9,7 +9,7 @@ from typing import Any
 
 import jaxtyping
 import pytest
-from servers import Weed, free_ports, running_weed
+from servers import DICOMWEB_PASSWORD, DICOMWEB_USER, Weed, free_ports, running_orthanc, running_weed
 
 jaxtyping.install_import_hook("ma_cluster", "beartype.beartype")
 # Networks as small as the tests' lose by a second thread, and lose much where cores are busy. Children inherit it.
@@ -51,7 +51,25 @@ def weed(s3_environment: int, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session")
-def local_ray(s3_environment: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def dicomweb_environment() -> Iterator[None]:
+    """Set the user and password of the tests' DICOM server: a Ray started before it must inherit them."""
+    os.environ |= {"DICOMWEB_USER": DICOMWEB_USER, "DICOMWEB_PASSWORD": DICOMWEB_PASSWORD}
+    yield
+    for name in ("DICOMWEB_USER", "DICOMWEB_PASSWORD"):
+        os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def orthanc(dicomweb_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The DICOMweb URL, without dicomweb+, of a real DICOM server; all tests share it: each has studies of its own."""
+    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def local_ray(
+    s3_environment: int, dicomweb_environment: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
     """The Ray that all tests of a run share. Six logical CPUs: most of what runs on it waits. The GPU is logical, too.
 
     Its workers find the tests' own modules: the decoders that die.

@@ -120,6 +120,12 @@ def written(dataset: Dataset) -> bytes:
     return out.getvalue()
 
 
+def key_of(data: bytes) -> str:
+    """What a DICOMweb server calls the object of a file."""
+    read = dcmread(io.BytesIO(data), stop_before_pixels=True)
+    return f"studies/{read.StudyInstanceUID}/series/{read.SeriesInstanceUID}/instances/{read.SOPInstanceUID}"
+
+
 def _encapsulate(dataset: Dataset, rgb: UInt8[ndarray, "h w 3"], kind: str) -> None:
     syntax, colours, frame = {
         "jpeg": lambda: (JPEGBaseline8Bit, "YBR_FULL_422", encode(rgb, "JPEG", quality=95)),

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 
 @dataclass(frozen=True, slots=True)
 class Weed:
@@ -47,7 +49,7 @@ def running_weed(folder: Path, port: int) -> Iterator[Weed]:
     with (folder / "log.txt").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        _wait_for_s3(f"http://127.0.0.1:{port}", server)
+        _wait_for_http(f"http://127.0.0.1:{port}", server)
         yield Weed(f"http://127.0.0.1:{port}")
     finally:
         server.kill()  # asked kindly, it takes longer than the tests
@@ -70,12 +72,12 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _wait_for_s3(endpoint: str, server: subprocess.Popen[bytes]) -> None:
-    """Ready is when a bucket list is answered, be it with 403: the gateway then reaches its filer."""
+def _wait_for_http(endpoint: str, server: subprocess.Popen[bytes]) -> None:
+    """Ready is when it answers, be it with 401 or 403: a gateway to S3 then reaches its filer."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise RuntimeError(f"weed ended with {server.returncode}")
+            raise RuntimeError(f"{server.args!r} ended with {server.returncode}")
         try:
             urllib.request.urlopen(endpoint, timeout=2).close()
             return
@@ -83,4 +85,39 @@ def _wait_for_s3(endpoint: str, server: subprocess.Popen[bytes]) -> None:
             return
         except OSError:
             time.sleep(0.3)
-    raise RuntimeError("weed did not answer within 60 s")
+    raise RuntimeError(f"{server.args!r} did not answer within 60 s")
+
+
+ORTHANC, DICOMWEB_PLUGIN = "/usr/sbin/Orthanc", Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+DICOMWEB_USER, DICOMWEB_PASSWORD = "reader", "secret-of-the-tests"
+
+
+@contextmanager
+def running_orthanc(folder: Path) -> Iterator[str]:
+    """A DICOM server of Debian with its data in `folder`, on loopback; gives the URL of its DICOMweb. Users need the
+    name and password above. The calling test is skipped where it is not installed."""
+    if not (Path(ORTHANC).is_file() and DICOMWEB_PLUGIN.is_file()):
+        pytest.skip("no Orthanc with DICOMweb: Debian's orthanc and orthanc-dicomweb")
+    (port,) = free_ports(1)
+    config = {
+        "Name": "tests",
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "index"),
+        "DicomServerEnabled": False,
+        "HttpPort": port,
+        "HttpBindAddresses": ["127.0.0.1"],
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": True,
+        "RegisteredUsers": {DICOMWEB_USER: DICOMWEB_PASSWORD},
+        "Plugins": [str(DICOMWEB_PLUGIN)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(config))
+    with (folder / "orthanc.log").open("wb") as log:
+        server = subprocess.Popen([ORTHANC, folder / "orthanc.json"], stdout=log, stderr=log)
+    try:
+        _wait_for_http(f"http://127.0.0.1:{port}/dicom-web/studies", server)
+        yield f"http://127.0.0.1:{port}/dicom-web"
+    finally:
+        server.terminate()
+        server.wait()

@@ -95,6 +95,7 @@ SCHEMA = pa.schema(
     [
         described("key", pa.string(), "", "object key, relative to the source"),
         described("etag", pa.string(), "", "the object's version when it was planned"),
+        described("sha256", pa.string(), "", "of the object's bytes; null where they were not read"),
         described("patient", pa.string(), "", "pseudonym under the site's salt, or the id where ids are kept; or null"),
         described("eye", pa.string(), "", "R or L; null where nobody says it and the picture does not tell"),
         described("eye_source", pa.string(), "", "who says it: manifest, dicom or picture"),
@@ -206,7 +207,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         **({} if outcome.identity is None else outcome.identity.to_values()),
     }
     if (facts := outcome.facts) is not None:
-        row |= {"height": facts.height, "width": facts.width}
+        row |= {"sha256": facts.sha256, "height": facts.height, "width": facts.width}
         row |= {f"fov_{name}": value for name, value in dataclasses.asdict(facts.fov).items()}
         measures = dataclasses.asdict(facts.quality)
         row |= {"gradable": measures.pop("gradable"), "quality": measures.pop("score"), "flags": measures.pop("flags")}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -22,7 +23,17 @@ from typing import Any
 import pyarrow as pa
 
 from ma_cluster.archive.plan import damaged_parts, plan_again, plan_key, read_shard, shards
-from ma_cluster.archive.run import Listing, Run, begin_run, committed, outcomes_key, read_outcomes, read_run, to_json
+from ma_cluster.archive.run import (
+    Listing,
+    Run,
+    audit_key,
+    begin_run,
+    committed,
+    outcomes_key,
+    read_outcomes,
+    read_run,
+    to_json,
+)
 from ma_cluster.errors import ObjectMissingError, PartDamagedError, Reason, RunConflictError, Status, UsageError
 from ma_cluster.storage.manifest import Source
 from ma_cluster.storage.store import Entry, Store, open_store
@@ -213,4 +224,9 @@ def _reopen(dest: Store, run: Run, prefix: str, aside: str) -> Iterator[PutAside
 def _put_aside(dest: Store, key: str, fault: str, aside: str) -> PutAside:
     now = f"{aside}/{key}"
     dest.move(key, now)
+    folder, part = "outcomes/part-", key.rpartition("outcomes/part-")[2].removesuffix(".parquet")
+    if folder in key and part.isdecimal():  # its audit says what is not so any more
+        follows = f"{key[: key.index(folder)]}{audit_key(int(part))}"
+        with suppress(ObjectMissingError):
+            dest.move(dest.head(follows).key, f"{aside}/{follows}")
     return PutAside(key, fault, now)

@@ -3,6 +3,7 @@
     run.json                       after the plan, create-only: where it is, the plan is whole
     plan/part-00000.parquet        see plan.py
     outcomes/part-000000.parquet   one for each shard, create-only: where it is, the shard is done
+    audit/part-000000.jsonl        what follows from it, see audit.py
     summary.json                   create-only, last
     retries/..., damaged/...       see retry.py
 
@@ -27,11 +28,13 @@ from ma_cluster.archive.outcomes import SCHEMA, Outcome, to_table
 from ma_cluster.archive.plan import Plan, Shard, plan_key, read_shards, shards, write_plan
 from ma_cluster.config import RESULT_VERSION, digest
 from ma_cluster.errors import ObjectMissingError, PartDamagedError, RunConflictError, StoreError, UsageError
-from ma_cluster.storage.manifest import Source, is_litter, is_manifest
+from ma_cluster.storage.manifest import Source, is_litter, is_manifest, no_photographs
 from ma_cluster.storage.parquet import DAMAGED, from_parquet, to_parquet
 from ma_cluster.storage.store import Entry, Store
 
-FOLDERS = ("damaged", "masks", "outcomes", "overlays", "patients", "plan", "report", "retries", "reviews", "turnover")
+FOLDERS = frozenset(
+    ("audit", "damaged", "dicom", "masks", "outcomes", "overlays", "patients", "plan", "report", "retries", "reviews")
+) | {"turnover"}
 FILES = ("run.json", "summary.json", "turnover.parquet")
 """All that lies in a run's destination: another run does not take it for photographs."""
 _RUN, _PART, _COMMITTED = "ma_cluster.run", "ma_cluster.part", "ma_cluster.committed"  # in each part of the outcomes
@@ -241,6 +244,7 @@ class Listing:
                 self.skipped += 1
                 continue
             yield entry
+        self.skipped += no_photographs(self._source)
 
     def _holds_run(self, root: str) -> bool:
         if root not in self._is_run:
@@ -276,6 +280,11 @@ def _check_apart(source: Source, dest: Store) -> None:
 def outcomes_key(number: int) -> str:
     """Of a shard's outcomes."""
     return f"outcomes/part-{number:0{_DIGITS}d}.parquet"
+
+
+def audit_key(number: int) -> str:
+    """Of the audit of a shard's outcomes."""
+    return f"audit/part-{number:0{_DIGITS}d}.jsonl"
 
 
 def to_json(run: Run) -> bytes:

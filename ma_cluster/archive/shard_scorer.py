@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from ma_cluster.archive.audit import write_audit
 from ma_cluster.archive.outcomes import Outcome, artefact_name, identify
 from ma_cluster.archive.plan import Shard, read_shard
 from ma_cluster.archive.run import Run, commit, is_committed
@@ -84,9 +85,11 @@ class ShardScorer:
     recorder: Recorder
     pseudonyms: Pseudonyms | None = None
     """What patients are called whom DICOM files name; without them nobody is named."""
+    dicom: bool = False
+    """Write the results of DICOM photographs as DICOM, too."""
 
     def score(self, shard: Shard) -> int:
-        """Score a shard, write its masks and overlays, commit it, and return the number of its photographs.
+        """Score a shard, write its masks and overlays, commit and audit it, and return the number of its photographs.
 
         One that another driver has committed meanwhile is left as it is.
 
@@ -99,6 +102,7 @@ class ShardScorer:
         entries = read_shard(self.dest, shard)
         outcomes = list(self.threads.map(self.decide, entries))
         commit(self.dest, self.run, shard, outcomes)
+        write_audit(self.dest, self.run, shard.number)
         return len(outcomes)
 
     def decide(self, entry: Entry) -> Outcome:
@@ -130,7 +134,7 @@ class ShardScorer:
                 facts=facts,
             )
         began = time.perf_counter()
-        mask_key, overlay_key = self._write(entry, segmentation)
+        mask_key, overlay_key = self._write(entry, reading.facts, segmentation)
         write = {"write": time.perf_counter() - began}
         return Outcome(
             key=entry.key,
@@ -146,12 +150,29 @@ class ShardScorer:
             seconds=reading.facts.seconds | segmentation.seconds | write,
         )
 
-    def _write(self, entry: Entry, segmentation: Segmentation) -> tuple[str, str]:
-        """Write mask and overlay, unless a run that was cut short has: the same name means the same bytes."""
+    def _write(self, entry: Entry, facts: Facts, segmentation: Segmentation) -> tuple[str, str]:
+        """Write mask and overlay, and DICOM where it is wanted, unless a run that was cut short has: the same name
+        means the same bytes.
+        """
         name = artefact_name(entry, self.run.model_digest, self.run.config_digest)
         mask_key, overlay_key = f"masks/{name}.png", f"overlays/{name}.jpg"
         self.artefacts.create(mask_key, segmentation.mask_png)
         self.artefacts.create(overlay_key, segmentation.overlay_jpeg)
+        if self.dicom and facts.acquisition is not None:
+            from ma_cluster.archive.dicom_export import write_dicom  # highdicom takes a second
+            from ma_cluster.archive.dicom_results import Told
+
+            findings = segmentation.findings
+            told = Told(
+                mask_png=segmentation.mask_png,
+                overlay_jpeg=segmentation.overlay_jpeg,
+                lesions=len(findings.lesions),
+                area_px=sum(lesion.area_px for lesion in findings.lesions),
+                image_score=findings.image_score,
+                triage=findings.triage.value,
+                gradable=facts.quality.gradable,
+            )
+            write_dicom(self.artefacts, name, facts.acquisition, told, self.run)
         return mask_key, overlay_key
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ma_cluster.archive.audit import complete_audit
 from ma_cluster.archive.outcomes import SECONDS
 from ma_cluster.archive.patients import read_counts, write_patients
 from ma_cluster.archive.retry import RUN_SUMMARY, latest_outcomes, retries
@@ -231,6 +232,7 @@ def finish_run(dest: Store, run: Run, *, whole: bool = True) -> RunStatus:
         raise MaClusterError(
             f"{status.remaining} photographs of run {run.id} have no outcome; start it again to resume"
         )
+    complete_audit(dest, run)
     patients = write_patients(dest, run) if whole and status.counts.identified else None
     status = replace(status, run=mark_finished(dest, run), patients=patients)
     text = (json.dumps(status.summary(), indent=2) + "\n").encode()

@@ -30,7 +30,8 @@ from ma_cluster.errors import ImageError, UsageError
 Source = Annotated[
     str,
     typer.Argument(
-        metavar="SOURCE", help="Folder or s3:// prefix of the photographs, or a .csv or .parquet that names them."
+        metavar="SOURCE",
+        help="Folder, s3:// prefix or dicomweb+https:// server of photographs, or a .csv or .parquet that names them.",
     ),
 ]
 FleetName = Annotated[
@@ -38,6 +39,7 @@ FleetName = Annotated[
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Go once more over the photographs that failed.")]
 Repair = Annotated[bool, typer.Option("--repair", help="First put damaged parts of the run aside, under DEST/damaged.")]
+Dicom = Annotated[bool, typer.Option("--dicom", help="Write results as DICOM, too: see `ma-cluster dicom`.")]
 KeepIds = Annotated[bool, typer.Option("--keep-ids", help="Results have patients' ids themselves, not pseudonyms.")]
 
 
@@ -88,6 +90,7 @@ def score(
     field_degrees: FieldDegrees = 0.0,
     no_surround: NoSurround = False,
     keep_ids: KeepIds = False,
+    dicom: Dicom = False,
 ) -> None:
     """Score an archive; a run cut short goes on where it was.
 
@@ -125,13 +128,12 @@ def score(
             name=fleet_name,
             address=address,
             operating_point=operating_point,
+            dicom=dicom,
         )
         run = retry_archive if retry_failed else score_archive
         summary = run(photographs, dest, fleet, model=model, on_progress=follow)
-    for line in summary_lines(summary, last[0].images_per_second if last else None):
-        typer.echo(line)
-    if not summary.complete:
-        raise typer.Exit(INCOMPLETE)
+    typer.echo("\n".join(summary_lines(summary, last[0].images_per_second if last else None)))
+    raise typer.Exit(0 if summary.complete else INCOMPLETE)
 
 
 @app.command()

@@ -25,6 +25,7 @@ HEADER = (
     *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
     *("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID", "StudyDescription"),
     *("InstanceNumber", "Manufacturer", "ManufacturerModelName"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
 """Keywords of what results of a photograph repeat of it, so that they are filed beside it."""
 

@@ -10,6 +10,7 @@ a stranger has written.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ class Facts:
     """What a DICOM file says of the patient, the eye and the day; None of other files."""
     side: Side | None = None
     """Which eye the picture shows; None where it cannot be told."""
+    sha256: str | None = None
+    """Of the encoded photograph's bytes."""
 
 
 def read_photograph(source: Source, entry: Entry, config: ImageConfig, decode: Decode) -> tuple[Prepared, Facts]:
@@ -119,7 +122,8 @@ def read_bytes(data: bytes, config: ImageConfig, decode: Decode | None = None) -
         config = KnownField(acquisition.field_degrees).told(config)
     prepared, facts = read_pixels(photograph.pixels, config, photograph.flags)
     seconds = {"decode": decoded - began} | facts.seconds
-    return prepared, dataclasses.replace(facts, seconds=seconds, acquisition=acquisition)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return prepared, dataclasses.replace(facts, seconds=seconds, acquisition=acquisition, sha256=sha256)
 
 
 def read_pixels(
@@ -152,7 +156,9 @@ def _fetch(source: Source, entry: Entry, config: ImageConfig) -> bytes:
         raise ImageFailedError(Reason.STORE_ERROR, str(error)) from error
     if not entry.etag:
         raise ImageFailedError(Reason.CHANGED, "it was not there when the archive was planned")
-    if len(data) != entry.size:  # of a store that sends no checksum, whose Content-Length says too little
+    if (
+        entry.size and len(data) != entry.size
+    ):  # of a store that sends no checksum, whose Content-Length says too little
         raise ImageFailedError(Reason.STORE_ERROR, f"{len(data)} bytes came, {entry.size} were listed")
     return data
 

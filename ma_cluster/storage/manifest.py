@@ -20,7 +20,7 @@ from ma_cluster.config import KnownField
 from ma_cluster.errors import ObjectMissingError, UsageError
 from ma_cluster.storage.identity import Pseudonyms, eye_named, site_pseudonyms, visit_named
 from ma_cluster.storage.parquet import DAMAGED, open_parquet
-from ma_cluster.storage.store import Entry, Store, open_store
+from ma_cluster.storage.store import Entry, open_store
 
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".parquet")
 _COLUMNS = ("key", "path", "image", "filename", "url")  # any case; the first that is there names the photographs
@@ -71,7 +71,7 @@ class Photographs:
 
 
 def open_source(url: str, pseudonyms: Pseudonyms | None = None) -> Source:
-    """A manifest where the URL ends in .csv, .csv.gz, .tsv or .parquet, else the folder or prefix.
+    """A manifest where the URL ends in .csv, .csv.gz, .tsv or .parquet, else the folder, prefix or DICOMweb server.
 
     Args:
         url: of either.
@@ -80,7 +80,15 @@ def open_source(url: str, pseudonyms: Pseudonyms | None = None) -> Source:
     Raises:
         UsageError: no such kind of store.
     """
-    return Manifest(url, pseudonyms) if url.lower().endswith(_SUFFIXES) else open_store(url)
+    return Manifest(url, pseudonyms) if url.lower().endswith(_SUFFIXES) else _open_objects(url)
+
+
+def _open_objects(url: str) -> Source:
+    if url.startswith("dicomweb+"):
+        from ma_cluster.storage.dicomweb import DicomWeb  # urllib3: not for local runs
+
+        return DicomWeb(url)
+    return open_store(url)
 
 
 def url_of(source: Source, key: str) -> str:
@@ -114,6 +122,12 @@ def is_manifest(source: Source) -> bool:
     return isinstance(source.source if isinstance(source, _Told) else source, Manifest)
 
 
+def no_photographs(source: Source) -> int:
+    """How many objects a source, once it was listed, has left out by what its server says of them."""
+    inner = source.source if isinstance(source, _Told) else source
+    return int(getattr(inner, "skipped", 0))  # of DicomWeb
+
+
 class Manifest:
     """A table whose column `key` (or path, image, filename, url) names photographs, in any order, each once.
 
@@ -130,7 +144,7 @@ class Manifest:
         folder, _, self._name = url.rpartition("/")
         self._folder = open_store(folder or ("/" if url.startswith("/") else "."))
         self.url = f"{self._folder.url.rstrip('/')}/{self._name}"
-        self._stores: dict[str, Store] = {}
+        self._stores: dict[str, Source] = {}
 
     def list(self) -> Iterator[Entry]:
         """Raises UsageError: it is not there, or is no such file."""
@@ -169,7 +183,7 @@ class Manifest:
         except UsageError as error:
             return replace(entry, patient=patient, fault=entry.fault or row.at(str(error)))
 
-    def _locate(self, key: str) -> tuple[Store, str]:
+    def _locate(self, key: str) -> tuple[Source, str]:
         """The store that holds a photograph, and its key there."""
         scheme, separator, rest = key.partition("://")
         if separator and scheme != "file":
@@ -181,9 +195,9 @@ class Manifest:
             return self._folder, key
         return self._store("/"), posixpath.normpath(posixpath.join(self._folder.url, key)).lstrip("/")
 
-    def _store(self, url: str) -> Store:
+    def _store(self, url: str) -> Source:
         if url not in self._stores:
-            self._stores[url] = open_store(url)
+            self._stores[url] = _open_objects(url)
         return self._stores[url]
 
     def _rows(self) -> Iterator[_Row]:

@@ -21,7 +21,7 @@ from ma_cluster.errors import ImageRefusedError, Reason, StoreError, UsageError
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One object of a listing. With an empty `etag` it is none that could be read: a pipe, a folder that is locked, a
-    key that a manifest alone knows.
+    key that a manifest alone knows. With an `etag` and a size of 0 its size may be unknown.
     """
 
     key: str
@@ -98,6 +98,8 @@ def open_store(url: str | os.PathLike[str], *, private: bool = False) -> Store:
         if not rest.startswith(("/", "localhost/")):
             raise UsageError("a file:// URL needs an absolute path: file:///folder")
         return LocalStore(Path(unquote(urlsplit(text).path)), private=private)
+    if scheme.startswith("dicomweb+"):
+        raise UsageError("a DICOMweb server holds photographs, and takes DICOM results; nothing else can be put there")
     if scheme != "s3":
         raise UsageError(
             f"{scheme}:// is not a store this version knows; use a local path, file:// or s3://bucket/prefix"

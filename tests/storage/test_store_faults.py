@@ -14,9 +14,10 @@ from fault_proxy import Fault, FaultProxy, Kind, fault_proxy
 from servers import Weed, free_ports
 
 from ma_cluster.errors import ObjectChangedError, ObjectMissingError, StoreError
-from ma_cluster.storage.s3 import S3Limits, S3Store
+from ma_cluster.storage.network import NetworkLimits
+from ma_cluster.storage.s3 import S3Store
 
-HASTY = S3Limits(stall_s=1.0, slowest_bytes_per_s=8192.0, deadline_s=20.0, attempts=3, first_pause_s=0.02)
+HASTY = NetworkLimits(stall_s=1.0, slowest_bytes_per_s=8192.0, deadline_s=20.0, attempts=3, first_pause_s=0.02)
 EYE = os.urandom(200_000)
 ALWAYS = 1_000
 _folders = count()
@@ -115,7 +116,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(
     """Connections are refused, as during a restart."""
     (port,) = free_ports(1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    away = S3Store(behind.bucket, behind.prefix.strip("/"), S3Limits(attempts=6, first_pause_s=0.2))
+    away = S3Store(behind.bucket, behind.prefix.strip("/"), NetworkLimits(attempts=6, first_pause_s=0.2))
     with ThreadPoolExecutor(1) as threads:
         read = threads.submit(away.get, "eye.jpg")
         time.sleep(0.7)
@@ -129,7 +130,7 @@ def test_a_server_that_goes_away_between_two_answers_is_waited_for_beyond_the_at
     """As for two minutes of a run; one that has never answered is given up sooner."""
     (port,) = free_ports(1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    limits = S3Limits(attempts=2, first_pause_s=0.05, longest_pause_s=0.1, deadline_s=20.0)
+    limits = NetworkLimits(attempts=2, first_pause_s=0.05, longest_pause_s=0.1, deadline_s=20.0)
     away = S3Store(behind.bucket, behind.prefix.strip("/"), limits)
     with pytest.raises(StoreError, match="EndpointConnectionError"):
         away.get("eye.jpg")
@@ -147,7 +148,7 @@ def test_a_server_that_stays_away_is_given_up_at_the_deadline(
 ) -> None:
     (port,) = free_ports(1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    limits = S3Limits(attempts=2, first_pause_s=0.05, longest_pause_s=0.1, deadline_s=1.0)
+    limits = NetworkLimits(attempts=2, first_pause_s=0.05, longest_pause_s=0.1, deadline_s=1.0)
     away = S3Store(behind.bucket, behind.prefix.strip("/"), limits)
     with fault_proxy(weed.endpoint, port):
         assert away.get("eye.jpg") == EYE

@@ -139,7 +139,7 @@ class _Driver:
         with _sigterm_exits(), ray_up, self._fleet_up(run, left) as app, closing(SharedCount()) as count:
             workers, in_flight = workers_for(-(-left // largest_shard(run.plan)), app.fleet)
             scorer = partial(_breaking_scorer, app.name, app.fleet, run.source, count)
-            spec = WorkerSpec(scorer, parts.url, self.root.url, run, in_flight, self.pseudonyms)
+            spec = WorkerSpec(scorer, parts.url, self.root.url, run, in_flight, self.pseudonyms, self.fleet.dicom)
             score_shards(chain([first], todo), spec, workers, on_progress, app.waits_for)
 
     @contextmanager

@@ -46,7 +46,7 @@ class Model:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fleet:
     """How many replicas, and what each may use. Decides the speed, never the result, but for `operating_point` and
-    `sandbox.decoder`.
+    `sandbox.decoder`, nor its form, but for `dicom`.
     """
 
     segmenters: int | None = None
@@ -66,6 +66,8 @@ class Fleet:
 
     operating_point: OperatingPoint = "default"
     """Which of the places that are outlined are called: the sure ones, or all. A run's own on a warm fleet, too."""
+    dicom: bool = False
+    """Whether results of DICOM photographs are written as DICOM, too; a run's own."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     """Of each Reader, which has so many photographs at a time as its sandbox has children."""
     segment_deadline_s: float = 3600.0

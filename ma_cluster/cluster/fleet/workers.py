@@ -64,6 +64,8 @@ class WorkerSpec:
     """Photographs that it may have under way."""
     pseudonyms: Pseudonyms | None = None
     """What results call patients whom DICOM files name."""
+    dicom: bool = False
+    """Whether it writes DICOM, too."""
 
 
 class _Worker:
@@ -73,7 +75,7 @@ class _Worker:
         dest, artefacts = open_store(spec.dest), open_store(spec.artefacts)
         threads = ThreadPoolExecutor(spec.in_flight)
         scored = spec.scorer(), dest, artefacts, spec.run, threads, recording.Recorder()
-        self._shards = ShardScorer(*scored, spec.pseudonyms)
+        self._shards = ShardScorer(*scored, spec.pseudonyms, spec.dicom)
 
     def score(self, shard: Shard) -> int:
         return self._shards.score(shard)

@@ -1,0 +1,266 @@
+"""A DICOMweb server (PS3.18) as a source of photographs, and as a place to send DICOM results to.
+
+    dicomweb+https://host/path?StudyDate=20260101-     QIDO-RS lists the instances that match; those of photographs
+    studies/1.2/series/1.3/instances/1.4               a key, which WADO-RS gets, as it is stored
+    `create`                                           STOW-RS sends one, unless it is there
+
+An instance never changes under its UID, so its UID is its version. A listing does not know its size. Who asks is told
+by DICOMWEB_TOKEN, or by DICOMWEB_USER and DICOMWEB_PASSWORD; with DICOMWEB_HOST they go to that host alone. It is no
+`Store`, as nothing but DICOM can be put there.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from email.message import Message
+from functools import cached_property, partial
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import urllib3
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    LocationValueError,
+    NewConnectionError,
+    ProtocolError,
+    SSLError,
+)
+
+from ma_cluster.errors import ObjectChangedError, ObjectMissingError, StoreError, UsageError
+from ma_cluster.image_config import DICOM_PHOTOGRAPHS
+from ma_cluster.storage.network import Faults, NetworkLimits, Patience, read_body
+from ma_cluster.storage.store import Entry
+
+SCHEME = "dicomweb+"
+OWN_SERIES = "ma_cluster, research only"
+"""Description of the series that results are sent as: what lies in one is no photograph."""
+_PAGE = 500
+_LARGEST_ANSWER = 2**26  # bytes, of JSON
+_OVERHEAD = 2**16  # bytes of a multipart body around its part
+_KEY = re.compile(r"((?:[\w.~-]+/)*?)studies/([0-9.]{1,64})/series/([0-9.]{1,64})/instances/([0-9.]{1,64})")
+_STUDY, _SERIES, _INSTANCE, _KIND = "0020000D", "0020000E", "00080018", "00080016"
+_SERIES_DESCRIPTION, _FAILED = "0008103E", "00081198"
+_PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+_JSON = "application/dicom+json"
+_PART10 = 'multipart/related; type="application/dicom"'
+_BOUNDARY = "ma-cluster-boundary-5f3c1c9a"
+
+
+class _StatusError(Exception):
+    """The server answered, and not with what was asked for."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class DicomWeb:
+    """A server's instances, or those that match a query. What may pass is tried again before it is an error."""
+
+    def __init__(self, url: str, limits: NetworkLimits | None = None, page: int = _PAGE) -> None:
+        """`page` is how many instances of a listing are asked for at a time.
+
+        Raises:
+            UsageError: it is no such URL, holds credentials, or asks by patient.
+        """
+        parts = urlsplit(url.removeprefix(SCHEME))
+        if not url.startswith(SCHEME) or parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError("a DICOMweb URL is dicomweb+https://host/path, or dicomweb+http://host/path")
+        if "@" in parts.netloc:
+            raise UsageError("a DICOMweb URL holds no credentials: set DICOMWEB_TOKEN, or DICOMWEB_USER and _PASSWORD")
+        if re.search(r"(^|&)(patient|0010)", parts.query, re.IGNORECASE):
+            raise UsageError("a run's URL is written down, and must name no patient: ask by StudyInstanceUID")
+        self._base = f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
+        self._page = page
+        self._host, self._query = parts.netloc, parts.query
+        self.url = f"{SCHEME}{self._base}" + (f"?{parts.query}" if parts.query else "")
+        self._limits = limits or NetworkLimits()
+        self._patience = Patience(self._limits, _FAULTS)
+        self.skipped = 0
+        """Instances of the latest listing that are no photographs: results, reports, other kinds."""
+
+    @cached_property
+    def _pool(self) -> urllib3.PoolManager:
+        timeout = urllib3.Timeout(connect=self._limits.connect_s, read=self._limits.stall_s)
+        return urllib3.PoolManager(maxsize=32, timeout=timeout, retries=False)
+
+    def list(self) -> Iterator[Entry]:
+        """The photographs, page by page; memory holds their keys, as a server may repeat one while it grows."""
+        self.skipped, offset, seen = 0, 0, set[str]()
+        while page := self._found("instances", {"limit": self._page, "offset": offset}, self._query):
+            before = len(seen)
+            for item in page:
+                entry = _entry(item)
+                if entry.key not in seen:
+                    seen.add(entry.key)
+                    if _is_photograph(item):
+                        yield entry
+                    else:
+                        self.skipped += 1
+            if len(seen) == before:  # a server that knows no offset
+                return
+            offset += len(page)
+
+    def head(self, key: str) -> Entry:
+        """The instance as a listing shows it. Raises ObjectMissingError: it is not there."""
+        root, study, series, instance = _parsed(key)
+        found = self._found(f"{root}studies/{study}/series/{series}/instances", {_INSTANCE: instance})
+        if not any(_first(item, _INSTANCE) == instance for item in found):
+            raise ObjectMissingError("the server has no such instance; list the source again")
+        return Entry(key, 0, instance)
+
+    def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
+        """The file of an instance; raises as `Store.get` does."""
+        *_, instance = _parsed(key)
+        if etag is not None and etag != instance:
+            raise ObjectChangedError("the instance was planned under another UID")
+        path, most = f"{self._base}/{key}", None if max_bytes is None else max_bytes + _OVERHEAD
+        accept = f"{_PART10}; transfer-syntax=*"
+        return self._patience.ask("read", lambda: _part(*self._answer("GET", path, {"Accept": accept}, most=most)))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Send an instance, whose key follows from its own UIDs; False where the server has it.
+
+        Raises:
+            StoreError: the server does not take it.
+        """
+        try:
+            self.head(key)
+            return False
+        except ObjectMissingError:
+            pass
+        head = f"--{_BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        body = head + data + f"\r\n--{_BOUNDARY}--\r\n".encode()
+        headers = {"Content-Type": f"{_PART10}; boundary={_BOUNDARY}", "Accept": _JSON}
+        send = partial(self._answer, "POST", f"{self._base}/studies", headers, body=body, most=_LARGEST_ANSWER)
+        _, answer = self._patience.ask("store", send)
+        stored = _json(answer) if answer else {}
+        if isinstance(stored, dict) and stored.get(_FAILED, {}).get("Value"):
+            raise StoreError("the DICOMweb server refused to store a result; its log says why")
+        return True
+
+    def _found(self, path: str, fields: dict[str, Any], query: str = "") -> Sequence[dict[str, Any]]:
+        asked = "&".join(filter(None, (query, urlencode(fields | {"includefield": _SERIES_DESCRIPTION}))))
+        url = f"{self._base}/{path}?{asked}"
+
+        def ask() -> Sequence[dict[str, Any]]:
+            _, answer = self._answer("GET", url, {"Accept": _JSON}, most=_LARGEST_ANSWER)
+            found = _json(answer) if answer else []
+            if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+                raise ProtocolError("a listing that is none")
+            return found
+
+        return self._patience.ask("list", ask)
+
+    def _answer(
+        self, method: str, url: str, headers: dict[str, str], *, body: bytes | None = None, most: int | None = None
+    ) -> tuple[str, bytes]:
+        """Content type and body of a whole answer."""
+        headers = headers | _credentials(self._host) | {"Accept-Encoding": "identity"}
+        response = self._pool.request(method, url, headers=headers, body=body, preload_content=False, redirect=False)
+        with closing(response):
+            if response.status not in (200, 202, 204):
+                raise _StatusError(response.status)
+            data = read_body(response, self._limits, most)
+            response.release_conn()
+            return response.headers.get("Content-Type", ""), data
+
+
+def _credentials(host: str) -> dict[str, str]:
+    variables = os.environ
+    if variables.get("DICOMWEB_HOST", host) != host:
+        return {}
+    if token := variables.get("DICOMWEB_TOKEN"):
+        return {"Authorization": f"Bearer {token}"}
+    if user := variables.get("DICOMWEB_USER"):
+        pair = f"{user}:{variables.get('DICOMWEB_PASSWORD', '')}".encode()
+        return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+    return {}
+
+
+def _part(content_type: str, body: bytes) -> bytes:
+    """The first part of a multipart body.
+
+    Raises:
+        ProtocolError: its closing boundary is not there, so it broke off.
+    """
+    told = Message()
+    told["Content-Type"] = content_type
+    boundary = told.get_param("boundary")
+    if not isinstance(boundary, str):
+        if told.get_content_type() == "application/dicom":
+            return body
+        raise ProtocolError("an instance that is none")
+    line = b"--" + boundary.encode()
+    begin, end = body.find(b"\r\n\r\n", body.find(line)), body.find(b"\r\n" + line, body.find(line) + len(line))
+    if begin < 0 or end < 0 or not body.rstrip().endswith(line + b"--"):
+        raise ProtocolError("a body that broke off")
+    return body[begin + 4 : end]
+
+
+def _entry(item: dict[str, Any]) -> Entry:
+    study, series, instance = (_first(item, tag) for tag in (_STUDY, _SERIES, _INSTANCE))
+    key = f"studies/{study}/series/{series}/instances/{instance}"
+    if not _KEY.fullmatch(key):
+        raise StoreError("the DICOMweb server lists an instance without its UIDs; check the URL")
+    return Entry(key, 0, instance)
+
+
+def _is_photograph(item: dict[str, Any]) -> bool:
+    kind = _first(item, _KIND)
+    return (not kind or kind in DICOM_PHOTOGRAPHS) and _first(item, _SERIES_DESCRIPTION) != OWN_SERIES
+
+
+def _first(item: dict[str, Any], tag: str) -> str:
+    element = item.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    return str(values[0]) if isinstance(values, list) and values else ""
+
+
+def _parsed(key: str) -> tuple[str, ...]:
+    match = _KEY.fullmatch(key)
+    if match is None or ".." in key.split("/"):
+        raise ObjectMissingError("this names no instance of a DICOMweb server")
+    return match.groups()
+
+
+def _json(answer: bytes) -> Any:
+    try:
+        return json.loads(answer)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("an answer that is no JSON") from error
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, _StatusError):
+        return error.status in _PASSING_STATUS
+    return not isinstance(error, SSLError | LocationValueError)
+
+
+def _store_error(action: str, error: Exception) -> StoreError:
+    what = f"the DICOMweb server could not {action}"
+    if not isinstance(error, _StatusError):
+        return StoreError(f"{what}: {type(error).__name__}; check network and URL")
+    if error.status in (404, 410):
+        return ObjectMissingError("the instance is gone; list the source again")
+    if error.status in (401, 403):
+        return StoreError(
+            f"{what}: status {error.status}; check DICOMWEB_TOKEN, or DICOMWEB_USER and DICOMWEB_PASSWORD"
+        )
+    if 300 <= error.status < 400:
+        return StoreError(f"{what}: it redirects; give the URL that it redirects to")
+    return StoreError(f"{what}: status {error.status}; check the URL, and the server's log")
+
+
+_FAULTS = Faults(
+    (_StatusError, HTTPError, TimeoutError),
+    (NewConnectionError, ConnectTimeoutError),
+    _may_pass,
+    _store_error,
+)

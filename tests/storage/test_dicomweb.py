@@ -1,0 +1,165 @@
+"""A DICOMweb server as a source and a sink: a real Orthanc, whose replies may break."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import dicom_file, key_of
+from fault_proxy import Fault, FaultProxy, Kind, fault_proxy
+from photographs import noise_photograph
+
+from ma_cluster.config import ImageConfig
+from ma_cluster.errors import ImageRefusedError, ObjectChangedError, ObjectMissingError, Reason, StoreError, UsageError
+from ma_cluster.images.decode import decode
+from ma_cluster.storage.dicomweb import OWN_SERIES, DicomWeb
+from ma_cluster.storage.manifest import open_source
+from ma_cluster.storage.network import NetworkLimits
+from ma_cluster.storage.store import open_store
+
+RGB = noise_photograph((260, 260))
+HASTY = NetworkLimits(stall_s=1.0, deadline_s=20.0, attempts=4, first_pause_s=0.02)
+DAY, OTHER_DAY = "20310305", "20310306"
+PHOTOGRAPHS = [dicom_file(RGB, "jpeg", number, StudyDate=DAY) for number in range(501, 504)]
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+
+
+@pytest.fixture(scope="module")
+def server(orthanc: str) -> DicomWeb:
+    """Three photographs of one day, one of another, and what is no photograph."""
+    web = DicomWeb(f"dicomweb+{orthanc}")
+    files = [*PHOTOGRAPHS, dicom_file(RGB, "jpeg", 510, StudyDate=OTHER_DAY)]
+    files += [dicom_file(RGB, "jpeg", 511, StudyDate=DAY, SeriesDescription=OWN_SERIES)]
+    files += [dicom_file(RGB, "explicit", 512, StudyDate=DAY, SOPClassUID=SEGMENTATION)]
+    for data in files:
+        assert web.create(key_of(data), data)
+    return web
+
+
+@pytest.fixture
+def proxy(orthanc: str, server: DicomWeb) -> Iterator[FaultProxy]:
+    with fault_proxy(orthanc) as between:
+        yield between
+
+
+def through(proxy: FaultProxy) -> DicomWeb:
+    return DicomWeb(f"dicomweb+{proxy.endpoint}/dicom-web?StudyDate={DAY}", HASTY)
+
+
+def test_a_listing_holds_the_photographs_that_match_and_counts_what_is_none(orthanc: str, server: DicomWeb) -> None:
+    of_a_day = open_source(f"dicomweb+{orthanc}?StudyDate={DAY}")
+    assert isinstance(of_a_day, DicomWeb)
+    listed = list(of_a_day.list())
+    assert sorted(entry.key for entry in listed) == sorted(key_of(data) for data in PHOTOGRAPHS)
+    assert all(entry.etag == entry.key.rpartition("/")[2] and not entry.size for entry in listed)
+    assert of_a_day.skipped == 2
+    assert key_of(dicom_file(RGB, "jpeg", 510)) in {entry.key for entry in server.list()}
+
+
+def test_pages_hold_each_instance_once(orthanc: str, server: DicomWeb) -> None:
+    whole = sorted(entry.key for entry in server.list())
+    assert len(whole) > 3
+    assert sorted(entry.key for entry in DicomWeb(server.url, page=2).list()) == whole
+
+
+def test_a_photograph_comes_as_it_was_stored(server: DicomWeb) -> None:
+    for data in PHOTOGRAPHS:
+        found = server.get(key_of(data), etag=key_of(data).rpartition("/")[2])
+        np.testing.assert_array_equal(decode(found, ImageConfig()).pixels, decode(data, ImageConfig()).pixels)
+
+
+def test_what_is_not_there_is_missing(server: DicomWeb) -> None:
+    gone = key_of(dicom_file(RGB, "jpeg", 599))
+    for ask in (server.head, server.get):
+        for key in (gone, "../../patients", "eye.jpg"):
+            with pytest.raises(ObjectMissingError):
+                ask(key)
+    with pytest.raises(ObjectChangedError):
+        server.get(key_of(PHOTOGRAPHS[0]), etag="1.2.3")
+
+
+def test_a_photograph_that_is_too_large_is_refused_unread(server: DicomWeb) -> None:
+    large = dicom_file(noise_photograph((400, 400)), "explicit", 520)
+    assert server.create(key_of(large), large)
+    with pytest.raises(ImageRefusedError) as refused:
+        server.get(key_of(large), max_bytes=1000)
+    assert refused.value.reason is Reason.TOO_LARGE
+
+
+def test_sending_twice_stores_once(server: DicomWeb) -> None:
+    data = dicom_file(RGB, "jpeg", 530)
+    assert [server.create(key_of(data), data) for _ in range(3)] == [True, False, False]
+    assert server.head(key_of(data)).etag == key_of(data).rpartition("/")[2]
+
+
+@pytest.mark.parametrize("kind", [Kind.ERROR, Kind.RESET, Kind.STALL, Kind.SILENCE, Kind.SHORTER, Kind.LONGER])
+def test_replies_that_break_are_asked_for_again(proxy: FaultProxy, kind: Kind) -> None:
+    web, (first, *_) = through(proxy), PHOTOGRAPHS
+    proxy.faults += [Fault(kind, "GET", "/instances/", times=2), Fault(kind, "GET", "/instances?")]
+    assert len(list(web.list())) == 3
+    np.testing.assert_array_equal(
+        decode(web.get(key_of(first)), ImageConfig()).pixels, decode(first, ImageConfig()).pixels
+    )
+    assert proxy.broken[kind] == 3
+
+
+def test_a_result_whose_reply_is_lost_is_stored_once(proxy: FaultProxy) -> None:
+    data = dicom_file(RGB, "jpeg", 540)
+    proxy.faults += [Fault(Kind.LOST, "POST", "/studies")]
+    assert through(proxy).create(key_of(data), data)
+    assert through(proxy).head(key_of(data))
+
+
+def test_a_server_that_stays_broken_is_a_store_error(proxy: FaultProxy) -> None:
+    proxy.faults += [Fault(Kind.ERROR, "GET", "/instances", times=100, status=500)]
+    with pytest.raises(StoreError, match="status 500"):
+        through(proxy).get(key_of(PHOTOGRAPHS[0]))
+
+
+def test_wrong_credentials_are_told_without_them(
+    orthanc: str, server: DicomWeb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DICOMWEB_PASSWORD", "wrong-secret")
+    with pytest.raises(StoreError, match="DICOMWEB_TOKEN") as refused:
+        server.head(key_of(PHOTOGRAPHS[0]))
+    assert "wrong-secret" not in str(refused.value) and "127.0.0.1" not in str(refused.value)
+
+
+def test_credentials_go_to_their_host_alone(server: DicomWeb, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICOMWEB_HOST", "pacs.example.org")
+    with pytest.raises(StoreError, match="401"):
+        server.head(key_of(PHOTOGRAPHS[0]))
+    assert os.environ["DICOMWEB_USER"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "dicomweb+ftp://host/path",
+        "dicomweb+https://",
+        "dicomweb+https://user:secret@host/path",
+        "dicomweb+https://host/path?PatientName=Doe",
+        "dicomweb+https://host/path?limit=5&00100020=12",
+    ],
+)
+def test_urls_that_would_tell_too_much_are_refused(url: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        open_source(url)
+    assert "secret" not in str(refused.value) and "Doe" not in str(refused.value)
+
+
+def test_a_run_cannot_be_put_on_a_dicomweb_server() -> None:
+    with pytest.raises(UsageError, match="nothing else can be put there"):
+        open_store("dicomweb+https://host/path")
+
+
+def test_a_manifest_may_name_instances(orthanc: str, server: DicomWeb, tmp_path: Path) -> None:
+    lines = [f"dicomweb+{orthanc}/{key_of(data)}" for data in PHOTOGRAPHS]
+    (tmp_path / "some.csv").write_text("\n".join(["key", *lines, f"dicomweb+{orthanc}/studies/1/series/2/instances/3"]))
+    source = open_source(str(tmp_path / "some.csv"))
+    listed = list(source.list())
+    assert [bool(entry.etag) for entry in listed] == [True, True, True, False]
+    assert source.get(listed[0].key, etag=listed[0].etag)[128:132] == b"DICM"
