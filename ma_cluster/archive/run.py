@@ -33,8 +33,9 @@ from ma_cluster.storage.parquet import DAMAGED, from_parquet, to_parquet
 from ma_cluster.storage.store import Entry, Store
 
 FOLDERS = frozenset(
-    ("audit", "damaged", "dicom", "masks", "outcomes", "overlays", "patients", "plan", "report", "retries", "reviews")
-) | {"turnover"}
+    {"audit", "damaged", "dicom", "masks", "outcomes", "overlays", "patients", "plan", "report", "retries"}
+    | {"reviews", "turnover"}
+)
 FILES = ("run.json", "summary.json", "turnover.parquet")
 """All that lies in a run's destination: another run does not take it for photographs."""
 _RUN, _PART, _COMMITTED = "ma_cluster.run", "ma_cluster.part", "ma_cluster.committed"  # in each part of the outcomes

@@ -152,7 +152,10 @@ def _add_segment(api: FastAPI, service: Service, limits: HttpLimits, checked: li
     slots = anyio.CapacityLimiter(limits.waiting)
     files: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}, "image/jpeg": {}}}}
     binary = {"schema": {"type": "string", "format": "binary"}}
-    body = {"required": True, "content": {kind: binary for kind in ("application/octet-stream", "image/*")}}
+    body = {
+        "required": True,
+        "content": {kind: binary for kind in ("application/octet-stream", "image/*", "application/dicom")},
+    }
 
     @api.post(
         "/v1/segment",

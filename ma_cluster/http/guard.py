@@ -91,7 +91,7 @@ class Guard:
     def __init__(self, app: ASGIApp, limits: HttpLimits) -> None:
         self._app, self._limits = app, limits
         # curl sends files as forms where it is not told what they are
-        images = ("image/", "application/octet-stream", "application/x-www-form-urlencoded", "")
+        images = ("image/", "application/dicom", "application/octet-stream", "application/x-www-form-urlencoded", "")
         self._intakes = {
             ("POST", "/v1/segment"): _Intake(limits.max_body_bytes, images),
             ("POST", "/v1/archives"): _Intake(limits.max_json_bytes, ("application/json",)),

@@ -119,7 +119,7 @@ def test_all_that_a_run_writes_has_a_name_by_which_it_is_known(source: LocalStor
     repair_run(source, dest)
     scored(source, dest, Reason.TIMEOUT)
     names = {entry.key.partition("/")[0] for entry in dest.list()}
-    asked_for = {"reviews", "turnover", "turnover.parquet"}  # come from other commands
+    asked_for = {"dicom", "reviews", "turnover", "turnover.parquet"}  # come from other commands
     assert names | asked_for == {*FOLDERS, *FILES}
 
 
