@@ -5,8 +5,8 @@
         -> the better pair, by how much, and on which side of the field the disc lies -> eye, confidence
 
 Constants are shares of the diameter of a field of 50 degrees. Those of the logistic are fitted on IDRiD's 362
-photographs, of which 355 are told right, 319 with a confidence that counts, two of them wrong; of HRF's 15 healthy
-photographs, another camera's, all are, with a confidence that counts (tests/benchmarks/bench_turnover.py laterality).
+photographs: 355 of them are told right, and of 320 that are sure 318. Of HRF's 15 healthy ones, which are of another
+camera and fitted nothing, all are told right (tests/benchmarks/bench_turnover.py laterality).
 """
 
 from __future__ import annotations

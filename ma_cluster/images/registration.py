@@ -11,6 +11,7 @@ overlap that agrees; so the agreement decides.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -39,7 +40,7 @@ _LEAST_PATCHES = 40
 _LEAST_AGREEMENT = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class View:
     """A photograph as it is registered: its vessels on the reduced grid, and where they can be seen."""
 
@@ -51,6 +52,17 @@ class View:
     """Local standard deviation of the green channel, 0..1."""
     grid: Grid
     """Between the photograph and the reduced grid."""
+
+    @cached_property
+    def features(self) -> tuple[Float[ndarray, "n 2"], Float32[ndarray, "n 128"]]:
+        """Points (x, y) and their RootSIFT descriptors (Arandjelovic and Zisserman 2012)."""
+        picture = np.clip(128 + 40 * self.vessels, 0, 255).astype(np.uint8)
+        sift = cv2.SIFT.create(nfeatures=_FEATURES, contrastThreshold=0.02, edgeThreshold=15)
+        points, described = sift.detectAndCompute(picture, self.seen.astype(np.uint8))
+        if described is None:
+            return np.zeros((0, 2)), np.zeros((0, 128), np.float32)
+        shares = described / np.maximum(described.sum(axis=1, keepdims=True), 1e-6)
+        return np.array([point.pt for point in points]).reshape(-1, 2), np.sqrt(shares).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +150,7 @@ def register(before: View, after: View) -> Registration | None:
 
 def _similarity(before: View, after: View) -> Float[ndarray, "6 2"] | None:
     """A first map, without quadratic terms."""
-    sift = cv2.SIFT.create(nfeatures=_FEATURES, contrastThreshold=0.02, edgeThreshold=15)
-    (points, described), (others, other_described) = (_features(sift, view) for view in (before, after))
+    (points, described), (others, other_described) = before.features, after.features
     if min(len(points), len(others)) < _LEAST_MATCHES:
         return None
     pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(described, other_described, k=2)
@@ -158,15 +169,6 @@ def _similarity(before: View, after: View) -> Float[ndarray, "6 2"] | None:
     terms = np.zeros((6, 2))
     terms[0], terms[1], terms[2] = (y, x), (d * _UNIT, b * _UNIT), (c * _UNIT, a * _UNIT)
     return terms if _plausible(terms) else None
-
-
-def _features(sift: cv2.SIFT, view: View) -> tuple[Float[ndarray, "n 2"], Float32[ndarray, "n 128"]]:
-    picture = np.clip(128 + 40 * view.vessels, 0, 255).astype(np.uint8)
-    points, described = sift.detectAndCompute(picture, view.seen.astype(np.uint8))
-    rooted = np.zeros((0, 128), np.float32)
-    if described is not None:  # RootSIFT (Arandjelovic and Zisserman 2012)
-        rooted = np.sqrt(described / np.maximum(described.sum(axis=1, keepdims=True), 1e-6))
-    return np.array([point.pt for point in points]).reshape(-1, 2), rooted
 
 
 def _plausible(terms: Float[ndarray, "6 2"]) -> bool:

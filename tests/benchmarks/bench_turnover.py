@@ -5,8 +5,10 @@
 `warps`: photographs of IDRiD and HRF seen by two smaller cameras (tests/moved_eyes.py): how far off the map is.
 `strangers`: pairs of photographs of different eyes: how many are registered. `pairs`: pairs of one eye at one visit,
 whose true turnover is 0: by the lesions that people have outlined, and, with `--detect`, by those that are detected.
-`phantom`: lesions drawn into the earlier, the later, or both of two such cameras' photographs, and detected. FOLDER
-holds idrid/, idrid_grading/, hrf_healthy/ and eophtha_ma/. What the file holds of other parts stays.
+`phantom`: lesions drawn into the earlier, the later, or both of two such cameras' photographs, and detected.
+`laterality`: the eye that the picture tells beside the one that people see (known_eyes.json, IDRiD and HRF), and the
+disc beside IDRiD's masks. FOLDER holds idrid/, idrid_grading/, hrf_healthy/ and eophtha_ma/. What the file holds of
+other parts stays.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from moved_eyes import FIELD, Camera, Movement, on_earlier, random_movement, two
 
 from ma_cluster import machine
 from ma_cluster.config import ImageConfig, KnownField
-from ma_cluster.images.decode import decode
-from ma_cluster.images.fundus import Fov, find_fov
+from ma_cluster.errors import ImageRefusedError
+from ma_cluster.images.fundus import Fov, find_fov, locate
+from ma_cluster.images.laterality import LEAST_CONFIDENCE, tell_eye
 from ma_cluster.images.phantom import PhantomConfig, draw_phantom
 from ma_cluster.images.registration import REDUCTION, Registration, View, read_view, register
 from ma_cluster.lesions.detector import Detector
@@ -40,8 +43,14 @@ from ma_cluster.lesions.findings import Lesion
 from ma_cluster.lesions.turnover import Change, Taken, compare
 
 IDRID, GRADES, HRF, EOPHTHA = "idrid", "idrid_grading/images", "hrf_healthy", "eophtha_ma/images"
-SAME_EYE = (("idrid/IDRiD_39", "idrid_grading/IDRiD_grading_271"), ("IDRiD_grading_013", "IDRiD_grading_397"))
-_FIRST = 5  # of the ten photographs of each set that are taken for strangers: none of them is in SAME_EYE
+_EOPHTHA_PAIRS = "1273 1274 1275 1276 1883 1884 1885 1886 7104 7105 7155 7156 7157 7158 7237 7238 7239 7240 7331 7333"
+_NUMBERS = [f"C000{number}" for number in _EOPHTHA_PAIRS.split()]
+SAME_EYE = (
+    *(("IDRiD_39", "IDRiD_grading_271"), ("IDRiD_grading_013", "IDRiD_grading_397")),
+    *zip(_NUMBERS[::2], _NUMBERS[1::2], strict=True),
+)
+"""Those of e-ophtha are neighbours that register; to the eye they are macula- and disc-centred fields of one eye."""
+_FIRST = 5  # of the ten photographs of each set that are taken for strangers
 _NEIGHBOURS = 1  # numbers of e-ophtha that may be one eye
 
 
@@ -51,13 +60,17 @@ def named(shared: Path, *folders: str) -> dict[str, Path]:
     return {stem: path for stem, path in found.items() if "Groundtruths" not in str(path)}
 
 
-def pixels_of(path: Path) -> ndarray:
-    return decode(path.read_bytes(), ImageConfig()).pixels
+def pixels_of(path: Path, shrunk: int = 1) -> ndarray:
+    """The photograph; by 2, 4 or 8 its JPEG decodes to a part of its size, in a part of the time."""
+    picture = Image.open(path)
+    picture.draft("RGB", (picture.width // shrunk, picture.height // shrunk))
+    return np.asarray(picture.convert("RGB"))
 
 
 @cache
 def view_of(path: Path) -> View:
-    return read_view(pixels_of(path), KnownField())
+    """As `read_view` gives it; photographs that are large enough are decoded at half their size."""
+    return read_view(pixels_of(path, 2 if Image.open(path).width > 3000 else 1), KnownField())
 
 
 def spread(values: Any) -> dict[str, float]:
@@ -75,16 +88,21 @@ def off(found: Registration, movement: Movement, fov: Fov, views: tuple[View, Vi
 
 
 def warps(shared: Path, photographs: int, detector: Detector | None) -> dict[str, Any]:
-    paths = list(named(shared, HRF).values()) + list(named(shared, IDRID).values())
+    by_set = (named(shared, folder).values() for folder in (HRF, IDRID))
+    paths = [path for pair in zip(*by_set, strict=False) for path in pair]
     errors: list[float] = []
-    said, seconds, failed = [], [], []
+    said, seconds, failed, unread = [], [], [], []
     for number, path in enumerate(paths[:photographs]):
         rng = np.random.default_rng(number)
-        movement, pixels = random_movement(rng), pixels_of(path)
+        movement, pixels = random_movement(rng), pixels_of(path, 2)
         fov = find_fov(pixels, ImageConfig())[0]
-        views = tuple(read_view(shot, FIELD) for shot in two_shots(pixels, pixels, fov, movement, rng))
+        try:
+            views = [read_view(shot, FIELD) for shot in two_shots(pixels, pixels, fov, movement, rng)]
+        except ImageRefusedError:  # the large photograph's own cut leaves too little of a disc
+            unread.append(path.stem)
+            continue
         began = time.process_time()
-        found = register(*views)
+        found = register(views[0], views[1])
         seconds.append(time.process_time() - began)
         if found is None:
             failed.append(path.stem)
@@ -95,6 +113,7 @@ def warps(shared: Path, photographs: int, detector: Detector | None) -> dict[str
     return {
         "pairs": len(seconds),
         "failed": failed,
+        "without_a_field": unread,
         "error_px": spread(errors),
         "median_by_pair_px": spread([row[1] for row in said]),
         "p95_by_pair_px": spread([row[2] for row in said]),
@@ -130,12 +149,9 @@ def strangers(shared: Path, photographs: int, detector: Detector | None) -> dict
 
 
 def pairs(shared: Path, photographs: int, detector: Detector | None) -> dict[str, Any]:
-    """Pairs of one eye at one visit: all that register of neighbours in e-ophtha, and two of IDRiD."""
+    """Pairs of one eye at one visit, or of two shots of it."""
     paths, rows = named(shared, IDRID, GRADES, EOPHTHA), []
-    wanted = [tuple(Path(name).name for name in pair) for pair in SAME_EYE]
-    stems = sorted(named(shared, EOPHTHA))
-    wanted += [(a, b) for a, b in combinations(stems, 2) if 0 <= stems.index(b) - stems.index(a) <= _NEIGHBOURS]
-    for first, second in wanted:
+    for first, second in SAME_EYE:
         views = view_of(paths[first]), view_of(paths[second])
         found = register(*views)
         if found is None:
@@ -266,11 +282,58 @@ def summed(rows: list[dict[str, Any]]) -> dict[str, int]:
     return {"photograph_pairs": len(rows)} | {name: sum(row[name] for row in rows) for name in names}
 
 
+def laterality(shared: Path, photographs: int, detector: Detector | None) -> dict[str, Any]:
+    """Decoded at a quarter of their size."""
+    config = ImageConfig(fov_diameter_px=ImageConfig().fov_diameter_px / 4)
+    known = json.loads(Path(__file__).with_name("known_eyes.json").read_text())
+    truth = {name: eye for eye, names in known.items() for name in names.split()}
+    discs = {path.stem.removesuffix("_OD"): path for path in (shared / IDRID).rglob("*_OD.tif")}
+    figures: dict[str, Any] = {}
+    for folder in (IDRID, GRADES, HRF):
+        told, off = [], []
+        for name, path in named(shared, folder).items():
+            side = tell_eye(locate(pixels_of(path, 4), config), config.fov_diameter_px)
+            assert side is not None
+            told.append([name, truth[name], side.eye, side.confidence])
+            if name in discs:
+                mask = np.asarray(Image.open(discs[name])) > 0
+                diameter = 2 * np.sqrt(mask.sum() / np.pi)
+                off.append(float(np.linalg.norm(np.argwhere(mask).mean(axis=0) - 4 * np.array(side.disc)) / diameter))
+        figures[folder.partition("/")[0]] = figures_of_eyes(told)
+        if off:
+            figures["disc_off_diameters"] = spread(off) | {"within_half": float((np.array(off) < 0.5).mean())}
+    return figures
+
+
+def figures_of_eyes(told: list[list[Any]]) -> dict[str, Any]:
+    """Of rows of name, true eye, told eye and confidence."""
+    right = [eye == truth for _, truth, eye, _ in told]
+    sure = [confidence >= LEAST_CONFIDENCE for *_, confidence in told]
+    both = sum(r and s for r, s in zip(right, sure, strict=True))
+    return {
+        "photographs": len(told),
+        "right": sum(right),
+        "accuracy": wilson(sum(right), len(told)),
+        "sure": sum(sure),
+        "sure_and_right": both,
+        "accuracy_of_sure": wilson(both, sum(sure)),
+        "wrong": [row for row, r in zip(told, right, strict=True) if not r],
+    }
+
+
+def wilson(right: int, of: int) -> list[float]:
+    """A share, and the ends of its 95 % interval (Wilson 1927)."""
+    share, z = right / of, 1.96
+    middle, half = share + z**2 / (2 * of), z * float(np.sqrt(share * (1 - share) / of + z**2 / (4 * of**2)))
+    return [share, *((middle + sign * half) / (1 + z**2 / of) for sign in (-1, 1))]
+
+
 PARTS: dict[str, Callable[[Path, int, Detector | None], dict[str, Any]]] = {
     "warps": warps,
     "strangers": strangers,
     "pairs": pairs,
     "phantom": phantom,
+    "laterality": laterality,
 }
 
 
