@@ -190,3 +190,20 @@ def test_where_nobody_says_the_eye_the_picture_does_if_it_is_sure() -> None:
         assert identify(entry, facts, None) == Identity(eye=eye, eye_source=source, eye_confidence=confidence)
         told = dataclasses.replace(facts, acquisition=Acquisition(laterality="L"))
         assert identify(entry, told, None).eye == "L"
+
+
+def test_the_command_rolls_a_run_up_and_says_what_it_found(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from ma_cluster.cli.app import app
+
+    dest = scored_run(tmp_path, ROWS)
+    done = CliRunner().invoke(app, ["patients", dest.url])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines() == [
+        "  patients 2",
+        "    visits none 1, refer 0, ungradable 1",
+        "    eyes   none 3, refer 0, ungradable 1",
+        f"{dest.url}/patients",
+    ]
+    assert dest.head("patients/eyes.csv").size > 0
