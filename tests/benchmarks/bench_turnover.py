@@ -162,17 +162,20 @@ def pairs(shared: Path, photographs: int, detector: Detector | None) -> dict[str
             sides = [Taken(view, outlined(mask)) for view, mask in zip(views, masks, strict=True)]
             row["outlined"] = counts(compare(sides[0], sides[1], found))
         if detector is not None and len(rows) < photographs:
-            sides = [
-                detected(detector, pixels_of(paths[name]), view)
-                for name, view in zip((first, second), views, strict=True)
-            ]
-            row |= {
-                "detected": counts(compare(sides[0], sides[1], found)),
-                "called_alone": counts(compare(without(sides[0]), without(sides[1]), found)),
-            }
+            row |= by_detection(detector, paths[first], paths[second])
         rows.append(row)
     kinds = [kind for kind in ("outlined", "detected", "called_alone") if any(kind in row for row in rows)]
     return {"pairs": rows} | {kind: summed([row[kind] for row in rows if kind in row]) for kind in kinds}
+
+
+def by_detection(detector: Detector, *paths: Path) -> dict[str, Any]:
+    """What has changed by the lesions that are called, confirmed by what is outlined beside them, or called alone."""
+    whole = [pixels_of(path) for path in paths]
+    first, second = (detected(detector, pixels, read_view(pixels, KnownField())) for pixels in whole)
+    found = register(first.view, second.view)
+    assert found is not None, "they register at half their size"
+    alone = compare(without(first), without(second), found)
+    return {"detected": counts(compare(first, second, found)), "called_alone": counts(alone)}
 
 
 def phantom(shared: Path, photographs: int, detector: Detector | None) -> dict[str, Any]:
