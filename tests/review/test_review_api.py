@@ -10,9 +10,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import boto3
 import cv2
 import numpy as np
 import pytest
+from moto.server import ThreadedMotoServer
 from photographs import encode
 from review_runs import commit_run, dotted, fetch, review_page
 from servers import free_ports
@@ -21,6 +23,7 @@ from ma_cluster.errors import UsageError
 from ma_cluster.http.listening import TOKEN_VARIABLE
 from ma_cluster.review.api import reviewing
 from ma_cluster.storage.local import LocalStore
+from ma_cluster.storage.store import open_store
 
 HOSTILE = '<script>alert(1)</script>"onerror=x.jpg'
 TOKEN = "0123456789abcdef-token"
@@ -163,6 +166,34 @@ def test_beyond_loopback_a_token_is_asked_for(dest: LocalStore, monkeypatch: pyt
         assert get(url, "/v1/run")[0] == get(url, "/v1/photographs")[0] == 401
         assert get(url, "/v1/run", authorization=f"Bearer {TOKEN}")[0] == 200
         assert get(url, "/")[0] == get(url, "/page/review.js")[0] == 200
+
+
+def test_a_run_in_an_object_store_is_reviewed_there(
+    dest: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    boto3.client("s3").create_bucket(Bucket="results")
+    remote = open_store("s3://results/run")
+    for entry in list(dest.list()):
+        if not entry.key.startswith("reviews/"):
+            remote.put(entry.key, dest.get(entry.key))
+    with review_page(remote.url) as url:
+        wait_for(url, 3)
+        photograph = rows(url)["eye.jpg"]["id"]
+        assert len(get(url, f"/v1/photographs/{photograph}")[1]["lesions"]) == 6
+        assert get(url, f"/v1/photographs/{photograph}/tiles/colour/0/0_0.jpg")[0] == 200
+        event = decision(photograph, 1, "reject", lesion=2)
+        assert ask(url, "POST", "/v1/reviews", event, content_type="application/json")[0] == 201
+        assert ask(url, "POST", "/v1/reviews", event, content_type="application/json")[1]["new"] is False
+    assert [entry.key.rpartition("/")[2] for entry in remote.list("reviews/ada/")] == [
+        "20261127T120001.000Z-0000000000000001.json"
+    ]
+    server.stop()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
