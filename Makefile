@@ -5,13 +5,16 @@
 # make monitor  Prometheus on http://127.0.0.1:9090, with the alerts of deploy/prometheus: it watches the Ray that was
 #               started last on this machine, that of a `make demo` beside it for one; MONITOR=<host:port> elsewhere
 # make rehearse a deployment in small: store, Ray of two nodes, Prometheus; a submitted job scores two photographs
+# make gpu      on a bare machine with an NVIDIA GPU and PyTorch, without network or installation: checks, speed and a
+#               training, into OUT; DEVICE=cpu STEPS=2 is a dry run. `make gpu-data IDRID=... GRADES=...` packs what it
+#               trains on
 # make clean    removes what these targets made, .venv included
 # Everything is installed into .venv on first use, and again when pyproject.toml changes.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo demo-sample demo-own test lint check long monitor clean rehearse
+.PHONY: demo demo-sample demo-own test lint check long monitor clean rehearse gpu gpu-data
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,6 +22,10 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 IMAGES ?=
 MODEL ?= lite
+DEVICE ?= cuda
+STEPS ?=
+OUT ?= runs/gpu
+GPU_DATA ?= runs/gpu-data
 MONITOR ?= 127.0.0.1:9090
 
 demo: $(if $(IMAGES),demo-own,demo-sample)
@@ -55,6 +62,12 @@ check: lint
 
 long: .venv/.installed-test
 	$(BIN)/pytest -m long
+
+gpu:
+	$(PYTHON) tests/gpu/prove.py --device "$(DEVICE)" $(if $(STEPS),--steps $(STEPS)) --data "$(GPU_DATA)" --out "$(OUT)"
+
+gpu-data: .venv/.installed
+	$(BIN)/python tests/gpu/pack.py pack --idrid "$(IDRID)" $(if $(GRADES),--grades "$(GRADES)") --out "$(GPU_DATA)"
 
 monitor:
 	@command -v prometheus >/dev/null || { echo "no prometheus on the PATH: apt-get install prometheus," \

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float32, UInt8
@@ -21,18 +21,23 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ma_cluster.config import HgnConfig, PrnConfig
-from ma_cluster.machine import TileMap
+from ma_cluster.errors import UsageError
+from ma_cluster.machine import TileMap, dedicate
 
 log = logging.getLogger(__name__)
+_GPU_TILES = 8  # the largest feature maps of the paper's network on tiles of 512 are then 0.4 GB each; never timed
 FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2, 3), (2,))
 """Axes of n c h w that are flipped: none, left-right, both, up-down."""
+Patches = UInt8[ndarray, "n s s 3"] | UInt8[Tensor, "n s s 3"]
+"""As they are cut, on the host or on a device."""
+Precision = Literal["float32", "bfloat16"]
 Reduce = Callable[[Tensor], Tensor]
 """Sums (k) of this part of a mini-batch -> sums of the whole mini-batch, where several workers share one."""
 
 
-def channels_first(patches: UInt8[ndarray, "n s s 3"]) -> UInt8[Tensor, "n 3 s s"]:
+def channels_first(patches: Patches) -> UInt8[Tensor, "n 3 s s"]:
     """Patches as they are cut, in the layout that the network takes."""
-    return torch.from_numpy(patches).permute(0, 3, 1, 2)
+    return torch.as_tensor(patches).permute(0, 3, 1, 2)
 
 
 def normalise(patches: UInt8[Tensor, "n 3 h w"]) -> Tensor:
@@ -66,9 +71,9 @@ class Losses:
     negatives: Float32[Tensor, "n"] | None = None
     """Cross entropy of each negative of this worker's part, where the ledger is to hear of them."""
 
-    def values(self) -> dict[str, float]:
-        """The terms and their sum as numbers."""
-        return {name: term.item() for name, term in self.terms.items()} | {"total": self.total.item()}
+    def values(self) -> dict[str, Float[Tensor, ""]]:
+        """The terms and their sum without their gradients, still on the device: to ask for a number is to wait."""
+        return {name: term.detach() for name, term in (self.terms | {"total": self.total}).items()}
 
 
 def build_optimizer(model: nn.Module, config: HgnConfig | PrnConfig) -> torch.optim.AdamW:
@@ -79,12 +84,14 @@ def build_optimizer(model: nn.Module, config: HgnConfig | PrnConfig) -> torch.op
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
-def learning_rate(step: int, config: HgnConfig | PrnConfig) -> float:
-    """Rate at a step: linear from 0 over the warm-up, then a half cosine that ends at 0 after `config.steps`."""
+def learning_rate(step: int, config: HgnConfig | PrnConfig, spent: float = 0.0) -> float:
+    """Rate at a step: linear from 0 over the warm-up, then a half cosine that ends at 0 after `config.steps`, or where
+    all of a run's time is `spent` (0..1).
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, max(progress, spent))))
 
 
 def descend(model: nn.Module, optimizer: torch.optim.Optimizer, total: Float[Tensor, ""], rate: float) -> None:
@@ -127,10 +134,30 @@ class TileExecutor:
     tiles: int = 1
     """In one forward pass. On a CPU one is fastest: it stays in cache."""
     tile_map: TileMap = map
-    """Asks for the forward passes."""
+    """Asks for the forward passes, on a CPU; a GPU is asked for one after the other."""
+    dtype: torch.dtype = torch.float32
+    """Of the convolutions on a GPU."""
 
 
 ONE_AT_A_TIME = TileExecutor()
+
+
+def tile_executor(device: str, threads: int | None, precision: Precision) -> TileExecutor:
+    """Of a detector, whose arguments these are.
+
+    Raises:
+        UsageError: torch finds no such device, or bfloat16 is asked of a CPU.
+    """
+    if torch.device(device).type == "cpu":
+        if precision != "float32":
+            raise UsageError(f"precision {precision} is for GPUs; a CPU's convolutions are float32")
+        return TileExecutor(tile_map=map if threads is None else dedicate(threads))
+    if not torch.cuda.is_available():
+        raise UsageError(f"torch finds no device {device} here; leave it out to run on the CPU")
+    if threads is not None:
+        dedicate(threads)
+    torch.backends.cudnn.allow_tf32 = precision != "float32"
+    return TileExecutor(tiles=_GPU_TILES, dtype=torch.float32 if precision == "float32" else torch.bfloat16)
 
 
 class FlipAugmented(nn.Module):

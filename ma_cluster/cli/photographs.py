@@ -26,6 +26,7 @@ from ma_cluster.cli.app import (
 )
 from ma_cluster.config import KnownField
 from ma_cluster.errors import ImageError, UsageError
+from ma_cluster.machine import cores
 
 Source = Annotated[
     str,
@@ -51,6 +52,10 @@ def detect(
     operating_point: Point = "default",
     field_degrees: FieldDegrees = 0.0,
     no_surround: NoSurround = False,
+    device: Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, cuda:1, ...")] = "cpu",
+    in_flight: Annotated[
+        int | None, typer.Option(min=1, help="Photographs at a time; by default one, and on a GPU one for each core.")
+    ] = None,
 ) -> None:
     """Score single photographs, without a cluster.
 
@@ -58,15 +63,18 @@ def detect(
     """
     from ma_cluster.lesions.detector import Detector
     from ma_cluster.report.console import printable
-    from ma_cluster.report.detections import check_stems, detect_file
+    from ma_cluster.report.detections import check_stems, detect_files
     from ma_cluster.storage.store import open_store
 
     check_stems(images)
-    detector = Detector.load(model, threads=detector_threads()).knowing(KnownField(field_degrees, no_surround))
+    on_cpu = device == "cpu"
+    detector = Detector.load(model, device=device, threads=detector_threads() if on_cpu else None).knowing(
+        KnownField(field_degrees, no_surround)
+    )
     store = open_store(out)
     unscored = 0
-    for image in images:
-        outcome = detect_file(detector, image, store, operating_point)
+    at_a_time = in_flight or (1 if on_cpu else cores())
+    for outcome in detect_files(detector, images, store, operating_point, at_a_time):
         unscored += isinstance(outcome.result, ImageError)
         typer.echo(printable(str(outcome)))
     if unscored:
@@ -134,6 +142,62 @@ def score(
         summary = run(photographs, dest, fleet, model=model, on_progress=follow)
     typer.echo("\n".join(summary_lines(summary, last[0].images_per_second if last else None)))
     raise typer.Exit(0 if summary.complete else INCOMPLETE)
+
+
+@app.command()
+def plan(
+    source: Source,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="DEST", help="Go by the stages' seconds of this run, on machines such as those."),
+    ] = None,
+    model: Model = "lite",
+    replicas: Replicas = None,
+    readers: Readers = 1,
+    gpus: Gpus = 0.0,
+    within: Annotated[
+        float | None, typer.Option(min=0, metavar="HOURS", help="Say the fleet that takes no longer.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of an hour of the whole fleet, for the cost.")] = None,
+    store_mb: Annotated[
+        float | None, typer.Option(min=0, help="MB that the store delivers in a second, at most.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Say what an archive would take, and score nothing.
+
+    Lists the source, reads the headers of a sample, and takes seconds of each stage from a run, --like, or from as many
+    photographs as this machine has cores, which then does all by itself unless --replicas are given.
+    """
+    from ma_cluster.archive import forecast
+    from ma_cluster.images.sandbox import SandboxConfig
+    from ma_cluster.report.console import forecast_lines
+    from ma_cluster.storage.manifest import open_source
+
+    if gpus and like is None:
+        raise UsageError("what GPUs take is known from a run on such: name it, --like")
+    photographs = open_source(source)
+    found, sample = forecast.survey(photographs)
+    if like is not None:
+        stages = forecast.seconds_of_run(like)
+    else:
+        from ma_cluster.lesions.detector import Detector
+
+        stages = forecast.seconds_here(Detector.load(model, threads=1), photographs, sample[: 2 * cores()], cores())
+    capacity = forecast.Capacity(
+        segmenters=replicas or cores(),
+        reading=readers * SandboxConfig().children,
+        shared_cores=cores() if like is None and replicas is None else None,
+        store_bytes_per_s=store_mb and store_mb * 1e6,
+    )
+    said = forecast.forecast(found, stages, capacity, within and within * 3600)
+    if as_json:
+        typer.echo(forecast.to_json(found, stages, said))
+        return
+    for line in forecast_lines(found, stages, said, price):
+        typer.echo(line)
+    if gpus:
+        typer.echo(f"{capacity.segmenters * gpus:g} GPUs")
 
 
 @app.command()

@@ -39,6 +39,9 @@ class TrainOptions:
     hgn_half: Annotated[str | None, typer.Option(metavar="URL", help="Train more where this one errs.")] = None
     init: Annotated[str | None, typer.Option(metavar="MODEL|URL", help="Begin with these weights.")] = None
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's.")] = None
+    minutes: Annotated[
+        float | None, typer.Option(help="With --local: end when these are up, the learning rate by the clock.")
+    ] = None
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate, instead of the recipe's.")] = None
     epoch_steps: Annotated[int | None, typer.Option(min=1, help="Steps between two checkpoints.")] = None
     seed: Annotated[int, typer.Option(min=0, help="Seed of first weights and draws.")] = 1
@@ -72,6 +75,7 @@ class TrainOptions:
             hgn_half=self.hgn_half,
             init=self.init,
             steps=self.steps,
+            minutes=self.minutes,
             learning_rate=self.learning_rate,
             epoch_steps=self.epoch_steps,
             seed=self.seed,
@@ -101,6 +105,8 @@ class TrainOptions:
         named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
         if self.local and named:
             raise UsageError(f"{', '.join(named)} is for training on Ray; leave it out, or --local")
+        if self.minutes is not None and not self.local:
+            raise UsageError("--minutes is for training with --local; several workers have no one clock")
         if self.device is not None and not self.local:
             raise UsageError("--device is for training with --local; on Ray --gpus says what each worker has")
 

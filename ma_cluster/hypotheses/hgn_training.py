@@ -21,7 +21,7 @@ from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.frrn import kind_logits
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, changed, draw_cuts, lesion_free
 from ma_cluster.images.patches import LesionPool, RegionPool
-from ma_cluster.networks import Losses, Reduce, channels_first, local, normalise
+from ma_cluster.networks import Losses, Patches, Reduce, channels_first, local, normalise
 
 _PLACES_PER_IMAGE = 10**6
 _HEALTHY_PLACES = 20_000  # of a photograph without lesions: each has a loss in the ledger
@@ -35,9 +35,10 @@ class HgnBatch:
     truth: Bool[Tensor, "n k h w"]
 
 
-def hgn_batch(patches: UInt8[ndarray, "n s s 3"], lesions: UInt8[ndarray, "n s s"], kinds: int) -> HgnBatch:
+def hgn_batch(patches: Patches, lesions: UInt8[ndarray, "n s s"] | UInt8[Tensor, "n s s"], kinds: int) -> HgnBatch:
     """Patches as they are cut, in the layout that the network takes; bit k of a pixel's lesions is kind k."""
-    bits = torch.from_numpy(lesions)[:, None] >> torch.arange(kinds, dtype=torch.uint8)[:, None, None]
+    marks = torch.as_tensor(lesions)[:, None]
+    bits = marks >> torch.arange(kinds, dtype=torch.uint8, device=marks.device)[:, None, None]
     return HgnBatch(channels_first(patches), (bits & 1).bool())
 
 
@@ -59,8 +60,9 @@ def hgn_losses(
         logits = model(normalise(batch.patches.to(device)))
     logit, truth = kind_logits(logits.float()), batch.truth.to(device)
     weight = {"MA": 1.0, "HE": config.haemorrhage_weight, "EX": config.exudate_weight, "SE": config.exudate_weight}
-    weights = logit.new_tensor([weight[kind] for kind in config.kinds])
-    positive = logit.new_tensor([config.lesion_weight, *[config.other_lesion_weight] * (len(config.kinds) - 1)])
+    positives = [config.lesion_weight, *[config.other_lesion_weight] * (len(config.kinds) - 1)]
+    of_kinds = torch.tensor([[weight[kind] for kind in config.kinds], positives])
+    weights, positive = of_kinds.to(device, non_blocking=True)  # a GPU is not waited for
     cross_entropy = (weights * weighted_cross_entropy(logit, truth, positive, reduce)).sum()
     dice = (weights * soft_dice(logit, truth, reduce)).sum()
     total = config.cross_entropy_weight * cross_entropy + config.dice_weight * dice
@@ -78,7 +80,7 @@ def weighted_cross_entropy(
         logit, truth.to(logit.dtype), pos_weight=positive_weight[:, None, None], reduction="none"
     )
     sums = per_pixel.sum(dim=(0, 2, 3))
-    pooled = reduce(torch.cat([sums, sums.new_tensor([per_pixel[:, 0].numel()])]))
+    pooled = reduce(torch.cat([sums, sums.new_full((1,), per_pixel[:, 0].numel())]))
     return pooled[:-1] / pooled[-1]
 
 

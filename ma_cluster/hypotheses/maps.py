@@ -6,9 +6,12 @@ maps of several scales and stages -> one        (Sarhan et al., section 2.4 and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
+from queue import LifoQueue
 
 import cv2
 import numpy as np
@@ -84,8 +87,59 @@ def probability_maps(
 
     alike = (tuple(same) for _, same in groupby(windows, key=lambda window: window.shape))
     batches = (same[start : start + executor.tiles] for same in alike for start in range(0, len(same), executor.tiles))
-    maps = tiling.stitch(windows, [tile for tiles in executor.tile_map(answer, batches) for tile in tiles])
+    if windows and next(model.parameters()).is_cuda:
+        maps = _on_gpu(model, padded, list(batches), executor.dtype)[..., : fov.shape[0], : fov.shape[1]]
+    else:
+        maps = tiling.stitch(windows, [tile for tiles in executor.tile_map(answer, batches) for tile in tiles])
     return maps.reshape(-1, *fov.shape) * fov
+
+
+def _on_gpu(
+    model: nn.Module, padded: UInt8[ndarray, "ph pw 3"], batches: Sequence[Sequence[Window]], dtype: torch.dtype
+) -> Float32[ndarray, "k ph pw"]:
+    """The maps of a photograph that goes to the GPU once, whole, and comes back once.
+
+    Each photograph in flight has its thread, and of those two at a time have a stream and pinned memory: while one's
+    pixels are copied the other's networks run. More would take more memory and gain nothing.
+    """
+    device = next(model.parameters()).device
+    with torch.inference_mode(), _one_of_two_streams(device) as stream, torch.cuda.stream(stream):
+        stream.wait_stream(torch.cuda.default_stream(device))  # weights that a training has just changed
+        pinned = torch.empty(padded.shape, dtype=torch.uint8, pin_memory=True)
+        pinned.numpy()[:] = padded
+        image = pinned.to(device, non_blocking=True)
+        maps: Tensor | None = None
+        for batch in batches:
+            tiles = torch.stack([Tiling.crop(image, window) for window in batch]).permute(0, 3, 1, 2)
+            with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                logits = model(normalise(tiles))
+            answers = probability(kind_logits(logits.float()))
+            if maps is None:
+                maps = answers.new_zeros(answers.shape[1], *padded.shape[:2])
+            for window, tile in zip(batch, answers, strict=True):
+                Tiling.keep(maps, window, tile)
+        assert maps is not None
+        there = torch.empty(maps.shape, pin_memory=True).copy_(maps, non_blocking=True)
+        stream.synchronize()
+    return there.numpy()
+
+
+@contextmanager
+def _one_of_two_streams(device: torch.device) -> Iterator[torch.cuda.Stream]:
+    free = _streams(device)
+    stream = free.get()
+    try:
+        yield stream
+    finally:
+        free.put(stream)
+
+
+@cache
+def _streams(device: torch.device) -> LifoQueue[torch.cuda.Stream]:
+    free: LifoQueue[torch.cuda.Stream] = LifoQueue()
+    for _ in range(2):
+        free.put(torch.cuda.Stream(device))
+    return free
 
 
 @torch.inference_mode()

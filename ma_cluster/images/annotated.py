@@ -171,17 +171,22 @@ def cut(
     lesions = np.empty((len(cuts), size, size), np.uint8)
     for number, (image, row, col) in enumerate(cuts.centres.tolist()):
         photograph, symmetry, changes = photographs[image], int(cuts.symmetries[number]), cuts.changes
-        planes = photograph.lesion.view(np.uint8) if photograph.kinds is None else photograph.kinds
+        marked = planes(photograph)
         if changes is None:
-            patch, marks = crop(photograph.enhanced, row, col, size, MID_GREY), crop(planes, row, col, size, 0)
+            patch, marks = crop(photograph.enhanced, row, col, size, MID_GREY), crop(marked, row, col, size, 0)
             patches[number] = scale_contrast(turn(patch, symmetry), cuts.gains[number])
         else:
             placed = _placed((row, col), size, changes.degrees[number], changes.zooms[number])
             patch = _warp(photograph.enhanced, placed, size, cv2.INTER_LINEAR, MID_GREY)
-            marks = _warp(planes, placed, size, cv2.INTER_NEAREST, 0)
+            marks = _warp(marked, placed, size, cv2.INTER_NEAREST, 0)
             patches[number] = _relit(turn(patch, symmetry), cuts.gains[number], changes, number)
         lesions[number] = turn(marks, symmetry)
     return patches, lesions
+
+
+def planes(photograph: Annotated) -> UInt8[ndarray, "h w"]:
+    """Lesions of all kinds that are known of a photograph, bit k of each pixel for kind k."""
+    return photograph.lesion.view(np.uint8) if photograph.kinds is None else photograph.kinds
 
 
 def _placed(centre: Sequence[int], size: int, degrees: float, zoom: float) -> Float64[ndarray, "2 3"]:

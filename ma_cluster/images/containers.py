@@ -7,18 +7,25 @@ a word; one broken chunk of metadata costs it the picture. So the containers are
 from __future__ import annotations
 
 import io
+import logging
 import re
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-import simplejpeg
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ma_cluster.errors import ImageRefusedError, Reason
 
+try:
+    import simplejpeg
+except ImportError:  # a machine that trains and has torch, but not all of ours
+    simplejpeg = None
+
+log = logging.getLogger(__name__)
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DICOM = b"DICM", 128
@@ -115,8 +122,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 def refuse_damage(data: bytes) -> None:
     """Raises ImageRefusedError: truncated or corrupt, where libjpeg warns of what it fills in.
 
-    An eighth of the size is enough: every coefficient is read for it.
+    An eighth of the size is enough: every coefficient is read for it. Without simplejpeg only what Pillow notices is
+    refused, and the log says so once.
     """
+    if simplejpeg is None:
+        _say_what_is_not_noticed()
+        return
     try:
         colours = simplejpeg.decode_jpeg_header(data)[2]
         simplejpeg.decode_jpeg(data, "CMYK" if colours in ("CMYK", "YCCK") else "GRAY", min_height=1, min_width=1)
@@ -126,6 +137,11 @@ def refuse_damage(data: bytes) -> None:
             return  # zeros before the end marker, which some cameras write
         if (refusal := jpeg_refusal(error)) is not None:
             raise refusal from error
+
+
+@cache
+def _say_what_is_not_noticed() -> None:
+    log.warning("simplejpeg is not installed: a JPEG that is damaged in its middle is read as if it were whole")
 
 
 def jpeg_refusal(error: ValueError) -> ImageRefusedError | None:

@@ -112,8 +112,9 @@ class Tiling:
         pads = ((0, missing[0]), (0, missing[1])) + ((0, 0),) * (image.ndim - 2)
         return np.pad(image, pads, constant_values=fill)
 
-    def crop(self, padded: ndarray, window: Window) -> ndarray:
-        """The tile of a window, from an image that `pad` has extended."""
+    @staticmethod
+    def crop(padded: Any, window: Window) -> Any:
+        """The tile of a window, from an image that `pad` has extended; an array or a tensor."""
         return padded[slice(*window.rows), slice(*window.cols)]
 
     def stitch(
@@ -122,10 +123,15 @@ class Tiling:
         """The mirror of `crop`: the kept part of each tile at its place; 0 where no window is given."""
         out = np.zeros((*(tiles[0].shape[:-2] if tiles else ()), *self.padded_shape), dtype=np.float32)
         for window, tile in zip(windows, tiles, strict=True):
-            rows, cols = slice(*window.keep_rows), slice(*window.keep_cols)
-            top, left = window.rows[0], window.cols[0]
-            out[..., rows, cols] = tile[..., rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
+            self.keep(out, window, tile)
         return out[..., : self.height, : self.width]
+
+    @staticmethod
+    def keep(padded: Any, window: Window, tile: Any) -> None:
+        """Put the kept part of a tile at its place; arrays or tensors, `*k ph pw` and `*k th tw`."""
+        rows, cols = slice(*window.keep_rows), slice(*window.keep_cols)
+        top, left = window.rows[0], window.cols[0]
+        padded[..., rows, cols] = tile[..., rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
 
     def _cells(self, mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "ch cw"]:
         """The squares of GRID_PX that hold a pixel of the mask."""

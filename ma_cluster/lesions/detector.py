@@ -42,20 +42,20 @@ from ma_cluster.lesions.findings import (
     triage,
 )
 from ma_cluster.lesions.judge import around, build_judge, check_judge, judge_candidates
-from ma_cluster.machine import dedicate
-from ma_cluster.networks import FlipAugmented, TileExecutor, fold
+from ma_cluster.networks import FlipAugmented, Precision, fold, tile_executor
 from ma_cluster.refinement.dense import as_run, refine_any
 from ma_cluster.refinement.resnet import build_prn
 
 Refiner = Literal["prn", "cls"]
 REFINERS: tuple[Refiner, ...] = get_args(Refiner)
-_GPU_TILES = 8  # the largest feature maps of the paper's network on tiles of 512 are then 0.4 GB each; never timed
 
 
 class Detector:
     """A loaded model, ready to look at photographs. Stateless between calls."""
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, device: str = "cpu", threads: int | None = None, precision: Precision = "float32"
+    ) -> None:
         """
         Args:
             bundle: the model.
@@ -63,7 +63,13 @@ class Detector:
             threads: tiles at a time on a CPU. The whole process is dedicated to them for good: torch has one thread in
                 each, and freed memory is kept. None leaves the process alone: one tile at a time, which torch's own
                 threads share.
+            precision: of the hypothesis networks on a GPU, which takes bfloat16 faster and moves probabilities by
+                hundredths. float32 is that of the CPU, and switches cuDNN's TF32 off in this process.
+
+        Raises:
+            UsageError: torch finds no such device, or bfloat16 is asked of a CPU.
         """
+        self._executor = tile_executor(device, threads, precision)
         recipe = bundle.recipe
         self.recipe: Recipe = recipe
         self.digest = bundle.digest
@@ -81,9 +87,6 @@ class Detector:
         }
         self._judge = networks.get(JUDGE)
         self._refiners = {name: as_run(networks[name], recipe) for name in REFINERS if name in networks}
-        on_cpu = torch.device(device).type == "cpu"
-        tile_map = map if threads is None else dedicate(threads)
-        self._executor = TileExecutor(tile_map=tile_map) if on_cpu else TileExecutor(tiles=_GPU_TILES)
 
     @classmethod
     def load(
@@ -93,6 +96,7 @@ class Detector:
         device: str = "cpu",
         threads: int | None = None,
         digest: str | None = None,
+        precision: Precision = "float32",
     ) -> Detector:
         """Load what detection uses of a model: not `cls`, which `Detector(load_bundle(model))` has, too.
 
@@ -101,12 +105,15 @@ class Detector:
             device: where the networks run: cpu, cuda, cuda:1, ...
             threads: of the constructor; a process that only detects is fastest with one for each core.
             digest: that the model must have; None takes whichever is there.
+            precision: of the constructor.
 
         Raises:
             BundleError: the model is not there, damaged or another one.
             StoreError: the store of a URL does not answer.
+            UsageError: as the constructor raises it.
         """
-        return cls(load_bundle(model, networks=DETECTING, wanted=digest), device=device, threads=threads)
+        bundle = load_bundle(model, networks=DETECTING, wanted=digest)
+        return cls(bundle, device=device, threads=threads, precision=precision)
 
     def knowing(self, field: KnownField) -> Detector:
         """The detector of photographs of a known field."""

@@ -19,7 +19,7 @@ from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts, lesion_free
 from ma_cluster.images.patches import LesionPool, RegionPool
-from ma_cluster.networks import Losses, Reduce, channels_first, local, normalise, reduced_mean
+from ma_cluster.networks import Losses, Patches, Reduce, channels_first, local, normalise, reduced_mean
 
 _VALIDATION_LESIONS, _VALIDATION_HEALTHY = 200, 1000  # patches of a photograph
 
@@ -84,9 +84,7 @@ class TripletBatch:
     negative: UInt8[Tensor, "n 3 s s"]
 
 
-def triplet_batch(
-    anchor: UInt8[ndarray, "n s s 3"], positive: UInt8[ndarray, "n s s 3"], negative: UInt8[ndarray, "n s s 3"]
-) -> TripletBatch:
+def triplet_batch(anchor: Patches, positive: Patches, negative: Patches) -> TripletBatch:
     """Patches as they are cut, in the layout that the network takes."""
     return TripletBatch(channels_first(anchor), channels_first(positive), channels_first(negative))
 

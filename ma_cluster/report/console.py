@@ -23,6 +23,7 @@ from ma_cluster.report.doctor import Finding
 _WORDS_SHOWN = 5  # of each reason
 
 if TYPE_CHECKING:
+    from ma_cluster.archive.forecast import Forecast, StageSeconds, Survey
     from ma_cluster.cluster.fleet.workers import Progress
     from ma_cluster.evaluation.agreement import Agreement
 
@@ -90,6 +91,23 @@ def change_line(values: Mapping[str, Any]) -> str:
     ended = "no rates without the time between" if rate is None else f"turnover {rate:.1f} a year"
     where = f"residual {values['residual_px']:.1f} px, overlap {values['overlap']:.0%}"
     return f"{kinds}; {ended} ({where})"
+
+
+def forecast_lines(found: Survey, stages: StageSeconds, said: Forecast, hourly_price: float | None) -> Iterator[str]:
+    """What an archive would take, as lines."""
+    size = f"{found.bytes / 1e9:,.2f} GB, {found.images * found.megapixels:,.0f} megapixels by {found.sampled} headers"
+    yield f"{_photographs(found.images)}, {size}"
+    yield from _skipped(found.skipped)
+    if found.unreadable:
+        yield f"  {found.unreadable} of {found.sampled} headers tell no size: such are refused"
+    spent = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in stages.seconds.items() if seconds)
+    yield f"seconds a photograph of {stages.megapixels:.1f} megapixels, by {stages.by}: {spent}"
+    for part, rate in sorted(said.rates.items(), key=lambda item: item[1]):
+        yield f"  {part:<10} {rate:10,.2f} photographs/s{'   <- holds it back' if part == said.bottleneck else ''}"
+    cost = "" if hourly_price is None else f", {said.seconds / 3600 * hourly_price:,.2f} at {hourly_price:g} an hour"
+    yield f"{said.seconds / 3600:,.2f} hours ({said.seconds:,.0f} s){cost}"
+    if said.segmenters_within is not None:
+        yield f"in time with {said.segmenters_within} replicas and {said.reading_within} photographs read at a time"
 
 
 def repair_lines(done: Sequence[PutAside]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,17 @@ def detect_file(
     known = identify(Entry("", 0, ""), facts, pseudonyms).to_values()
     _put_json(out, image, _scored(detector, image, detection) | known)
     return FileOutcome(image.name, time.perf_counter() - started, detection)
+
+
+def detect_files(
+    detector: Detector, images: Sequence[Path], out: Store, operating_point: OperatingPoint, in_flight: int = 1
+) -> Iterator[FileOutcome]:
+    """`detect_file` of each in turn, so many at a time: decoding and encoding go on beside the networks."""
+    if in_flight == 1:
+        yield from (detect_file(detector, image, out, operating_point) for image in images)
+        return
+    with ThreadPoolExecutor(in_flight, thread_name_prefix="photograph") as pool:
+        yield from pool.map(lambda image: detect_file(detector, image, out, operating_point), images)
 
 
 def _words(found: Detection) -> Iterator[str]:

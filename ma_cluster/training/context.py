@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ma_cluster.hypotheses.hgn_training import HgnCuts
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut
+from ma_cluster.images.device_patches import DevicePatches
 from ma_cluster.refinement.prn_training import TripletCuts
 from ma_cluster.training.ledger import Ledger, LocalLedger
 from ma_cluster.training.run import BatchNorm
@@ -32,7 +33,8 @@ from ma_cluster.training.run import BatchNorm
 T = TypeVar("T")
 _AHEAD = 4  # mini-batches cut before they are asked for
 _CUTTERS = 2  # threads: OpenCV and numpy let others run
-Columns = dict[str, ndarray]
+Columns = dict[str, Any]
+"""Arrays of as many rows: of numpy, or tensors where patches are cut on a device."""
 Rows = Int64[ndarray, "n"]
 
 
@@ -48,12 +50,16 @@ class Photographs(Protocol):
     def marks(self) -> Sequence[Annotated | Marks]:
         """The masks of all."""
 
+    def cut(self, cuts: Cuts, patch_px: int) -> tuple[Any, Any]:
+        """Patches and the lesions in them, as `annotated.cut` has them."""
+
 
 @dataclass(frozen=True, slots=True)
 class LocalPhotographs:
-    """Photographs in the memory of this process."""
+    """Photographs in the memory of this process, and, for patches, in that of the device that trains."""
 
     photographs: tuple[Annotated, ...]
+    on_device: DevicePatches | None = None
 
     def __len__(self) -> int:
         return len(self.photographs)
@@ -63,6 +69,9 @@ class LocalPhotographs:
 
     def marks(self) -> Sequence[Annotated]:
         return self.photographs
+
+    def cut(self, cuts: Cuts, patch_px: int) -> tuple[Any, Any]:
+        return cut(self.photographs, cuts, patch_px) if self.on_device is None else self.on_device.cut(cuts, patch_px)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +95,7 @@ class HgnCutter:
     patch_px: int
 
     def __call__(self, work: Work, rows: Rows) -> Columns:
-        patch, lesion = _cut(self.photographs, self.cuts().of_step(work.step, work.ids), rows, self.patch_px)
+        patch, lesion = self.photographs.cut(self.cuts().of_step(work.step, work.ids)[rows], self.patch_px)
         return {"patch": patch, "lesion": lesion}
 
 
@@ -102,7 +111,7 @@ class TripletCutter:
         assert work.ids is not None
         cuts = self.cuts().of_step(work.step, work.ids)
         parts = {"anchor": rows, "positive": rows + len(work.ids), "negative": rows + 2 * len(work.ids)}
-        patches = {name: _cut(self.photographs, cuts, part, self.patch_px)[0] for name, part in parts.items()}
+        patches = {name: self.photographs.cut(cuts[part], self.patch_px)[0] for name, part in parts.items()}
         return patches | {"id": work.ids[rows]}
 
 
@@ -117,7 +126,7 @@ class HealthyCutter:
     def __call__(self, work: Work, rows: Rows) -> Columns:
         assert work.ids is not None
         cuts = self.cuts().plain(work.ids)
-        return {"patch": _cut(self.photographs, cuts, rows, self.patch_px)[0], "id": work.ids[rows]}
+        return {"patch": self.photographs.cut(cuts[rows], self.patch_px)[0], "id": work.ids[rows]}
 
 
 def share(rows: int, worker: int, workers: int) -> range:
@@ -126,11 +135,6 @@ def share(rows: int, worker: int, workers: int) -> range:
     rows 10, workers 4:    0 1 | 2 3 4 | 5 6 | 7 8 9
     """
     return range(rows * worker // workers, rows * (worker + 1) // workers)
-
-
-def _cut(photographs: Photographs, cuts: Cuts, rows: Rows, patch_px: int) -> tuple[ndarray, ndarray]:
-    mine = cuts[rows]
-    return cut(photographs.fetch(mine.centres[:, 0].tolist()), mine, patch_px)
 
 
 @runtime_checkable

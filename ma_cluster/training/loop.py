@@ -9,13 +9,16 @@ function of the weights alone, whatever the number of workers.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ma_cluster.bundle import load_weights
@@ -28,6 +31,8 @@ from ma_cluster.training.run import Epoch, TrainFolder, TrainRequest
 from ma_cluster.training.stages import Scored, Stage, in_order
 
 _INTERVAL_S = 5.0
+_EPOCH_S = 60.0  # of a run by the clock
+_REST_SHARE = 0.05  # of its time, for the first validation, before one has been seen
 T = TypeVar("T")
 Weights = dict[str, Tensor]
 
@@ -63,8 +68,11 @@ class TrainRun:
         return ledger
 
 
-def train(run: TrainRun, context: TrainContext, listener: Listener) -> None:
-    """What each worker runs: build, restore, loop over epochs, report."""
+def train(run: TrainRun, context: TrainContext, listener: Listener, clock: Clock | None = None) -> None:
+    """What each worker runs: build, restore, loop over epochs, report. A clock, which no two workers read alike, is for
+    a run of one.
+    """
+    clock = Clock() if clock is None else clock
     request, stage, config = run.request, run.stage, run.request.config
     torch.manual_seed(request.seed)
     model = place(stage.network(), context, request.batch_norm)
@@ -75,20 +83,23 @@ def train(run: TrainRun, context: TrainContext, listener: Listener) -> None:
     ledger = run.ledger(context, done)
     parallel = context.parallel(model)
     mine = len(share(stage.rows, context.rank, context.workers)) * stage.patches_per_row
-    while done < config.steps:
+    while done < config.steps and not clock.over:
         steps = range(done, min(done + request.epoch, config.steps))
         meter = Meter(steps, config.steps, stage.rows * stage.patches_per_row)
         batches = context.batches(stage.cutter(), partial(stage.work, steps, ledger), stage.rows)
         seen: list[Scored] = []
-        for step, columns in zip(steps, listener.waiting(batches), strict=True):
-            losses = stage.losses(parallel, columns, context.reduce)
-            descend(model, optimizer, losses.total, learning_rate(step, config))
-            average.update(step)
-            if losses.negatives is not None:
-                seen.append((columns["id"], probability_of_error(losses.negatives.cpu().numpy())))
-            meter.add(losses.values())
-            listener.step(meter, mine)
-        progress, done = meter.progress(), steps.stop
+        with clock.epoch(), tuned_to_one_shape():
+            for step, columns in zip(steps, listener.waiting(batches), strict=True):
+                losses = stage.losses(parallel, columns, context.reduce)
+                descend(model, optimizer, losses.total, learning_rate(step, config, clock.spent))
+                average.update(step)
+                if losses.negatives is not None:
+                    seen.append((columns["id"], probability_of_error(losses.negatives.cpu().numpy())))
+                meter.add(losses.values())
+                listener.step(meter, mine)
+                if clock.epoch_over:
+                    break
+        progress, done = meter.progress(), step + 1
         for network in networks.values():
             context.agree(network)
         if stage.pool:
@@ -110,6 +121,54 @@ def train(run: TrainRun, context: TrainContext, listener: Listener) -> None:
             )
             run.folder.save(networks, optimizer, epoch)
             listener.epoch(replace(progress, epoch=epoch))
+
+
+@contextmanager
+def tuned_to_one_shape() -> Iterator[None]:
+    """cuDNN tries its convolutions on the first mini-batch and keeps the fastest; elsewhere shapes are too many."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+class Clock:
+    """The time that a run has, and how much of it is spent. Without a limit no time is."""
+
+    def __init__(self, minutes: float | None = None) -> None:
+        """From now on. What follows on the last step, validation and checkpoint, is reckoned with: it takes as long as
+        it took before.
+        """
+        self._began = self._epoch_began = time.monotonic()
+        self._limited = minutes is not None
+        self._limit_s = math.inf if minutes is None else 60 * minutes
+        self._rest_s = 0.0 if minutes is None else _REST_SHARE * self._limit_s
+        self._steps_ended: float | None = None
+
+    @contextmanager
+    def epoch(self) -> Iterator[None]:
+        """Around the steps of an epoch."""
+        self._epoch_began = time.monotonic()
+        if self._steps_ended is not None:
+            self._rest_s = self._epoch_began - self._steps_ended
+        yield
+        self._steps_ended = time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        """Of the time for steps, 0..1."""
+        return min(1.0, (time.monotonic() - self._began) / max(1.0, self._limit_s - self._rest_s))
+
+    @property
+    def over(self) -> bool:
+        """Whether no more steps are to be begun."""
+        return self.spent >= 1
+
+    @property
+    def epoch_over(self) -> bool:
+        """Of a run with a limit each epoch takes a minute."""
+        return self.over or (self._limited and time.monotonic() - self._epoch_began >= _EPOCH_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +198,13 @@ class Meter:
         """`steps` of the epoch, `total` of the run, `patches` in each."""
         self._steps, self._total, self._patches = steps, total, patches
         self._begun, self._done = time.monotonic(), 0
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Float[Tensor, ""]] = {}
 
-    def add(self, losses: dict[str, float]) -> None:
+    def add(self, losses: Mapping[str, Float[Tensor, ""]]) -> None:
         """The losses of the next step."""
         self._done += 1
         for term, value in losses.items():
-            self._sums[term] = self._sums.get(term, 0.0) + value
+            self._sums[term] = self._sums.get(term, 0.0) + value.double()
 
     @property
     def seconds(self) -> float:
@@ -153,9 +212,9 @@ class Meter:
         return time.monotonic() - self._begun
 
     def progress(self) -> Progress:
-        """As of now."""
+        """As of now, once the device has done what it was told."""
+        means = {term: value.item() / self._done for term, value in self._sums.items()}
         step, pace = self._steps.start + self._done, self._done / self.seconds
-        means = {term: value / self._done for term, value in self._sums.items()}
         return Progress(step, self._total, means, self._patches * pace, (self._total - step) / pace)
 
 

@@ -75,6 +75,9 @@ class TrainRequest:
     """Of the first weights, the draws and the ledger."""
     steps: int | None = None
     """Optimiser steps in all, instead of the recipe's; the warm-up then takes a tenth of them at most."""
+    minutes: float | None = None
+    """Time for the run, reading its photographs included: it ends when that is up, its learning rate follows the clock
+    where the steps would last longer, and each epoch takes a minute at most. For a run in one process."""
     learning_rate: float | None = None
     """Peak rate, instead of the recipe's: a network that has learnt already wants a lower one."""
     epoch_steps: int | None = None
@@ -95,6 +98,10 @@ class TrainRequest:
         if not 1 <= fewest <= most <= rows:
             unit = "triplets" if isinstance(self.config, PrnConfig) else "patches"
             raise UsageError(f"a mini-batch of {rows} {unit} can be shared by 1 to {rows} workers, not {self.workers}")
+        if self.minutes is not None and (self.resume or self.minutes <= 0):
+            raise UsageError(
+                "a run by the clock has minutes above 0, and is not resumed: begin another with its weights"
+            )
         if self.epoch < 1 or self.config.steps < 1:
             raise UsageError("steps and epoch_steps must be at least 1")
 

@@ -6,7 +6,9 @@ request -> samples -> place (run.json) -> photographs -> stage -> loop -> checkp
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,16 +24,20 @@ from ma_cluster.hypotheses.frrn import build_hgn, of_kinds
 from ma_cluster.hypotheses.hgn_training import HgnCuts
 from ma_cluster.images.annotated import Annotated, load_annotated
 from ma_cluster.images.datasets import Sample, of_no_use, read_split
+from ma_cluster.images.device_patches import DevicePatches
 from ma_cluster.machine import cores
 from ma_cluster.refinement.prn_training import TripletCuts
 from ma_cluster.refinement.resnet import build_prn
 from ma_cluster.training.checkpoints import BEST, LAST, Proposals, checkpoint_weights, read_checkpoint
 from ma_cluster.training.context import InProcess, LocalPhotographs, Photographs
-from ma_cluster.training.loop import Listener, Progress, TrainRun, Weights, train
+from ma_cluster.training.loop import Clock, Listener, Progress, TrainRun, Weights, train
 from ma_cluster.training.run import Epoch, TrainFolder, TrainRequest
 from ma_cluster.training.stages import HgnStage, PrnStage, Stage
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+_LOADERS = 16  # photographs read at a time: of 12 megapixels each takes 0.3 GB meanwhile
+_PHOTOGRAPHS_SHARE = 1 / 3  # of a GPU's free memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +126,42 @@ def train_local(
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError("torch finds no CUDA device here; leave --device out to train on the CPU")
+    clock = Clock(request.minutes)
     start = Start.of(request)
     if not start.finished:
         torch.set_num_threads(request.threads or cores())
         training, validation = start.proposals()
-        photographs = _load(request, start.training, training)
+        photographs = _on_device(_load(request, start.training, training), torch.device(device))
         run = start.run(photographs, _load(request, start.validation, validation), _kept)
-        train(run, InProcess(torch.device(device)), Listener(on_progress))
+        train(run, InProcess(torch.device(device)), Listener(on_progress), clock)
     return start.result
 
 
 def _load(request: TrainRequest, samples: Sequence[Sample], propose: Proposals | None) -> LocalPhotographs:
+    def load(sample: Sample) -> Annotated:
+        return load_annotated(sample, request.scale, request.recipe.image, propose, request.kinds)
+
     loaded: list[Annotated] = []
-    for number, sample in enumerate(samples, 1):
+    with ThreadPoolExecutor(min(_LOADERS, request.threads or cores())) as pool:
+        waiting = [pool.submit(load, sample) for sample in samples]
         try:
-            loaded.append(load_annotated(sample, request.scale, request.recipe.image, propose, request.kinds))
+            loaded.extend(photograph.result() for photograph in waiting)
         except ImageError as error:
-            raise of_no_use(number, len(samples), error) from None
+            raise of_no_use(len(loaded) + 1, len(samples), error) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
     return LocalPhotographs(tuple(loaded))
+
+
+def _on_device(photographs: LocalPhotographs, device: torch.device) -> LocalPhotographs:
+    """The photographs with their patches cut on a GPU, where it has room for them beside the network."""
+    if device.type != "cuda":
+        return photographs
+    free, _ = torch.cuda.mem_get_info(device)
+    if DevicePatches.bytes_of(photographs.photographs) > _PHOTOGRAPHS_SHARE * free:
+        log.info("photographs take more than a third of the GPU's memory: patches are cut on the CPU, more slowly")
+        return photographs
+    return LocalPhotographs(photographs.photographs, DevicePatches(photographs.photographs, device))
 
 
 def _kept(function: Callable[..., T], *arguments: object) -> Callable[[], T]:
@@ -181,7 +205,7 @@ def _first_weights(request: TrainRequest) -> Weights | None:
 
 def _begin(request: TrainRequest, samples: Sequence[Sample], first_weights: Weights | None) -> TrainFolder:
     """The place of a run; see `TrainFolder.begin` for what is raised."""
-    what = {
+    what: dict[str, Any] = {
         "network": request.network,
         "image": to_dict(request.recipe.image),
         "training": to_dict(request.config),
@@ -192,6 +216,8 @@ def _begin(request: TrainRequest, samples: Sequence[Sample], first_weights: Weig
         "recipe": to_dict(request.recipe),
         "version": __version__,
     }
+    if request.minutes is not None:
+        what["minutes"] = request.minutes
     if isinstance(request.config, PrnConfig):
         what["selective"] = request.selective
     if request.hgn_half:

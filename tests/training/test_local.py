@@ -28,6 +28,7 @@ from ma_cluster.training.start import TrainResult, train_local
 
 RECIPE = tiny()
 NEEDLESS = ["ray", "boto3", "botocore", "tensorboardX", "jinja2", "matplotlib", "prometheus_client", "scipy"]
+NEEDLESS += ["simplejpeg"]
 """Packages that a bare machine has not."""
 
 

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from numpy import ndarray
 from ray.data import DataIterator, ExecutionResources
 
 from ma_cluster.cluster.connection import answer
 from ma_cluster.config import ImageConfig, Scale
 from ma_cluster.errors import ImageError
-from ma_cluster.images.annotated import Annotated, Marks, load_annotated
+from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, load_annotated
 from ma_cluster.images.datasets import Sample, of_no_use
 from ma_cluster.training.checkpoints import Proposals
 from ma_cluster.training.context import Columns, Cutter, Work, share
@@ -54,6 +55,10 @@ class StoredPhotographs:
     def marks(self) -> list[Marks]:
         """The masks of all. One photograph after the other: together they may not fit the object store."""
         return [ray.get(ref).marks() for ref in self.refs]
+
+    def cut(self, cuts: Cuts, patch_px: int) -> tuple[ndarray, ndarray]:
+        """Patches and the lesions in them."""
+        return cut(self.fetch(cuts.centres[:, 0].tolist()), cuts, patch_px)
 
 
 def prepare_photographs(

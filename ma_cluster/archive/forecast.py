@@ -1,0 +1,219 @@
+"""What an archive would take before any of it is scored: `ma-cluster plan`. No Ray in here.
+
+source -> listing, and headers of a sample -> Survey      photographs, megapixels, bytes
+a run that is finished, or a few photographs here -> StageSeconds
+both and a Capacity -> Forecast                           the part of the fleet that is slowest decides
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from PIL import Image
+
+from ma_cluster.archive.run import Listing
+from ma_cluster.archive.summary import read_status
+from ma_cluster.errors import ImageError, MaClusterError, UsageError
+from ma_cluster.images.decode import decode
+from ma_cluster.images.reading import read_photograph
+from ma_cluster.lesions.detector import Detector
+from ma_cluster.lesions.findings import encode_mask, encode_overlay
+from ma_cluster.metrics import STAGES
+from ma_cluster.storage.manifest import Source
+from ma_cluster.storage.store import Entry, open_store
+
+READING, SEGMENTING = ("fetch", "decode", "prepare"), ("hgn", "prn", "lesions")
+_FIXED = ("hgn", "prn")  # on the canonical scale, whatever the photograph's size
+START_S = 23.0
+"""Before the first photograph and after the last: Ray, replicas, model, summary (benchmarks/results/score.json)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What a source holds. Megapixels are of a sample; nothing is decoded."""
+
+    images: int
+    skipped: int
+    bytes: int
+    sampled: int
+    unreadable: int
+    """Of the sample: their headers tell no size."""
+    megapixels: float
+    """Of a photograph, the sample's mean."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSeconds:
+    """What each stage of a photograph took."""
+
+    seconds: dict[str, float]
+    megapixels: float
+    """Of the photographs that they were measured on."""
+    by: str
+
+    def of(self, stages: Sequence[str], megapixels: float) -> float:
+        """Seconds of some stages for a photograph of another size."""
+        factor = megapixels / self.megapixels if self.megapixels and megapixels else 1.0
+        return sum(self.seconds.get(stage, 0.0) * (1.0 if stage in _FIXED else factor) for stage in stages)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """How many photographs a fleet has in each of its parts at a time."""
+
+    segmenters: int
+    reading: int
+    """Photographs that all Readers decode and prepare at a time."""
+    shared_cores: int | None = None
+    """Of one machine that does it all; None where each replica has cores of its own."""
+    store_bytes_per_s: float | None = None
+    """What the store delivers at most; None: more than is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """How fast a fleet would be, and what holds it back."""
+
+    rates: dict[str, float]
+    """Photographs a second that each part bears."""
+    bottleneck: str
+    images_per_second: float
+    seconds: float
+    """From the command to its end."""
+    segmenters_within: int | None = None
+    reading_within: int | None = None
+    """What it takes to be done within the time asked for."""
+
+
+def survey(source: Source, sample: int = 32, seed: int = 0) -> tuple[Survey, list[Entry]]:
+    """Count a source's photographs and read the headers of a few.
+
+    Returns:
+        what it holds, and the sample.
+
+    Raises:
+        UsageError: it holds none.
+        StoreError: the store does not answer.
+    """
+    listing, rng = Listing(source, open_store("/nowhere")), random.Random(seed)
+    images, total, kept = 0, 0, list[Entry]()
+    for entry in listing:
+        images, total = images + 1, total + entry.size
+        if len(kept) < sample:
+            kept.append(entry)
+        elif (place := rng.randrange(images)) < sample:
+            kept[place] = entry
+    if not images:
+        raise UsageError("there is nothing to score: the source holds no photographs; check the URL")
+    with ThreadPoolExecutor(8) as pool:
+        sizes = list(pool.map(lambda entry: _megapixels(source, entry), kept))
+    known = [size for size in sizes if size is not None]
+    mean = sum(known) / len(known) if known else 0.0
+    counted = {"images": images, "skipped": listing.skipped, "bytes": total, "sampled": len(kept)}
+    return Survey(**counted, unreadable=len(kept) - len(known), megapixels=mean), kept
+
+
+def _megapixels(source: Source, entry: Entry) -> float | None:
+    try:
+        data = source.get(entry.key)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a size that decoding would refuse
+            with Image.open(io.BytesIO(data)) as image:
+                return image.width * image.height / 1e6
+    except (MaClusterError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def seconds_of_run(dest_url: str) -> StageSeconds:
+    """What the stages took in a run, by its outcomes.
+
+    Raises:
+        UsageError: there is no run, or it has scored nothing yet.
+    """
+    counts = read_status(dest_url).counts
+    scored = counts.statuses["scored"]
+    if not scored:
+        raise UsageError("the run to go by has scored no photograph yet; leave it out, or name another")
+    means = {stage: spent / scored for stage, spent in counts.seconds.items()}
+    return StageSeconds(seconds=means, megapixels=counts.megapixels / scored, by="a run")
+
+
+def seconds_here(detector: Detector, source: Source, entries: Sequence[Entry], at_a_time: int) -> StageSeconds:
+    """What the stages take on this machine, on photographs that are scored for it, so many at a time, twice.
+
+    Only the second time counts: the first pays for caches. The detector has one thread.
+
+    Raises:
+        UsageError: none of them can be scored.
+    """
+    with ThreadPoolExecutor(at_a_time) as pool:
+        for _ in range(2):
+            measured = [each for each in pool.map(lambda entry: _measured(detector, source, entry), entries) if each]
+    if not measured:
+        raise UsageError(f"none of {len(entries)} photographs of the source can be scored; name a run to go by, --like")
+    count = len(measured)
+    means = {stage: sum(seconds.get(stage, 0.0) for seconds, _ in measured) / count for stage in STAGES}
+    return StageSeconds(seconds=means, megapixels=sum(size for _, size in measured) / count, by="this machine")
+
+
+def _measured(detector: Detector, source: Source, entry: Entry) -> tuple[dict[str, float], float] | None:
+    try:
+        config = detector.recipe.image
+        prepared, facts = read_photograph(source, entry, config, lambda data: decode(data, config))
+        detection = detector.segment(prepared)
+    except ImageError:
+        return None
+    began = time.perf_counter()
+    encode_mask(detection.mask)
+    encode_overlay(prepared.pixels, detection.mask)
+    seconds = facts.seconds | detection.seconds
+    seconds["lesions"] += time.perf_counter() - began
+    return seconds, facts.height * facts.width / 1e6
+
+
+def forecast(found: Survey, stages: StageSeconds, fleet: Capacity, within_s: float | None = None) -> Forecast:
+    """How long a fleet takes, and which part of it decides.
+
+    Raises:
+        UsageError: `within_s` leaves no time after the start.
+    """
+    reading, segmenting = (stages.of(part, found.megapixels) for part in (READING, SEGMENTING))
+    rates = {"readers": _rate(fleet.reading, reading), "segmenters": _rate(fleet.segmenters, segmenting)}
+    if fleet.shared_cores is not None:
+        busy = [stage for stage in STAGES if stage != "fetch"]
+        rates["cores"] = _rate(fleet.shared_cores, stages.of(busy, found.megapixels))
+    if fleet.store_bytes_per_s is not None:
+        rates["store"] = _rate(fleet.store_bytes_per_s, found.bytes / found.images)
+    bottleneck = min(rates, key=lambda part: rates[part])
+    rate = rates[bottleneck]
+    # the last photographs leave replicas idle: half of them on average
+    tail = 0.5 * segmenting if found.images > fleet.segmenters else 0.0
+    said = Forecast(
+        rates=rates, bottleneck=bottleneck, images_per_second=rate, seconds=START_S + found.images / rate + tail
+    )
+    if within_s is None:
+        return said
+    if within_s <= START_S + segmenting:
+        raise UsageError(f"within {within_s:.0f} s nothing ends: starting alone takes {START_S:.0f} s")
+    wanted = found.images / (within_s - START_S - tail)
+    return replace(said, segmenters_within=math.ceil(wanted * segmenting), reading_within=math.ceil(wanted * reading))
+
+
+def _rate(parallel: float, each: float) -> float:
+    return parallel / each if each > 0 else math.inf
+
+
+def to_json(found: Survey, stages: StageSeconds, said: Forecast) -> str:
+    """All of it; a part that takes no time has no rate."""
+    rates: dict[str, Any] = {part: rate if math.isfinite(rate) else None for part, rate in said.rates.items()}
+    values = {"survey": asdict(found), "stages": asdict(stages), "forecast": asdict(said) | {"rates": rates}}
+    return json.dumps(values, indent=2)
