@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import typer
 import yaml
@@ -29,6 +30,8 @@ KUBERAY = ROOT / "deploy" / "kuberay"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FILES = sorted(KUBERAY.rglob("*.yaml"))
 FOLDERS = sorted(path.parent for path in FILES if path.name == "kustomization.yaml")
+KUBERNETES = ("1.31", "1.34", "1.37")
+"""Versions whose schemas what is deployed is held against."""
 Document = dict[str, Any]
 
 
@@ -140,6 +143,48 @@ def test_kustomize_builds_what_kuberay_takes(folder: Path, schemas: dict[str, Do
     built = list(yaml.safe_load_all(done.stdout))
     assert built
     assert [complaint for document in built for complaint in complaints(document, schemas)] == []
+
+
+def pod_templates(value: Any, path: str = "") -> Iterator[tuple[str, Document]]:
+    """Each template of a pod in a document, and where it stands: KubeRay's schemas copy those of one Kubernetes."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if key == "template" and "containers" in inner.get("spec", {}):
+            yield f"{path} {key}", inner
+        else:
+            yield from pod_templates(inner, f"{path} {key}")
+
+
+def as_kubernetes_sees(document: Document) -> list[Document]:
+    """What of a document Kubernetes itself knows: all of its own kinds, and of others their pods."""
+    if "." not in document["apiVersion"].partition("/")[0] or ".k8s.io/" in document["apiVersion"]:
+        return [document]
+    pods = (template for _, template in pod_templates(document))
+    return [{"apiVersion": "v1", "kind": "Pod", "metadata": {}} | template for template in pods]
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_kustomize_builds_what_kubernetes_takes(folder: Path, version: str) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("no kubectl on the PATH")
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True)
+    for document in yaml.safe_load_all(done.stdout):
+        seen = as_kubernetes_sees(document)
+        assert seen or document["kind"] == "RayJob"  # which has no pods of its own where it names a cluster
+        for each in seen:
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+@pytest.mark.parametrize("place", ["containers 0 resources limit", "volumes 0 emptyDirectory", "restartpolicy"])
+def test_a_slip_in_a_pod_is_noticed_by_kubernetes(place: str) -> None:
+    ((_, template), *_) = pod_templates(copy.deepcopy(of_kind("RayCluster")[0]))
+    *way, last = place.split()
+    inner: Any = template["spec"]
+    for step in way:
+        inner = inner[int(step) if step.isdecimal() else step]
+    inner[last] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod"} | template, KUBERNETES[-1], strict=True)
 
 
 def test_versions_are_those_of_the_package() -> None:
