@@ -208,7 +208,7 @@ def forecast(found: Survey, stages: StageSeconds, fleet: Capacity, within_s: flo
     return replace(said, segmenters_within=math.ceil(wanted * segmenting), reading_within=math.ceil(wanted * reading))
 
 
-def _rate(parallel: float, each: float) -> float:
+def _rate(parallel: int | float, each: float) -> float:
     return parallel / each if each > 0 else math.inf
 
 
