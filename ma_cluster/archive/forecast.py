@@ -195,17 +195,16 @@ def forecast(found: Survey, stages: StageSeconds, fleet: Capacity, within_s: flo
         rates["store"] = _rate(fleet.store_bytes_per_s, found.bytes / found.images)
     bottleneck = min(rates, key=lambda part: rates[part])
     rate = rates[bottleneck]
-    # the last photographs leave replicas idle: half of them on average
-    tail = 0.5 * segmenting if found.images > fleet.segmenters else 0.0
-    said = Forecast(
-        rates=rates, bottleneck=bottleneck, images_per_second=rate, seconds=START_S + found.images / rate + tail
-    )
+    in_rounds = math.ceil(found.images / fleet.segmenters) * segmenting  # the last one may leave replicas idle
+    seconds = START_S + max(found.images / rate, in_rounds)
+    said = Forecast(rates=rates, bottleneck=bottleneck, images_per_second=rate, seconds=seconds)
     if within_s is None:
         return said
     if within_s <= START_S + segmenting:
         raise UsageError(f"within {within_s:.0f} s nothing ends: starting alone takes {START_S:.0f} s")
-    wanted = found.images / (within_s - START_S - tail)
-    return replace(said, segmenters_within=math.ceil(wanted * segmenting), reading_within=math.ceil(wanted * reading))
+    rounds = max(1, math.floor((within_s - START_S) / segmenting)) if segmenting else found.images
+    reading_within = math.ceil(found.images * reading / (within_s - START_S))
+    return replace(said, segmenters_within=math.ceil(found.images / rounds), reading_within=reading_within)
 
 
 def _rate(parallel: int | float, each: float) -> float:

@@ -95,7 +95,7 @@ def change_line(values: Mapping[str, Any]) -> str:
 
 def forecast_lines(found: Survey, stages: StageSeconds, said: Forecast, hourly_price: float | None) -> Iterator[str]:
     """What an archive would take, as lines."""
-    size = f"{found.bytes / 1e9:,.2f} GB, {found.images * found.megapixels:,.0f} megapixels by {found.sampled} headers"
+    size = f"{found.bytes / 1e6:,.0f} MB, {found.images * found.megapixels:,.0f} megapixels by {found.sampled} headers"
     yield f"{_photographs(found.images)}, {size}"
     yield from _skipped(found.skipped)
     if found.unreadable:
