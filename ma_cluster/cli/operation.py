@@ -1,4 +1,4 @@
-"""Commands for whoever runs the machines: serve, doctor, bench, top, submit."""
+"""Commands for whoever runs the machines: serve, plan, doctor, bench, top, submit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from ma_cluster.cli.app import Address, Gpus, Model, Readers, Replicas, Threads, app
+from ma_cluster.cli.photographs import Source
 from ma_cluster.errors import UsageError
+from ma_cluster.machine import cores
 
 _WINDOW_S = 60.0  # of rates: Ray's exporters have new values every 10 s
 
@@ -57,6 +59,62 @@ def serve(
     with serving(config, host, port) as url:
         typer.echo(f"listening on {url}; archive jobs in {jobs}")
         signal.pause()
+
+
+@app.command()
+def plan(
+    source: Source,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="DEST", help="Go by the stages' seconds of this run, on machines such as those."),
+    ] = None,
+    model: Model = "lite",
+    replicas: Replicas = None,
+    readers: Readers = 1,
+    gpus: Gpus = 0.0,
+    within: Annotated[
+        float | None, typer.Option(min=0, metavar="HOURS", help="Say the fleet that takes no longer.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of an hour of the whole fleet, for the cost.")] = None,
+    store_mb: Annotated[
+        float | None, typer.Option(min=0, help="MB that the store delivers in a second, at most.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Say what an archive would take, and score nothing.
+
+    Lists the source, reads the headers of a sample, and takes seconds of each stage from a run, --like, or from as many
+    photographs as this machine has cores, which then does all by itself unless --replicas are given.
+    """
+    from ma_cluster.archive import forecast
+    from ma_cluster.images.sandbox import SandboxConfig
+    from ma_cluster.report.console import forecast_lines
+    from ma_cluster.storage.manifest import open_source
+
+    if gpus and like is None:
+        raise UsageError("what GPUs take is known from a run on such: name it, --like")
+    photographs = open_source(source)
+    found, sample = forecast.survey(photographs)
+    if like is not None:
+        stages = forecast.seconds_of_run(like)
+    else:
+        from ma_cluster.lesions.detector import Detector
+
+        stages = forecast.seconds_here(Detector.load(model, threads=1), photographs, sample[: 2 * cores()], cores())
+    capacity = forecast.Capacity(
+        segmenters=replicas or cores(),
+        reading=readers * SandboxConfig().children,
+        shared_cores=cores() if like is None and replicas is None else None,
+        store_bytes_per_s=store_mb and store_mb * 1e6,
+    )
+    said = forecast.forecast(found, stages, capacity, within and within * 3600)
+    if as_json:
+        typer.echo(forecast.to_json(found, stages, said))
+        return
+    for line in forecast_lines(found, stages, said, price):
+        typer.echo(line)
+    if gpus:
+        typer.echo(f"{capacity.segmenters * gpus:g} GPUs")
 
 
 @app.command()

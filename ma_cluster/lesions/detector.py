@@ -63,8 +63,7 @@ class Detector:
             threads: tiles at a time on a CPU. The whole process is dedicated to them for good: torch has one thread in
                 each, and freed memory is kept. None leaves the process alone: one tile at a time, which torch's own
                 threads share.
-            precision: of the hypothesis networks on a GPU, which takes bfloat16 faster and moves probabilities by
-                hundredths. float32 is that of the CPU, and switches cuDNN's TF32 off in this process.
+            precision: of the HGNs on a GPU: bfloat16 moves probabilities by hundredths; float32 switches TF32 off.
 
         Raises:
             UsageError: torch finds no such device, or bfloat16 is asked of a CPU.
@@ -103,14 +102,12 @@ class Detector:
         Args:
             model: name of one that ships with the package, or the folder or URL of a bundle.
             device: where the networks run: cpu, cuda, cuda:1, ...
-            threads: of the constructor; a process that only detects is fastest with one for each core.
+            threads: of the constructor, as `precision`; a process that only detects is fastest with one for each core.
             digest: that the model must have; None takes whichever is there.
-            precision: of the constructor.
 
         Raises:
             BundleError: the model is not there, damaged or another one.
             StoreError: the store of a URL does not answer.
-            UsageError: as the constructor raises it.
         """
         bundle = load_bundle(model, networks=DETECTING, wanted=digest)
         return cls(bundle, device=device, threads=threads, precision=precision)

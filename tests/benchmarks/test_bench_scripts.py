@@ -12,6 +12,7 @@ import pytest
 SCRIPTS = {
     "ledger": ["--sizes", "20000", "--repeats", "1", "--cluster-shards", "2"],
     "archive": ["--sizes", "20", "40"],
+    "plan": ["--photographs", "2"],
     "poison": ["--photographs", "10"],
     "soak": ["--minutes", "0.3", "--every", "3", "--job-every", "5"],
     "review": ["--side-px", "900", "--photographs", "3", "--look-s", "0.5", "--rows", "1000"],

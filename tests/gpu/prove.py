@@ -117,29 +117,28 @@ def checks(given: argparse.Namespace, report: Report) -> None:
 
 
 def bench(given: argparse.Namespace, report: Report) -> None:
+    from ma_cluster.images.sample import enlarged_sample
     from ma_cluster.report.bench import BENCHMARKS, SAMPLE_SIDE_PX, Subject, run_benchmarks
 
-    model, small = ("lite", False) if given.steps is None else (str(_tiny_model(given.scratch)), True)
-    image = None
-    if small:
-        image = given.scratch / "eye.jpg"
-        image.write_bytes(_photograph(500))
-    subject = Subject(model=model, image=image, device=given.device, threads=1, repeats=1 if small else 3)
-    names = ["detect", "monai"]
+    model, side_px = ("lite", SAMPLE_SIDE_PX) if given.steps is None else (str(_tiny_model(given.scratch)), 500)
+    image = given.scratch / "eye.jpg"
+    image.write_bytes(enlarged_sample(side_px)[0])
+    subject = Subject(model=model, image=image, device=given.device, threads=1, repeats=3 if given.steps is None else 1)
+    names = ["detect"] if _is_missing("monai") else ["detect", "monai"]
     found = run_benchmarks(
         {name: BENCHMARKS[name] for name in names}, subject, lambda name, rows: report.put("bench", name, value=rows)
     )
     report.put("bench", "machine", value=found["machine"])
-    _in_flight(given, report, model, 500 if small else SAMPLE_SIDE_PX)
+    _in_flight(given, report, model, image.read_bytes())
 
 
-def _in_flight(given: argparse.Namespace, report: Report, model: str, side_px: int) -> None:
+def _in_flight(given: argparse.Namespace, report: Report, model: str, data: bytes) -> None:
     """Photographs a second from files to files, several at a time, and the share of the time the GPU is busy."""
     from ma_cluster.lesions.detector import Detector
     from ma_cluster.report.detections import detect_files
     from ma_cluster.storage.store import open_store
 
-    data, precisions = _photograph(side_px), ("float32",) if given.device == "cpu" else ("float32", "bfloat16")
+    precisions = ("float32",) if given.device == "cpu" else ("float32", "bfloat16")
     images = [given.scratch / f"photograph_{number:02d}.jpg" for number in range(48)]
     for image in images:
         image.write_bytes(data)
@@ -425,12 +424,6 @@ def _ask(*command: str) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _photograph(side_px: int) -> bytes:
-    from ma_cluster.images.sample import enlarged_sample
-
-    return enlarged_sample(side_px)[0]
 
 
 def _tiny_model(scratch: Path) -> Path:
