@@ -49,6 +49,7 @@ _FOREIGN = (
     (6, b"HEAPCCDR", "a camera's raw file"),
     (8, b"CR\x02", "a camera's raw file"),
 )
+_PACKED = (b"\x1f\x8b", b"PK\3\4", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
 _BRANDS = {
     "AVIF": ("avif", "avis"),
     "HEIC": ("heic", "heix", "heim", "heis", "hevc", "hevx", "hevm", "hevs", "mif1", "msf1", "mif2"),
@@ -69,7 +70,11 @@ _CFA, _LINEAR_RAW = 32803, 34892  # photometric interpretations of raw files
 
 
 def refuse_foreign(data: bytes) -> None:
-    """Raises ImageRefusedError: unsupported, where the bytes are of a known kind that is not read; by its name."""
+    """Raises ImageRefusedError: unsupported, or not_an_image, where the bytes are of a known kind that is not read; by
+    its name.
+    """
+    if data.startswith(_PACKED):
+        raise ImageRefusedError(Reason.NOT_AN_IMAGE, "a packed file (gzip, ZIP, ...) is not read; unpack it")
     name = next((name for at, magic, name in _FOREIGN if data.startswith(magic, at)), None)
     if data[4:8] == b"ftyp":
         length = min(int.from_bytes(data[:4], "big"), 256)
@@ -232,6 +237,8 @@ def read_tiff(data: bytes) -> tuple[Page, int]:
             raise ImageRefusedError(Reason.UNSUPPORTED, f"a camera's raw file is not read; {EXPORT_CURE}")
         if directory.get(256) and directory.get(257):
             pages.append((_page(directory, len(pages)), directory))
+    if not pages and _directory(data).next >= len(data):  # many writers put it at the end
+        raise truncated()
     if not pages:
         raise ImageRefusedError(Reason.CORRUPT, "no page of the TIFF can be read; fetch it again")
     best, directory = max(pages, key=lambda pair: (not pair[0].preview, pair[0].width * pair[0].height))
@@ -243,7 +250,7 @@ def read_tiff(data: bytes) -> tuple[Page, int]:
         )
     offsets, counts = (_numbers(directory, tags) for tags in ((273, 324), (279, 325)))
     if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=False)):
-        raise ImageRefusedError(Reason.TRUNCATED, "the data ends before the image does; fetch it again")
+        raise truncated()
     return best, len(pages)
 
 

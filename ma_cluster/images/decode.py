@@ -149,6 +149,10 @@ def _read_other(data: bytes, config: ImageConfig) -> _Stored:
     is_jpeg = data.startswith(JPEG)
     if is_jpeg and (declared := check_jpeg(data)) is not None:
         check_size(*declared, config)
+    if data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 7 > len(
+        data
+    ):  # a WebP; the last byte may pad
+        raise truncated()
     image = _open(data)
     check_size(*image.size, config)
     image.load()

@@ -2,11 +2,13 @@
 
     bench_quality.py curves --idrid FOLDER [--photographs NAME ...] --out FILE.json
     bench_quality.py sets NAME=FOLDER ... [--field-degrees NAME=60 ...] [--detect] --out FILE.json
+    bench_quality.py discs --idrid FOLDER --out FILE.json
 
 `curves` degrades validation photographs in known steps. For each step it counts the annotated lesions that the model
 still finds and its calls, over those on the undegraded photograph, and gives the measures of quality; exposure and haze
 also `without` the gain that makes up for them. `sets` counts ungradable photographs and, with `--detect`, calls in the
-outer twentieth of the field's radius.
+outer twentieth of the field's radius. `discs` measures the optic discs that were drawn by hand: how well one tells the
+field's angle.
 """
 
 from __future__ import annotations
@@ -207,10 +209,30 @@ def calls(detection: Detection) -> dict[str, Any]:
     }
 
 
+def discs(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each drawn disc: the diameter of its area, pixels of photographs that all show 50 degrees."""
+    for path in sorted(arguments.idrid.rglob("*_OD.tif")):
+        yield {
+            "photograph": path.stem,
+            "diameter_px": round(2 * float(decode_mask(path.read_bytes()).sum() / np.pi) ** 0.5, 1),
+        }
+
+
+def angles(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The field's angles by those discs, were the median disc every eye's."""
+    diameters = np.array([one["diameter_px"] for one in rows])
+    found = 50 * np.median(diameters) / diameters
+    within = {
+        f"within_{tenths * 10}_percent": round(float((abs(found / 50 - 1) <= tenths / 10).mean()), 3)
+        for tenths in (1, 2)
+    }
+    return within | {"degrees_5_95": [round(float(one), 1) for one in np.percentile(found, [5, 95])]}
+
+
 def main() -> None:
     """Measure and write; rows are written as they come."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["curves", "sets"])
+    parser.add_argument("what", choices=["curves", "sets", "discs"])
     parser.add_argument("folders", nargs="*", help="NAME=FOLDER")
     parser.add_argument("--idrid", type=Path)
     parser.add_argument("--photographs", nargs="*", default=[])
@@ -221,13 +243,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    measure: Callable[[argparse.Namespace], Iterator[dict[str, Any]]] = {"curves": curves, "sets": sets}[arguments.what]
+    kinds: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]]
+    kinds = {"curves": curves, "sets": sets, "discs": discs}
     rows = []
-    for one in measure(arguments):
+    for one in kinds[arguments.what](arguments):
         rows.append(one)
         report = {"benchmark": f"quality {arguments.what}", "machine": machine.describe(), "rows": rows}
         if arguments.what == "curves":
             report["pooled"] = pooled(rows)
+        if arguments.what == "discs":
+            report["angles"] = angles(rows)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 import zlib
 from dataclasses import dataclass
@@ -147,12 +148,15 @@ def _depths(base: np.ndarray, grey: np.ndarray) -> dict[str, Odd]:
 
 
 def _damaged(base: np.ndarray, jpeg: bytes) -> dict[str, Odd]:
-    progressive = encode(base, "JPEG", quality=95, progressive=True)
+    progressive, webp = encode(base, "JPEG", quality=95, progressive=True), encode(base, "WEBP", quality=95)
     return {
         "jpeg12.jpg": Odd(jpeg_frame(jpeg, 0xC1, 12), reason=Reason.UNSUPPORTED, says="12 bits"),
         "IM0001.dcm": Odd(DICOM, reason=Reason.CORRUPT, says="DICOM"),
         "IMG_2041.HEIC": Odd(HEIC, reason=Reason.UNSUPPORTED, says="HEIC"),
         "IMG_2042.avif": Odd(AVIF, reason=Reason.UNSUPPORTED, says="AVIF"),
+        "packed.jpg": Odd(gzip.compress(jpeg), reason=Reason.NOT_AN_IMAGE, says="unpack it"),
+        "cut.webp": Odd(webp[: len(webp) // 2], reason=Reason.TRUNCATED, says="fetch it again"),
+        "cut.tif": Odd(tiff(base)[:100_000], reason=Reason.TRUNCATED, says="fetch it again"),
         "cut_eoi.jpg": Odd(jpeg_with_end(jpeg, 0.6), reason=Reason.TRUNCATED, says="fetch it again"),
         "hole.jpg": Odd(jpeg_with_hole(jpeg, 8192), reason=Reason.TRUNCATED, says="fetch it again"),
         "progressive_40.jpg": Odd(jpeg_with_end(progressive, 0.4), reason=Reason.TRUNCATED, says="scans"),
@@ -191,5 +195,8 @@ def _seen(base: np.ndarray) -> dict[str, Odd]:
         name: Odd(encode(pixels.astype(np.uint8), "JPEG", quality=95), flags=frozenset({flag}), gradable=gradable)
         for name, (pixels, flag, gradable) in dim.items()
     }
-    drawn = {"label_rim.png": Odd(encode(label, "PNG")), "frame.png": Odd(encode(frame, "PNG"), like="base.png")}
+    written = cv2.putText(base.copy(), "DOE 12.03.1961", (20, 40), cv2.FONT_HERSHEY_SIMPLEX, 1.0, (255, 255, 255), 2)
+    text = frozenset({Flag.BURNT_IN_TEXT})
+    drawn = {"text.png": Odd(encode(written, "PNG"), like="base.png", flags=text)}
+    drawn |= {"label_rim.png": Odd(encode(label, "PNG")), "frame.png": Odd(encode(frame, "PNG"), like="base.png")}
     return seen | drawn

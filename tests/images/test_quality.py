@@ -8,13 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from photographs import encode
-from PIL import Image
+from photographs import encode, idrid_folder
+from PIL import Image, ImageDraw, ImageFont
 
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import Flag, ImageRefusedError, Reason
 from ma_cluster.images.decode import decode
-from ma_cluster.images.quality import Quality, exposure_gain
+from ma_cluster.images.quality import Quality, exposure_gain, has_text
 from ma_cluster.images.reading import Prepared, read_bytes, read_photograph, read_pixels
 from ma_cluster.images.sample import retina
 from ma_cluster.storage.local import LocalStore
@@ -118,3 +118,44 @@ def test_what_its_owner_knows_of_a_photograph_decides_how_it_is_read(tmp_path: P
     with pytest.raises(ImageRefusedError, match="line 3") as caught:
         read_photograph(folder, replace(entry, fault="line 3"), CONFIG, lambda data: decode(data, CONFIG))
     assert caught.value.reason is Reason.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "colour"),
+    [
+        ("12.03.1961", 1 / 60, (255, 255, 255)),
+        ("DOE^JOHN", 1 / 25, (0, 255, 0)),
+        ("ID 4711 OD", 1 / 16, (255, 255, 0)),
+    ],
+)
+def test_text_is_told_in_a_corner_and_on_the_retina(text: str, share: float, colour: tuple[int, int, int]) -> None:
+    side = len(RETINA)
+    for row, col in ((0.02, 0.02), (0.9, 0.02), (0.45, 0.4)):
+        written = Image.fromarray(RETINA)
+        font = ImageFont.load_default(share * side)
+        ImageDraw.Draw(written).text((col * side, row * side), text, fill=colour, font=font)
+        assert has_text(decode(encode(written, "JPEG", quality=85), CONFIG).pixels)
+
+
+def test_what_is_told_of_text_is_a_flag_and_costs_no_verdict() -> None:
+    written = Image.fromarray(RETINA)
+    ImageDraw.Draw(written).text((20, 20), "12.03.1961", fill=(255, 255, 255), font=ImageFont.load_default(40))
+    found = quality(np.asarray(written))
+    assert (found.gradable, Flag.BURNT_IN_TEXT in found.flags, "text is written" in str(found.detail)) == (True,) * 3
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_bright_spots_frames_and_labels_are_no_text(seed: int) -> None:
+    rng, drawn = np.random.default_rng(seed), RETINA.copy()
+    for row, col, radius in zip(*rng.integers(300, 1100, (2, 40)), rng.integers(3, 25, 40), strict=True):
+        cv2.circle(drawn, (int(col), int(row)), int(radius), (255, 250, 200), -1)
+    cv2.rectangle(drawn, (0, 0), (1410, 1410), (255, 255, 255), 5)
+    cv2.rectangle(drawn, (1200, 20), (1390, 160), (255, 255, 255), -1)
+    assert not has_text(drawn)
+
+
+def test_photographs_without_text_have_none() -> None:
+    folder = idrid_folder()
+    paths = [*sorted(folder.rglob("IDRiD_0[12].jpg")), *sorted((folder.parent / "hrf_healthy").glob("0[12]_h.jpg"))]
+    assert len(paths) >= 2
+    assert [path.name for path in paths if has_text(decode(path.read_bytes(), CONFIG).pixels)] == []
