@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import posixpath
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ _COLUMNS = ("key", "path", "image", "filename", "url")  # any case; the first th
 _FIELD, _NO_SURROUND = "field_degrees", "no_surround"
 _SAID = (_FIELD, _NO_SURROUND, "patient", "eye", "visit")  # what else a row may say, any case
 _YES, _NO = frozenset({"1", "true", "yes", "y"}), frozenset({"", "0", "false", "no", "n"})
+_BEFORE_HEADER = re.compile(r"(?:[ \t,;]*\r?\n)*(?:sep=(?P<separator>.)\r?\n)?")  # blank lines, and what Excel notes
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _UNKNOWN = KnownField()
 _LARGEST_UNPACKED = 2**30  # bytes
@@ -251,11 +253,17 @@ def _text_rows(data: bytes) -> Iterator[_Row]:
             if packed.read(1):
                 raise UsageError(f"the manifest holds more than {_LARGEST_UNPACKED} bytes; cut it into several")
     text = data.decode("utf-16" if data.startswith(_UTF_16) else "utf-8-sig")
-    header, _, _ = text.partition("\n")
-    separator = max(",;\t", key=header.count)  # commas where there is but one column
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    columns = list(_columns([name.strip() for name in next(lines, [])]).values())
-    for line, cells in enumerate(lines, 2):
+    before = _BEFORE_HEADER.match(text)
+    assert before is not None
+    table = text[before.end() :]
+    header, _, _ = table.partition("\n")
+    separator = before["separator"] or max(",;\t|", key=header.count)  # commas where there is but one column
+    lines = csv.reader(io.StringIO(table, newline=""), delimiter=separator)
+    names = next(lines, [])
+    spaced = any(name != name.strip() for name in names)  # for people's eyes, in all lines
+    columns = list(_columns([name.strip() for name in names]).values())
+    for line, cells in enumerate(lines, 2 + before[0].count("\n")):
+        cells = [cell.strip() for cell in cells] if spaced else cells
         if any(cell.strip() for cell in cells):
             said = (cells[column] if column is not None and column < len(cells) else "" for column in columns)
             yield _Row(line, *said)
@@ -296,10 +304,17 @@ def _distinct(rows: Iterator[_Row]) -> Iterator[_Row]:
             yield replace(row, key=f"{row.key}#line={row.line}", fault=fault)
 
 
-_SIDECARS = (".xml", ".json", ".txt", ".pdf", ".csv", ".tsv", ".xls", ".xlsx", ".doc", ".docx", ".md", ".log", ".ini")
-_SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".localized", ".picasa.ini"})
+_SIDECARS = (
+    *(".xml", ".json", ".txt", ".pdf", ".csv", ".tsv", ".xls", ".xlsx", ".doc", ".docx", ".md", ".log", ".ini", ".xmp"),
+    *(".thm", ".rtf", ".ods", ".pptx", ".yaml", ".yml", ".hl7", ".lnk", ".db", ".md5", ".sha256", ".crc"),
+)
+_SYSTEM_FILES = frozenset(
+    {".ds_store", "desktop.ini", ".localized", ".nomedia", "zbthumbnail.info", "icon\r", "_success", "dicomdir"}
+)
 _SYSTEM_FOLDERS = frozenset(
-    {"@eadir", "#recycle", "$recycle.bin", "__macosx", ".appledouble", ".thumbnails", ".trashes", ".spotlight-v100"}
+    {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", ".appledouble", ".thumbnails", ".trashes", ".git"}
+    | {".spotlight-v100", ".fseventsd", ".@__thumb", "#snapshot", ".snapshot", "lost+found", ".picasaoriginals"}
+    | {"system volume information", ".trash-1000"}
 )
 
 

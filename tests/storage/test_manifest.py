@@ -123,6 +123,24 @@ def test_a_table_is_read_as_spreadsheets_write_it(
         assert all(entry.size for entry in entries)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("sep=;\npath;x\nleft.jpg;1\nlost.jpg;2\n", 4),
+        ("\n\r\npath\nleft.jpg\nlost.jpg\n", 5),
+        ("path|x\nleft.jpg|1\nlost.jpg|2\n", 3),
+        ("path , x\n left.jpg , 1\nlost.jpg , 2\n", 3),
+        ('"Path","x"\n"left.jpg","1"\n"lost.jpg","2"\n', 3),
+        ("path\rleft.jpg\rlost.jpg\r", 3),
+    ],
+)
+def test_a_table_is_read_as_other_programs_write_it(folder: LocalStore, text: str, line: int) -> None:
+    folder.put("list.csv", text.encode())
+    found, lost = open_source(f"{folder.url}/list.csv").list()
+    assert found == folder.head("left.jpg")
+    assert (lost.key, lost.fault.partition(":")[0]) == ("lost.jpg", f"line {line} of the manifest")
+
+
 def test_a_wrong_row_costs_one_photograph_and_says_its_line_as_a_spreadsheet_shows_it(folder: LocalStore) -> None:
     folder.put("list.csv", b'key,note\n\nleft.jpg,"two\nlines"\nleft.jpg,\n,1\ngs://bucket/eye.jpg,\n')
     first, *faulty = open_source(f"{folder.url}/list.csv").list()
@@ -198,6 +216,8 @@ def test_a_key_may_lead_above_the_folder_of_a_local_manifest(folder: LocalStore)
 
 LITTER = [".DS_Store", "a/._eye.jpg", "THUMBS.DB", "desktop.ini", "@eaDir/eye.jpg/SYNOPHOTO_THUMB_XL.jpg"]
 LITTER += ["day/@eaDir/eye.jpg", "__MACOSX/eye.jpg", "photos_$folder$", "eye.xml", "eye.jpg.json", "notes.TXT", "a.pdf"]
+LITTER += ["a/eye.xmp", "IMG_1.THM", "@Recycle/eye.jpg", ".@__thumb/eye.jpg", "#snapshot/eye.jpg", "Icon\r", "DICOMDIR"]
+LITTER += ["lost+found/eye.jpg", "System Volume Information/x", ".picasaoriginals/eye.jpg", "_SUCCESS", ".eye.jpg.crc"]
 
 
 @pytest.mark.parametrize("key", LITTER)
