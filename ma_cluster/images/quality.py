@@ -51,7 +51,7 @@ _TEXT_PX = 1424.0  # the shorter side of the grid on which letters are looked fo
 _TEXT_CONTRAST = 60.0  # grey levels, of green or blue
 _LETTER = 1 / 150, 1 / 12  # least and largest height over the shorter side
 _STROKE = 1 / 40  # of the shorter side: no letter's stroke is wider
-_LETTERS = 4  # that stand beside each other; of 232 photographs without text none shows more than two (measured)
+_LETTERS = 4  # that stand beside each other; of 274 photographs without text none shows more than two (measured)
 _BANDS = 1 / 1700, 1 / 850, 1 / 340  # sigmas over the FOV's diameter: a microaneurysm's size lies between the last two
 
 
