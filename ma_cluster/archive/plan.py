@@ -221,3 +221,28 @@ def _entries(part: pa.Table, shard: Shard) -> list[Entry]:
 def plan_key(number: int) -> str:
     """Of a part of the plan."""
     return f"plan/part-{number:05d}.parquet"
+
+
+_SIDECARS = (
+    *(".xml", ".json", ".txt", ".pdf", ".csv", ".tsv", ".xls", ".xlsx", ".doc", ".docx", ".md", ".log", ".ini", ".xmp"),
+    *(".thm", ".rtf", ".ods", ".pptx", ".yaml", ".yml", ".hl7", ".lnk", ".db", ".md5", ".sha256", ".crc"),
+)
+_SYSTEM_FILES = frozenset(
+    {".ds_store", "desktop.ini", ".localized", ".nomedia", "zbthumbnail.info", "icon\r", "_success", "dicomdir"}
+)
+_SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", ".appledouble", ".thumbnails", ".trashes", ".git"}
+    | {".spotlight-v100", ".fseventsd", ".@__thumb", "#snapshot", ".snapshot", "lost+found", ".picasaoriginals"}
+    | {"system volume information", ".trash-1000"}
+)
+
+
+def is_litter(key: str) -> bool:
+    """Whether a file of a folder is no photograph by its name: of Windows, macOS, a NAS or Hadoop, or a sidecar."""
+    *folders, name = key.casefold().split("/")
+    return (
+        name in _SYSTEM_FILES
+        or name.startswith("._")
+        or name.endswith(("_$folder$", *_SIDECARS))
+        or not _SYSTEM_FOLDERS.isdisjoint(folders)
+    )

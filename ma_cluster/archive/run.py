@@ -25,10 +25,10 @@ import pyarrow as pa
 
 from ma_cluster import __version__
 from ma_cluster.archive.outcomes import SCHEMA, Outcome, to_table
-from ma_cluster.archive.plan import Plan, Shard, plan_key, read_shards, shards, write_plan
+from ma_cluster.archive.plan import Plan, Shard, is_litter, plan_key, read_shards, shards, write_plan
 from ma_cluster.config import RESULT_VERSION, digest
 from ma_cluster.errors import ObjectMissingError, PartDamagedError, RunConflictError, StoreError, UsageError
-from ma_cluster.storage.manifest import Source, is_litter, is_manifest, no_photographs
+from ma_cluster.storage.manifest import Source, is_manifest, no_photographs
 from ma_cluster.storage.parquet import DAMAGED, from_parquet, to_parquet
 from ma_cluster.storage.store import Entry, Store
 

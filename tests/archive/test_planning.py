@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ma_cluster.archive.outcomes import Identity, Outcome
-from ma_cluster.archive.plan import read_shard
+from ma_cluster.archive.plan import is_litter, read_shard
 from ma_cluster.archive.retry import begin_retry
 from ma_cluster.archive.run import Run, begin_run, commit, pending, undecided
 from ma_cluster.archive.summary import finish_run, read_status
@@ -212,3 +212,19 @@ def test_outcomes_of_a_version_without_a_column_are_read_with_nulls(source: Loca
         table = pq.read_table(path)
         pq.write_table(table.drop_columns(["detail"]), path)
     assert read_status(dest.url).counts.statuses == {"scored": 4}
+
+
+LITTER = [".DS_Store", "a/._eye.jpg", "THUMBS.DB", "desktop.ini", "@eaDir/eye.jpg/SYNOPHOTO_THUMB_XL.jpg"]
+LITTER += ["day/@eaDir/eye.jpg", "__MACOSX/eye.jpg", "photos_$folder$", "eye.xml", "eye.jpg.json", "notes.TXT", "a.pdf"]
+LITTER += ["a/eye.xmp", "IMG_1.THM", "@Recycle/eye.jpg", ".@__thumb/eye.jpg", "#snapshot/eye.jpg", "Icon\r", "DICOMDIR"]
+LITTER += ["lost+found/eye.jpg", "System Volume Information/x", ".picasaoriginals/eye.jpg", "_SUCCESS", ".eye.jpg.crc"]
+
+
+@pytest.mark.parametrize("key", LITTER)
+def test_litter_and_sidecars_are_known_by_their_names(key: str) -> None:
+    assert is_litter(key)
+
+
+@pytest.mark.parametrize("key", ["eye.jpg", "a/eye", ".hidden.jpg", "thumbs.db/eye.png", "eye.dcm", "x.pdf.jpg"])
+def test_what_may_be_a_photograph_is_no_litter(key: str) -> None:
+    assert not is_litter(key)

@@ -10,7 +10,7 @@ from browser import accessibility_faults, chromium, new_page
 from known_service import GUARDED, LIMITS, TOKEN, Known, served
 from photographs import encode, noise_photograph
 
-from ma_cluster.config import OperatingPoint
+from ma_cluster.config import ScoreOptions
 from ma_cluster.http.api import NOTICE, Answer
 from ma_cluster.http.guard import HttpLimits
 
@@ -25,7 +25,7 @@ SCORED = {
 class Seeing(Known):
     """Finds one lesion on whatever it is given, and has one archive whose names are HTML."""
 
-    def segment(self, data: bytes, operating_point: OperatingPoint) -> Answer:
+    def segment(self, data: bytes, options: ScoreOptions) -> Answer:
         return Answer(SCORED, b"", b"")
 
     def archives(self) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from servers import Weed
 from ma_cluster.config import KnownField
 from ma_cluster.errors import ObjectMissingError, UsageError
 from ma_cluster.storage.local import LocalStore
-from ma_cluster.storage.manifest import Manifest, Photographs, Source, is_litter, open_source
+from ma_cluster.storage.manifest import Manifest, Photographs, Source, open_source
 from ma_cluster.storage.store import Entry, open_store
 
 
@@ -212,19 +212,3 @@ def test_a_key_may_lead_above_the_folder_of_a_local_manifest(folder: LocalStore)
     source = open_source(f"{folder.url}/lists/2026/list.csv")
     (entry,) = source.list()
     assert (entry.key, source.get(entry.key)) == ("../../left.jpg", b"left.jpg")
-
-
-LITTER = [".DS_Store", "a/._eye.jpg", "THUMBS.DB", "desktop.ini", "@eaDir/eye.jpg/SYNOPHOTO_THUMB_XL.jpg"]
-LITTER += ["day/@eaDir/eye.jpg", "__MACOSX/eye.jpg", "photos_$folder$", "eye.xml", "eye.jpg.json", "notes.TXT", "a.pdf"]
-LITTER += ["a/eye.xmp", "IMG_1.THM", "@Recycle/eye.jpg", ".@__thumb/eye.jpg", "#snapshot/eye.jpg", "Icon\r", "DICOMDIR"]
-LITTER += ["lost+found/eye.jpg", "System Volume Information/x", ".picasaoriginals/eye.jpg", "_SUCCESS", ".eye.jpg.crc"]
-
-
-@pytest.mark.parametrize("key", LITTER)
-def test_litter_and_sidecars_are_known_by_their_names(key: str) -> None:
-    assert is_litter(key)
-
-
-@pytest.mark.parametrize("key", ["eye.jpg", "a/eye", ".hidden.jpg", "thumbs.db/eye.png", "eye.dcm", "x.pdf.jpg"])
-def test_what_may_be_a_photograph_is_no_litter(key: str) -> None:
-    assert not is_litter(key)
