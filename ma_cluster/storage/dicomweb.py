@@ -40,7 +40,7 @@ from ma_cluster.storage.store import Entry
 SCHEME = "dicomweb+"
 OWN_SERIES = "ma_cluster, research only"
 """Description of the series that results are sent as: what lies in one is no photograph."""
-_PAGE = 500
+_PAGE = 200  # a server may read a header for each
 _LARGEST_ANSWER = 2**26  # bytes, of JSON
 _OVERHEAD = 2**16  # bytes of a multipart body around its part
 _KEY = re.compile(r"((?:[\w.~-]+/)*?)studies/([0-9.]{1,64})/series/([0-9.]{1,64})/instances/([0-9.]{1,64})")
