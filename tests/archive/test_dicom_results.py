@@ -238,13 +238,17 @@ def test_an_archive_through_a_breaking_dicomweb_server_has_each_instance_once(
     files = [dicom_file(small, "jpeg", 700 + number, StudyDate="20310501") for number in range(200)]
     for data in files:
         web.create(key_of(data), data)
-    limits = NetworkLimits(stall_s=8.0, deadline_s=120.0, attempts=5, first_pause_s=0.02)
+    limits = NetworkLimits(stall_s=8.0, deadline_s=120.0, attempts=8, first_pause_s=0.02)
     with fault_proxy(orthanc) as proxy:
         proxy.faults += [
             Fault(Kind.ERROR, "GET", "/instances?", times=2, status=500),
             Fault(Kind.SHORTER, "GET", "/instances?", times=1),
-            *(Fault(kind, "GET", "/instances/", times=6, after=20) for kind in (Kind.ERROR, Kind.SHORTER, Kind.LONGER)),
-            *(Fault(kind, "GET", "/instances/", times=2, after=60) for kind in (Kind.RESET, Kind.STALL, Kind.SILENCE)),
+            Fault(Kind.ERROR, "GET", "/instances/", times=5, after=10),
+            Fault(Kind.SHORTER, "GET", "/instances/", times=5, after=40),
+            Fault(Kind.LONGER, "GET", "/instances/", times=5, after=80),
+            Fault(Kind.RESET, "GET", "/instances/", times=3, after=120),
+            Fault(Kind.STALL, "GET", "/instances/", times=2, after=150),
+            Fault(Kind.SILENCE, "GET", "/instances/", times=2, after=170),
         ]
         told = list(proxy.faults)
         source = DicomWeb(f"dicomweb+{proxy.endpoint}/dicom-web?StudyDate=20310501", limits)
