@@ -58,7 +58,7 @@ def compare(
 
 @app.command()
 def turnover(dest: Dest) -> None:
-    """Compare the photographs of each eye at each two visits that a run knows.
+    """Compare the photographs of each eye at each two visits that a run knows by their dates.
 
     Writes DEST/turnover.parquet, a row for each pair, and a page for each that can be registered. Exit status 3 where
     one cannot.

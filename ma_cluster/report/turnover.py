@@ -41,7 +41,7 @@ from ma_cluster.images.sandbox import DecodePool, SandboxConfig
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.lesions.findings import Lesion
 from ma_cluster.lesions.turnover import Change, Taken, compare, to_values
-from ma_cluster.storage.identity import years_between
+from ma_cluster.storage.identity import is_date, years_between
 from ma_cluster.storage.manifest import Source, open_source
 from ma_cluster.storage.parquet import to_parquet
 from ma_cluster.storage.store import Store
@@ -65,7 +65,7 @@ SCHEMA = pa.schema(
         described("registered", pa.bool_(), "", "whether they show common places"),
         described("residual_px", pa.float64(), "px", "of the registration, median, canonical 1x"),
         described("overlap", pa.float64(), "1", "share of the earlier field that the later one shows"),
-        described("years", pa.float64(), "a", "between the visits; null where they are no dates"),
+        described("years", pa.float64(), "a", "between the visits"),
         *[
             described(f"{name}_count", pa.int32(), "", meaning)
             for name, meaning in (
@@ -134,20 +134,23 @@ def _detected(detector: Detector, data: bytes) -> Shot:
 
 
 def turnover_of_run(dest_url: str, on_pair: Callable[[dict[str, Any]], None]) -> str:
-    """Compare the photographs of each eye at each two of its visits; returns the URL of the table.
+    """Compare the photographs of each eye at each two of its visits that are dates; returns the URL of the table.
 
     Of two visits those photographs are compared that show most of each other. They are read again from the run's
     source, in a process that may die of them; their lesions are those of the run. `on_pair` hears of each row.
 
     Raises:
-        UsageError: there is no run, or it knows no eye of a patient at two visits.
+        UsageError: there is no run, or it knows no eye of a patient at two visits that are dates.
         StoreError: the destination cannot be written.
     """
     dest, run = open_run(dest_url)
     eyes = _by_eye_and_visit(dest, run)
     pairs = [(eye, *two) for eye in sorted(eyes) for two in combinations(sorted(eyes[eye]), 2)]
     if not pairs:
-        raise UsageError("the run knows no eye of a patient at two visits: its manifest needs `patient` and `visit`")
+        raise UsageError(
+            "the run knows no eye of a patient at two visits that are dates: its manifest needs `patient` and `visit`, "
+            "written YYYY-MM-DD, as labels have no order"
+        )
     rows: list[dict[str, Any]] = []
     pool = DecodePool(ImageConfig(), SandboxConfig(children=1))
     try:
@@ -166,11 +169,12 @@ def turnover_of_run(dest_url: str, on_pair: Callable[[dict[str, Any]], None]) ->
 
 
 def _by_eye_and_visit(dest: Store, run: Run) -> dict[tuple[str, str], dict[str, list[Photograph]]]:
-    """Scored photographs of known eyes at known visits."""
+    """Scored photographs of the eyes that are known at two dates or more, by these; memory holds no others."""
+    dates = _dates(dest, run)
     wanted: dict[str, dict[str, Any]] = {}
-    for table in latest_outcomes(dest, run, _COLUMNS):
+    for table in latest_outcomes(dest, run, _COLUMNS) if dates else ():
         for row in table.to_pylist():
-            if row["status"] == Status.SCORED and row["patient"] and row["eye"] and row["visit"]:
+            if row["status"] == Status.SCORED and row["visit"] in dates.get((row["patient"], row["eye"]), ()):
                 wanted[row["key"]] = row
     eyes: dict[tuple[str, str], dict[str, list[Photograph]]] = {}
     for entry in read_shards(dest, shards(dest, run.plan)) if wanted else ():
@@ -180,6 +184,19 @@ def _by_eye_and_visit(dest: Store, run: Run) -> dict[tuple[str, str], dict[str, 
             photograph = Photograph(entry.key, row["etag"], field, lesions, row["gradable"])
             eyes.setdefault((row["patient"], row["eye"]), {}).setdefault(row["visit"], []).append(photograph)
     return eyes
+
+
+def _dates(dest: Store, run: Run) -> dict[tuple[str, str], set[str]]:
+    """The visits that are dates of each eye that has two of them or more; warns of eyes whose visits are labels."""
+    visits: dict[tuple[str, str], set[str]] = {}
+    for table in latest_outcomes(dest, run, ["patient", "eye", "visit", "status"]):
+        for row in table.to_pylist():
+            if row["status"] == Status.SCORED and row["patient"] and row["eye"] and row["visit"]:
+                visits.setdefault((row["patient"], row["eye"]), set()).add(row["visit"])
+    dates = {eye: set(filter(is_date, own)) for eye, own in visits.items()}
+    if labelled := sum(len(own) > 1 and dates[eye] != own for eye, own in visits.items()):
+        log.warning("labels have no order: of %d eyes, visits that are not YYYY-MM-DD are not compared", labelled)
+    return {eye: own for eye, own in dates.items() if len(own) > 1}
 
 
 def _read(source: Source, pool: DecodePool, photograph: Photograph) -> tuple[str, Shot | None]:

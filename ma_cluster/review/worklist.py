@@ -24,6 +24,7 @@ from ma_cluster.archive.retry import retries
 from ma_cluster.archive.run import Run, committed, read_outcomes
 from ma_cluster.errors import ObjectMissingError, UsageError
 from ma_cluster.review.events import Event, read_events, standing
+from ma_cluster.storage.identity import is_date
 from ma_cluster.storage.store import Store
 
 _VISITS = ["patient", "eye", "visit"]
@@ -85,6 +86,7 @@ class Worklist:
         self._folder = tempfile.TemporaryDirectory(prefix="ma-cluster-review-")
         path = Path(self._folder.name) / "worklist.sqlite"
         self._index = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._index.create_function("is_date", 1, is_date, deterministic=True)
         self._index.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
         self._lock, self._following = threading.RLock(), threading.Lock()
         self._parts: set[tuple[int, int]] = set()
@@ -220,12 +222,12 @@ class Worklist:
         return row
 
     def previous(self, row: dict[str, Any]) -> str | None:
-        """The photograph of the same eye of the same patient at the visit before, where visits are known."""
-        if not all(row[name] for name in _VISITS):
+        """The photograph of the same eye of the same patient at the visit before, where visits are dates."""
+        if not all(row[name] for name in _VISITS) or not is_date(row["visit"]):
             return None
         found = self._rows(
             "SELECT id FROM photographs WHERE patient = :patient AND eye = :eye AND visit < :visit "
-            "AND status = 'scored' ORDER BY visit DESC, quality DESC LIMIT 1",
+            "AND is_date(visit) AND status = 'scored' ORDER BY visit DESC, quality DESC LIMIT 1",
             {name: row[name] for name in _VISITS},
         )
         return found[0]["id"] if found else None

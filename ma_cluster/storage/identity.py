@@ -32,6 +32,8 @@ _EYES = {
     **dict.fromkeys(("l", "left", "os", "le"), "L"),
 }
 _DATE = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})(?:[T ].*)?")
+_LIKE_A_DATE = re.compile(r"\d+(?:[./-]\d+){2}(?:[T ]\d.*)?")  # which comes first, the day or the month?
+_ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _PSEUDONYM = re.compile(r"[0-9a-f]{4}-[0-9a-f]{16}")
 
 
@@ -88,7 +90,7 @@ def visit_named(text: str) -> str:
     """A date as YYYY-MM-DD (of that form, or YYYYMMDD, without its time), any other short label as it is.
 
     Raises:
-        UsageError: it is too long, or a date that there is not.
+        UsageError: it is too long, or a date that there is not, or that is written in another way.
     """
     text = text.strip()
     if (found := _DATE.fullmatch(text)) is not None:
@@ -96,17 +98,21 @@ def visit_named(text: str) -> str:
             return date(*(int(part) for part in found.groups())).isoformat()
         except ValueError as error:
             raise UsageError("visit is no date of the calendar") from error
+    if _LIKE_A_DATE.fullmatch(text):
+        raise UsageError("visit looks like a date, but is not written as one: write YYYY-MM-DD")
     if len(text) > _LONGEST_VISIT or not text.isprintable():
         raise UsageError(f"visit is a date, YYYY-MM-DD, or a label of at most {_LONGEST_VISIT} characters")
     return text
 
 
-def years_between(before: str, after: str) -> float | None:
-    """The time from one visit to the other, years; None where one of them is no date."""
-    try:
-        return (date.fromisoformat(after) - date.fromisoformat(before)).days / 365.25
-    except ValueError:
-        return None
+def is_date(visit: str | None) -> bool:
+    """Whether a visit, as `visit_named` writes it, is a date: labels have no order."""
+    return visit is not None and _ISO_DATE.fullmatch(visit) is not None
+
+
+def years_between(before: str, after: str) -> float:
+    """The time from one visit to the other, both dates; years."""
+    return (date.fromisoformat(after) - date.fromisoformat(before)).days / 365.25
 
 
 @cache

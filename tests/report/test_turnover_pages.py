@@ -17,6 +17,7 @@ from PIL import Image
 from ma_cluster.archive.outcomes import Outcome, identify
 from ma_cluster.archive.plan import read_shard, shards
 from ma_cluster.archive.run import begin_run, commit
+from ma_cluster.archive.summary import open_run
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import Triage, UsageError
 from ma_cluster.images.fundus import find_fov
@@ -25,7 +26,7 @@ from ma_cluster.images.reading import Facts
 from ma_cluster.images.sample import retina
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.lesions.findings import Findings, Lesion
-from ma_cluster.report.turnover import SCHEMA, compare_files, turnover_of_run
+from ma_cluster.report.turnover import SCHEMA, _by_eye_and_visit, compare_files, turnover_of_run
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.manifest import Photographs
 
@@ -126,6 +127,23 @@ def test_a_run_that_knows_an_eye_at_two_visits_has_its_turnover(shots: tuple[byt
     assert row["turnover_per_year"] == pytest.approx((counts[1] + counts[2]) / row["years"])
     assert len(heard) == 1 and 2 * counts[0] + sum(counts[1:]) == 3
     assert len(Loads(dest.get(row["page"]).decode()).circles) == 3
+
+
+def test_visits_that_are_labels_have_no_order_and_are_not_compared(
+    shots: tuple[bytes, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dest = run_of(tmp_path, shots, ["early.jpg,p,R,visit 2,", "late.jpg,p,R,visit 10,"])
+    with pytest.raises(UsageError, match="labels have no order"):
+        turnover_of_run(dest.url, print)
+    assert "of 1 eyes, visits that are not YYYY-MM-DD are not compared" in caplog.text
+
+
+def test_lesions_are_read_of_eyes_at_two_dates_alone(shots: tuple[bytes, bytes], tmp_path: Path) -> None:
+    lines = ["early.jpg,p,R,2023-01-01,45", "late.jpg,p,R,2024-01-01,", f"{tmp_path}/archive/late.jpg,p,R,baseline,"]
+    dest = run_of(tmp_path, shots, [*lines, f"{tmp_path}/archive/early.jpg,q,R,2023-01-01,"])
+    found = _by_eye_and_visit(*open_run(dest.url))
+    assert list(found) == [("p", "R")] and sorted(found["p", "R"]) == ["2023-01-01", "2024-01-01"]
+    assert [len(own[0].lesions) for own in found["p", "R"].values()] == [1, 2]
 
 
 def test_a_run_without_two_visits_says_what_it_needs(shots: tuple[bytes, bytes], tmp_path: Path) -> None:

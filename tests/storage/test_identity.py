@@ -16,6 +16,7 @@ from ma_cluster.storage import identity
 from ma_cluster.storage.identity import (
     Pseudonyms,
     eye_named,
+    is_date,
     salts,
     site_pseudonyms,
     visit_named,
@@ -74,21 +75,30 @@ def test_an_eye_has_many_names(said: str, eye: str) -> None:
 
 @pytest.mark.parametrize(
     ("said", "visit"),
-    [("20240501", "2024-05-01"), ("2024-05-01", "2024-05-01"), ("2024-05-01 13:00:00", "2024-05-01"), ("2", "2")],
+    [
+        ("20240501", "2024-05-01"),
+        ("2024-05-01", "2024-05-01"),
+        ("2024-05-01 13:00:00", "2024-05-01"),
+        ("2", "2"),
+        ("2.0", "2.0"),
+        ("visit 10", "visit 10"),
+    ],
 )
 def test_a_visit_is_a_date_or_a_label(said: str, visit: str) -> None:
     assert visit_named(said) == visit
 
 
-@pytest.mark.parametrize("said", ["2024-02-30", "x" * 33, "a\nb"])
+@pytest.mark.parametrize(
+    "said", ["2024-02-30", "x" * 33, "a\nb", "01.02.2026", "2/15/26", "2026-1-5", "15.01.2026 13:00"]
+)
 def test_what_is_neither_is_refused(said: str) -> None:
     with pytest.raises(UsageError, match="visit"):
         visit_named(said)
 
 
-def test_only_dates_have_a_time_between_them() -> None:
+def test_only_dates_have_an_order_and_a_time_between_them() -> None:
     assert years_between("2023-05-01", "2024-05-01") == pytest.approx(1.0, abs=0.01)
-    assert years_between("1", "2") is None
+    assert is_date("2024-05-01") and not any(map(is_date, ("2", "visit 10", "2024-W01-1", None)))
 
 
 @pytest.fixture
