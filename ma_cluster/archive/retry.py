@@ -35,7 +35,7 @@ from ma_cluster.archive.run import (
     to_json,
 )
 from ma_cluster.errors import ObjectMissingError, PartDamagedError, Reason, RunConflictError, Status, UsageError
-from ma_cluster.storage.manifest import Source
+from ma_cluster.storage.manifest import AND_MISSING, Source
 from ma_cluster.storage.store import Entry, Store, open_store
 
 RUN_SUMMARY = "run_summary.json"
@@ -125,10 +125,11 @@ def _failed(source: Source, dest: Store, run: Run, earlier: Sequence[tuple[Store
 
 
 def _as_it_is_now(source: Source, entry: Entry) -> Entry:
+    """The photograph where it has come; what is wrong about the words of its manifest's row stays."""
     try:
         found = source.head(entry.key)
-        return replace(entry, size=found.size, etag=found.etag, fault="")
-    except ObjectMissingError:
+        return replace(entry, size=found.size, etag=found.etag, fault=entry.fault.rpartition(AND_MISSING)[0])
+    except (ObjectMissingError, UsageError):
         return entry
 
 

@@ -30,6 +30,8 @@ _SAID = (_FIELD, _NO_SURROUND, "patient", "eye", "visit")  # what else a row may
 _YES, _NO = frozenset({"1", "true", "yes", "y"}), frozenset({"", "0", "false", "no", "n"})
 _BEFORE_HEADER = re.compile(r"(?:[ \t,;]*\r?\n)*(?:sep=(?P<separator>.)\r?\n)?")  # blank lines, and what Excel notes
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+AND_MISSING = "; nor is there its photograph: "
+"""In the fault of a row between what is wrong with its words, which stays, and that its photograph is missing."""
 _UNKNOWN = KnownField()
 _LARGEST_UNPACKED = 2**30  # bytes
 _HEADS = 16  # requests at a time: they wait for the store, not for a core
@@ -172,10 +174,12 @@ class Manifest:
     def _look(self, row: _Row) -> Entry:
         if row.fault:
             return self._identified(row, Entry(row.key, 0, "", fault=row.at(row.fault)))
+        said = self._identified(row, row.told(Entry(row.key, 0, "")))
         try:
-            return self._identified(row, row.told(self.head(row.key)))
+            found = self.head(row.key)
         except (ObjectMissingError, UsageError) as error:
-            return self._identified(row, Entry(row.key, 0, "", fault=row.at(str(error))))
+            return replace(said, fault=f"{said.fault}{AND_MISSING}{error}" if said.fault else row.at(str(error)))
+        return replace(said, size=found.size, etag=found.etag)
 
     def _identified(self, row: _Row, entry: Entry) -> Entry:
         """The photograph with whom and what it shows: one that cannot be read is missing in somebody's visit."""

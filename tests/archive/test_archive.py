@@ -38,6 +38,7 @@ from ma_cluster.archive.summary import finish_run, missing_keys, read_status
 from ma_cluster.errors import MaClusterError, Reason, RunConflictError, Triage
 from ma_cluster.lesions.findings import Findings
 from ma_cluster.storage.local import LocalStore
+from ma_cluster.storage.manifest import Photographs
 from ma_cluster.storage.store import Entry
 
 
@@ -294,6 +295,22 @@ def test_a_second_retry_goes_over_what_the_first_has_left(tmp_path: Path) -> Non
     assert retry[1].plan.images == 1
     assert set(statuses(dest).values()) == {"scored"}
     assert begin_retry(source, dest, run) is None
+
+
+def test_a_retry_takes_a_photograph_that_has_come_with_the_words_of_its_row(tmp_path: Path) -> None:
+    source, dest = folders(tmp_path, 1)
+    source.put("list.csv", b"key,field_degrees,eye\na.jpg,30,R\nb.jpg,wide,L\ngs://a/c.jpg,,\n")
+    manifest = Photographs(f"{source.url}/list.csv").open()
+    run = begin_run(manifest, dest, "model", "config")
+    decide(dest, run, dict.fromkeys(("a.jpg", "b.jpg", "gs://a/c.jpg"), Reason.MISSING))
+    for key in ("a.jpg", "b.jpg"):
+        source.put(key, b"photograph")
+    retry = begin_retry(manifest, dest, run)
+    assert retry is not None
+    first, second, third = undecided(*retry)
+    assert (first.size, first.field_degrees, first.eye, first.fault) == (10, 30.0, "R", "")
+    assert second.etag and second.fault == "line 3 of the manifest: field_degrees is an angle in degrees, or left empty"
+    assert third.etag == "" and "gs:// is not a store" in third.fault
 
 
 def test_a_retry_takes_a_photograph_that_had_changed_as_it_is_now(tmp_path: Path) -> None:

@@ -191,6 +191,14 @@ def test_a_field_that_cannot_be_is_that_rows_fault(folder: LocalStore, cells: st
     assert entry.etag and entry.fault.startswith("line 2 of the manifest: ")
 
 
+def test_a_row_whose_photograph_is_missing_keeps_its_words(folder: LocalStore) -> None:
+    folder.put("list.csv", b"key,field_degrees,eye,visit\nlost.jpg,30,R,2\ngone.jpg,wide,R,2\n")
+    lost, gone = Photographs(f"{folder.url}/list.csv", KnownField(45.0)).open().list()
+    assert (lost.field_degrees, lost.eye, lost.visit, lost.etag) == (30.0, "R", "2", "")
+    assert lost.fault.startswith("line 2 of the manifest: no file that can be read")
+    assert gone.etag == "" and re.match("line 3 of the manifest: field_degrees is .*; nor is there", gone.fault)
+
+
 def test_a_folder_has_the_field_that_is_known_of_it(folder: LocalStore) -> None:
     source = Photographs(folder.url, KnownField(45.0)).open()
     assert {entry.field_degrees for entry in source.list()} == {45.0}
