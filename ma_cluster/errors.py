@@ -114,7 +114,7 @@ class UsageError(MaClusterError):
 
 
 class RunConflictError(MaClusterError):
-    """The destination already holds a run of another model, configuration or source."""
+    """The destination already holds a run of another model, configuration, source or salt."""
 
 
 class BundleError(MaClusterError):

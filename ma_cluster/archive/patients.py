@@ -23,10 +23,11 @@ from typing import Any
 import pyarrow as pa
 
 from ma_cluster.archive.outcomes import described
+from ma_cluster.archive.plan import read_shards, shards
 from ma_cluster.archive.retry import latest_outcomes
-from ma_cluster.archive.run import Run, undecided
-from ma_cluster.errors import ObjectMissingError, Status, Triage, UsageError
-from ma_cluster.storage.identity import salts
+from ma_cluster.archive.run import Run, to_json, undecided
+from ma_cluster.errors import ObjectMissingError, RunConflictError, Status, Triage, UsageError
+from ma_cluster.storage.identity import SALT_VARIABLE, Pseudonyms, salts
 from ma_cluster.storage.parquet import to_parquet
 from ma_cluster.storage.store import Store
 
@@ -151,6 +152,37 @@ class Rollup:
             known = {"patient": patient, "visit": visit or None, "triage": todo.value}
             said = {"eyes": " ".join(eye for eye in _EYES if eye in eyes), "lacking": " ".join(lacking)}
             yield dataclasses.asdict(whole) | known | said
+
+
+def keep_pseudonyms(dest: Store, run: Run, pseudonyms: Pseudonyms) -> Run:
+    """Let run.json say what a run calls its patients. One that knows any keeps to it: else a person would become two,
+    or an id come among pseudonyms.
+
+    Raises:
+        RunConflictError: it calls its patients otherwise.
+        PartDamagedError: a part is damaged, or foreign.
+    """
+    if run.pseudonyms == pseudonyms.tag:
+        return run
+    if run.pseudonyms and _knows_patients(dest, run):
+        was, now = (_called(tag) for tag in (run.pseudonyms, pseudonyms.tag))
+        raise RunConflictError(
+            f"run {run.id} of the destination calls its patients by {was}, and is to go on with {now}; nothing is "
+            f"overwritten: go on as it was begun (--keep-ids, {SALT_VARIABLE}), or use an empty destination"
+        )
+    run = dataclasses.replace(run, pseudonyms=pseudonyms.tag)
+    dest.put("run.json", to_json(run))
+    return run
+
+
+def _knows_patients(dest: Store, run: Run) -> bool:
+    planned = (entry.patient for entry in read_shards(dest, shards(dest, run.plan)))
+    found = (patient for table in latest_outcomes(dest, run, ["patient"]) for patient in table["patient"].to_pylist())
+    return any(planned) or any(found)
+
+
+def _called(tag: str) -> str:
+    return "their ids" if tag == "ids" else f"pseudonyms of salt {tag}"
 
 
 def write_patients(dest: Store, run: Run) -> dict[str, Any]:

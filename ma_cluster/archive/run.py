@@ -7,7 +7,7 @@
     summary.json                   create-only, last
     retries/..., damaged/...       see retry.py
 
-Nothing is ever overwritten but `finished` in run.json.
+Nothing is ever overwritten but `finished` and `pseudonyms` in run.json.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Run:
     versions: dict[str, str]
     started: str
     finished: str | None = None
+    pseudonyms: str = ""
+    """`Pseudonyms.tag` of what it calls its patients; empty in runs of earlier versions."""
 
 
 def begin_run(

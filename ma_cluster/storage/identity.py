@@ -49,7 +49,12 @@ class Pseudonyms:
         patient = patient.strip()
         if self.salt is None or not patient:
             return patient
-        return f"{self._keyed('salt')[:4]}-{self._keyed(f'patient {patient}')[:16]}"
+        return f"{self.tag}-{self._keyed(f'patient {patient}')[:16]}"
+
+    @property
+    def tag(self) -> str:
+        """What tells them from those of another salt: the four digits, or `ids` where ids are kept."""
+        return "ids" if self.salt is None else self._keyed("salt")[:4]
 
     def _keyed(self, text: str) -> str:
         return hmac.new(self.salt or b"", text.encode(), hashlib.sha256).hexdigest()
@@ -59,7 +64,7 @@ def site_pseudonyms(keep_ids: bool = False) -> Pseudonyms:
     """Those of this site: of MA_CLUSTER_SALT, else of the salt that this user's state folder keeps.
 
     Raises:
-        UsageError: MA_CLUSTER_SALT is too short to be a secret.
+        UsageError: MA_CLUSTER_SALT, or the salt that is kept, is too short to be a secret.
     """
     if keep_ids:
         return Pseudonyms(None)
@@ -121,6 +126,12 @@ def _kept_salt() -> bytes:
     state = open_store(Path("~/.local/state/ma_cluster").expanduser(), private=True)
     try:
         state.create("salt", drawn)  # the first one stays
-        return state.get("salt")
+        kept = state.get("salt")
     except StoreError:
         return drawn
+    if len(kept) < _LEAST_SALT:
+        raise UsageError(
+            f"the salt that is kept, ~/.local/state/ma_cluster/salt, is shorter than {_LEAST_SALT} characters: put it "
+            f"back from a copy, or set {SALT_VARIABLE}; without either delete it, and patients get new pseudonyms"
+        )
+    return kept

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ma_cluster.archive.outcomes import Identity, Outcome, identify
-from ma_cluster.archive.patients import EYES, VISITS, Rollup, write_patients
+from ma_cluster.archive.patients import EYES, VISITS, Rollup, keep_pseudonyms, write_patients
 from ma_cluster.archive.plan import read_shard, shards
 from ma_cluster.archive.run import begin_run, commit
 from ma_cluster.archive.summary import finish_run, open_run, read_status
-from ma_cluster.errors import Reason, Triage, UsageError
+from ma_cluster.errors import Reason, RunConflictError, Triage, UsageError
 from ma_cluster.images.acquisition import Acquisition
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.laterality import Side
@@ -168,6 +168,33 @@ def test_a_run_that_knows_no_patients_says_so_and_has_no_such_files(tmp_path: Pa
     assert status.patients is None and list(dest.list("patients/")) == []
     with pytest.raises(UsageError, match="knows no patients"):
         write_patients(dest, status.run)
+
+
+SALTS = [Pseudonyms(b"one salt of a site"), Pseudonyms(b"another salt of it"), Pseudonyms(None)]
+
+
+@pytest.mark.parametrize("first", SALTS)
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_run_that_knows_patients_keeps_to_its_salt(tmp_path: Path, first: Pseudonyms, scored: bool) -> None:
+    dest = scored_run(tmp_path, ROWS, committed=10 if scored else 0)
+    begun = open_run(dest.url)[1]
+    assert begun.pseudonyms == "", "as in a run of an earlier version, which goes on"
+    assert (
+        keep_pseudonyms(dest, begun, first) == open_run(dest.url)[1] == dataclasses.replace(begun, pseudonyms=first.tag)
+    )
+    for other in SALTS:
+        if other is first:
+            assert keep_pseudonyms(dest, open_run(dest.url)[1], other).pseudonyms == first.tag
+        else:
+            with pytest.raises(RunConflictError, match=r"calls its patients by .*: go on as it was begun"):
+                keep_pseudonyms(dest, open_run(dest.url)[1], other)
+    assert open_run(dest.url)[1].pseudonyms == first.tag
+
+
+def test_a_run_without_patients_goes_on_with_any_salt(tmp_path: Path) -> None:
+    dest = scored_run(tmp_path, ["a.jpg,,,", "b.jpg,,,"], committed=1)
+    for salt in SALTS:
+        assert keep_pseudonyms(dest, open_run(dest.url)[1], salt).pseudonyms == salt.tag
 
 
 def test_a_manifest_goes_before_a_file_which_names_its_patient_by_a_pseudonym() -> None:

@@ -59,6 +59,9 @@ def test_without_a_salt_of_the_site_one_is_drawn_and_kept_for_this_user_alone(
     kept = tmp_path / ".local/state/ma_cluster/salt"
     assert kept.read_bytes() == first.salt and kept.stat().st_mode & 0o077 == 0
     identity._kept_salt.cache_clear()
+    kept.write_bytes(b"")
+    with pytest.raises(UsageError, match=r"the salt that is kept.*put it back"):
+        site_pseudonyms()
 
 
 def test_a_salt_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

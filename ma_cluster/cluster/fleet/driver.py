@@ -19,6 +19,7 @@ from typing import Any
 import ray
 
 from ma_cluster.archive.outcomes import config_digest
+from ma_cluster.archive.patients import keep_pseudonyms
 from ma_cluster.archive.plan import largest_shard
 from ma_cluster.archive.retry import begin_retry
 from ma_cluster.archive.run import Run, begin_run, pending
@@ -61,7 +62,7 @@ def score_archive(
     Raises:
         UsageError: no cluster is given, and the fleet needs more than this machine has, or is a warm one.
         BundleError: the model is damaged or not there.
-        RunConflictError: `dest` holds another run.
+        RunConflictError: `dest` holds another run, or one that calls its patients otherwise.
         StoreError: a store does not answer, or refuses writes.
         FleetBrokenError: the fleet does not start, or fails whatever it is given.
     """
@@ -108,7 +109,7 @@ def _begin(photographs: Photographs, root: Store, fleet: Fleet, model: str) -> t
     log.info("listing the photographs")
     options = ScoreOptions(fleet.operating_point, photographs.field)
     config = config_digest(bundle.recipe, fleet.sandbox.decoder, options)
-    run = begin_run(source, root, bundle.digest, config)
+    run = keep_pseudonyms(root, begin_run(source, root, bundle.digest, config), photographs.pseudonyms)
     return _Driver(root, model_of(model, bundle), fleet, photographs.pseudonyms), run
 
 
