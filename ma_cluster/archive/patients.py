@@ -64,6 +64,7 @@ VISITS = pa.schema(
         _VISIT,
         described("eyes", pa.string(), "", "those that were photographed"),
         described("lacking", pa.string(), "", "those without a photograph that could be judged"),
+        described("eye_source", pa.string(), "", "of its eyes, the least sure one: picture, dicom, manifest"),
         *_COMMON,
         described("triage", pa.string(), "", "refer: an eye is; none: both eyes are; or ungradable"),
     ]
@@ -96,14 +97,14 @@ class Tally:
         self.referred += scored and row["triage"] == Triage.REFER
         self.clear += gradable and row["triage"] == Triage.NONE
         self._take(row["lesion_count"] or 0, row["image_score"])
-        sources = [source for source in (self.eye_source, row["eye_source"]) if source is not None]
-        self.eye_source = min(sources, key=_SOURCES.index, default=None)
+        self._trust(row["eye_source"])
 
     def join(self, other: Tally) -> None:
         """All the photographs of another one, too."""
         for name in ("photographs", "gradable", "refused", "pending", "referred", "clear"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self._take(other.lesions, other.image_score)
+        self._trust(other.eye_source)
 
     @property
     def triage(self) -> Triage:
@@ -115,6 +116,10 @@ class Tally:
     def _take(self, lesions: int, score: float | None) -> None:
         self.lesions = max(self.lesions, lesions)
         self.image_score = max((s for s in (self.image_score, score) if s is not None), default=None)
+
+    def _trust(self, source: str | None) -> None:
+        known = (each for each in (self.eye_source, source) if each is not None)
+        self.eye_source = min(known, key=_SOURCES.index, default=None)
 
 
 @dataclass(slots=True)

@@ -111,6 +111,16 @@ def test_a_visit_is_none_where_both_eyes_are(
     assert (visit["triage"], visit["lacking"]) == (todo, lacking)
 
 
+@pytest.mark.parametrize(
+    ("right", "left", "least"),
+    [("manifest", "picture", "picture"), ("manifest", "dicom", "dicom"), ("manifest", None, "manifest")],
+)
+def test_a_visit_says_how_sure_its_eyes_are(right: str, left: str | None, least: str) -> None:
+    rows = [photograph(NONE, "R") | {"eye_source": right}, photograph(NONE, left and "L") | {"eye_source": left}]
+    (visit,) = rolled_up(rows).visits()
+    assert visit["eye_source"] == least and "eye_source" in VISITS.names
+
+
 FOV, QUALITY = Fov(50.0, 60.0, 90.0), Quality(0.4, 0.1, 0.08, 0.02, 0.2, 0.9, True, ())
 FACTS, FINDINGS = Facts(100, 120, FOV, QUALITY, {}), Findings((), 0.25, Triage.NONE)
 
