@@ -53,9 +53,10 @@ def weed(s3_environment: int, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="session")
 def dicomweb_environment() -> Iterator[None]:
     """Set the user and password of the tests' DICOM server: a Ray started before it must inherit them."""
-    os.environ |= {"DICOMWEB_USER": DICOMWEB_USER, "DICOMWEB_PASSWORD": DICOMWEB_PASSWORD}
+    values = {"DICOMWEB_USER": DICOMWEB_USER, "DICOMWEB_PASSWORD": DICOMWEB_PASSWORD, "DICOMWEB_HOST": "127.0.0.1"}
+    os.environ |= values
     yield
-    for name in ("DICOMWEB_USER", "DICOMWEB_PASSWORD"):
+    for name in values:
         os.environ.pop(name, None)
 
 

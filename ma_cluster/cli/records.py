@@ -19,7 +19,7 @@ def dicom(
     """Write a run's results as DICOM: DEST/dicom/NAME.seg.dcm (mask), .sr.dcm (report) and .sc.dcm (overlay).
 
     For photographs that came as DICOM; `score --dicom` does it meanwhile. What is there, or on the server, stays as it
-    is. Credentials: DICOMWEB_TOKEN, or DICOMWEB_USER and DICOMWEB_PASSWORD; with DICOMWEB_HOST for that host alone.
+    is. Credentials: DICOMWEB_TOKEN, or DICOMWEB_USER and DICOMWEB_PASSWORD; they go to DICOMWEB_HOST alone.
     """
     from ma_cluster.archive.dicom_export import DicomExport
     from ma_cluster.archive.summary import open_run

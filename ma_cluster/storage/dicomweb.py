@@ -5,13 +5,14 @@
     `create`                                           STOW-RS sends one, unless it is there
 
 An instance never changes under its UID, so its UID is its version. A listing does not know its size. Who asks is told
-by DICOMWEB_TOKEN, or by DICOMWEB_USER and DICOMWEB_PASSWORD; with DICOMWEB_HOST they go to that host alone. It is no
-`Store`, as nothing but DICOM can be put there.
+by DICOMWEB_TOKEN, or by DICOMWEB_USER and DICOMWEB_PASSWORD; they go to DICOMWEB_HOST alone, which must be set with
+them, and beyond loopback by https alone. It is no `Store`, as nothing but DICOM can be put there.
 """
 
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import os
 import re
@@ -67,7 +68,7 @@ class DicomWeb:
         """`page` is how many instances of a listing are asked for at a time.
 
         Raises:
-            UsageError: it is no such URL, holds credentials, or asks by patient.
+            UsageError: it is no such URL, holds credentials, or may ask by patient; or credentials are set for no host.
         """
         parts = urlsplit(url.removeprefix(SCHEME))
         if not url.startswith(SCHEME) or parts.scheme not in ("http", "https") or not parts.hostname:
@@ -78,7 +79,8 @@ class DicomWeb:
             raise UsageError("a run's URL is written down, and must name no patient: ask by StudyInstanceUID")
         self._base = f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
         self._page = page
-        self._host, self._query = parts.netloc, parts.query
+        self._query = parts.query
+        _credentials(self._base)
         self.url = f"{SCHEME}{self._base}" + (f"?{parts.query}" if parts.query else "")
         self._limits = limits or NetworkLimits()
         self._patience = Patience(self._limits, _FAULTS)
@@ -162,7 +164,7 @@ class DicomWeb:
         self, method: str, url: str, headers: dict[str, str], *, body: bytes | None = None, most: int | None = None
     ) -> tuple[str, bytes]:
         """Content type and body of a whole answer."""
-        headers = headers | _credentials(self._host) | {"Accept-Encoding": "identity"}
+        headers = headers | _credentials(self._base) | {"Accept-Encoding": "identity"}
         response = self._pool.request(method, url, headers=headers, body=body, preload_content=False, redirect=False)
         with closing(response):
             if response.status not in (200, 202, 204):
@@ -172,16 +174,32 @@ class DicomWeb:
             return response.headers.get("Content-Type", ""), data
 
 
-def _credentials(host: str) -> dict[str, str]:
-    variables = os.environ
-    if variables.get("DICOMWEB_HOST", host) != host:
-        return {}
+def _credentials(url: str) -> dict[str, str]:
+    """The header that tells a server who asks; empty where the credentials are for another, or would go in the clear.
+
+    Raises:
+        UsageError: they are set, and DICOMWEB_HOST is not.
+    """
+    variables, parts = os.environ, urlsplit(url)
     if token := variables.get("DICOMWEB_TOKEN"):
-        return {"Authorization": f"Bearer {token}"}
-    if user := variables.get("DICOMWEB_USER"):
+        told = f"Bearer {token}"
+    elif user := variables.get("DICOMWEB_USER"):
         pair = f"{user}:{variables.get('DICOMWEB_PASSWORD', '')}".encode()
-        return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
-    return {}
+        told = f"Basic {base64.b64encode(pair).decode()}"
+    else:
+        return {}
+    host = variables.get("DICOMWEB_HOST", "").lower()
+    if not host:
+        raise UsageError("credentials of a DICOMweb server are set without its name: set DICOMWEB_HOST, too")
+    private = parts.scheme == "https" or _is_loopback(parts.hostname or "")
+    return {"Authorization": told} if private and host in (parts.hostname, parts.netloc.lower()) else {}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _part(content_type: str, body: bytes) -> bytes:
@@ -251,7 +269,8 @@ def _store_error(action: str, error: Exception) -> StoreError:
         return ObjectMissingError("the instance is gone; list the source again")
     if error.status in (401, 403):
         return StoreError(
-            f"{what}: status {error.status}; check DICOMWEB_TOKEN, or DICOMWEB_USER and DICOMWEB_PASSWORD"
+            f"{what}: status {error.status}; check DICOMWEB_TOKEN, or DICOMWEB_USER and DICOMWEB_PASSWORD, and that"
+            " DICOMWEB_HOST is the URL's host: they go nowhere else, and nowhere by http"
         )
     if 300 <= error.status < 400:
         return StoreError(f"{what}: it redirects; give the URL that it redirects to")

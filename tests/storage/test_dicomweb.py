@@ -1,10 +1,16 @@
-"""A DICOMweb server as a source and a sink: a real Orthanc, whose replies may break."""
+"""A DICOMweb server as a source and a sink: a real Orthanc, whose replies may break, and one that answers as told."""
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -133,6 +139,78 @@ def test_credentials_go_to_their_host_alone(server: DicomWeb, monkeypatch: pytes
     with pytest.raises(StoreError, match="401"):
         server.head(key_of(PHOTOGRAPHS[0]))
     assert os.environ["DICOMWEB_USER"]
+
+
+@dataclass
+class Archive:
+    """What a server lists, and what it was asked with."""
+
+    instances: int = 0
+    knows_limit: bool = True
+    knows_offset: bool = True
+    authorizations: list[str | None] = field(default_factory=list)
+    port: int = 0
+
+    def page(self, asked: dict[str, list[str]]) -> list[dict[str, Any]]:
+        begin = int(asked["offset"][0]) if self.knows_offset else 0
+        end = begin + int(asked["limit"][0]) if self.knows_limit else None
+        tags = ("0020000D", "0020000E", "00080018")
+        return [{tag: {"Value": [f"1.2.{number}"]} for tag in tags} for number in range(self.instances)[begin:end]]
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    """A server of loopback whose listings the test decides."""
+    told = Archive()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told.authorizations.append(self.headers.get("Authorization"))
+            body = json.dumps(told.page(parse_qs(urlsplit(self.path).query))).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        told.port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield told
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("host", "named", "sent"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "127.0.0.1:{port}", True),
+        ("LocalHost", "localhost", True),
+        ("127.0.0.1", "127.0.0.1:1", False),
+        ("127.0.0.1", "pacs.example.org", False),
+        ("0.0.0.0", "0.0.0.0", False),  # this machine's, too, but no address of loopback: http would be in the clear
+    ],
+)
+def test_credentials_go_to_the_host_that_is_named_and_by_http_to_loopback_alone(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, host: str, named: str, *, sent: bool
+) -> None:
+    monkeypatch.setenv("DICOMWEB_TOKEN", "t")
+    monkeypatch.setenv("DICOMWEB_HOST", named.format(port=archive.port))
+    assert list(DicomWeb(f"dicomweb+http://{host}:{archive.port}/web").list()) == []
+    assert archive.authorizations == ["Bearer t" if sent else None]
+
+
+@pytest.mark.parametrize("variable", ["DICOMWEB_TOKEN", "DICOMWEB_USER"])
+def test_credentials_of_no_host_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.delenv("DICOMWEB_HOST", raising=False)
+    monkeypatch.setenv(variable, "secret")
+    with pytest.raises(UsageError, match="set DICOMWEB_HOST") as refused:
+        open_source("dicomweb+https://host/path")
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
