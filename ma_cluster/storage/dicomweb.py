@@ -93,7 +93,11 @@ class DicomWeb:
         return urllib3.PoolManager(maxsize=32, timeout=timeout, retries=False)
 
     def list(self) -> Iterator[Entry]:
-        """The photographs, page by page; memory holds their keys, as a server may repeat one while it grows."""
+        """The photographs, page by page; memory holds their keys, as a server may repeat one while it grows.
+
+        Raises:
+            StoreError: the server does not answer, or gives its first page again and again.
+        """
         self.skipped, offset, seen = 0, 0, set[str]()
         while page := self._found("instances", {"limit": self._page, "offset": offset}, self._query):
             before = len(seen)
@@ -106,6 +110,11 @@ class DicomWeb:
                     else:
                         self.skipped += 1
             if len(seen) == before:  # a server that knows no offset
+                if len(page) == self._page:  # but a limit: what lies behind it cannot be had
+                    raise StoreError(
+                        f"the DICOMweb server knows no offset: it lists its first {self._page} instances alone; narrow"
+                        " the query to fewer, such as a day (StudyDate), or name them in a manifest"
+                    )
                 return
             offset += len(page)
 

@@ -213,6 +213,20 @@ def test_credentials_of_no_host_are_refused(monkeypatch: pytest.MonkeyPatch, var
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize(("limit", "offset"), [(True, True), (False, False)])
+def test_a_listing_is_whole_whether_the_server_pages_or_not(archive: Archive, *, limit: bool, offset: bool) -> None:
+    archive.instances, archive.knows_limit, archive.knows_offset = 7, limit, offset
+    web = DicomWeb(f"dicomweb+http://127.0.0.1:{archive.port}/web", page=3)
+    assert [entry.etag for entry in web.list()] == [f"1.2.{number}" for number in range(7)]
+
+
+def test_a_listing_that_cannot_go_on_is_an_error(archive: Archive) -> None:
+    archive.instances, archive.knows_offset = 7, False
+    web = DicomWeb(f"dicomweb+http://127.0.0.1:{archive.port}/web", page=3)
+    with pytest.raises(StoreError, match="narrow the query"):
+        list(web.list())
+
+
 @pytest.mark.parametrize(
     "url",
     [
