@@ -21,7 +21,7 @@ from contextlib import closing
 from email.message import Message
 from functools import cached_property, partial
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import unquote_plus, urlencode, urlsplit
 
 import urllib3
 from urllib3.exceptions import (
@@ -47,6 +47,19 @@ _OVERHEAD = 2**16  # bytes of a multipart body around its part
 _KEY = re.compile(r"((?:[\w.~-]+/)*?)studies/([0-9.]{1,64})/series/([0-9.]{1,64})/instances/([0-9.]{1,64})")
 _STUDY, _SERIES, _INSTANCE, _KIND = "0020000D", "0020000E", "00080018", "00080016"
 _SERIES_DESCRIPTION, _FAILED = "0008103E", "00081198"
+_ASKED_BY = {
+    "StudyDate": "00080020",
+    "StudyTime": "00080030",
+    "Modality": "00080060",
+    "ModalitiesInStudy": "00080061",
+    "StudyInstanceUID": _STUDY,
+    "SeriesInstanceUID": _SERIES,
+    "SOPInstanceUID": _INSTANCE,
+    "SOPClassUID": _KIND,
+    "InstitutionName": "00080080",
+    "StationName": "00081010",
+}
+"""What a query may ask by, and its tags: nothing of it tells who a patient is."""
 _PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _JSON = "application/dicom+json"
 _PART10 = 'multipart/related; type="application/dicom"'
@@ -75,8 +88,7 @@ class DicomWeb:
             raise UsageError("a DICOMweb URL is dicomweb+https://host/path, or dicomweb+http://host/path")
         if "@" in parts.netloc:
             raise UsageError("a DICOMweb URL holds no credentials: set DICOMWEB_TOKEN, or DICOMWEB_USER and _PASSWORD")
-        if re.search(r"(^|&)(patient|0010)", parts.query, re.IGNORECASE):
-            raise UsageError("a run's URL is written down, and must name no patient: ask by StudyInstanceUID")
+        _check_query(parts.query)
         self._base = f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
         self._page = page
         self._query = parts.query
@@ -181,6 +193,17 @@ class DicomWeb:
             data = read_body(response, self._limits, most)
             response.release_conn()
             return response.headers.get("Content-Type", ""), data
+
+
+def _check_query(query: str) -> None:
+    """Raises UsageError: it asks by something that may tell who a patient is, however that is written."""
+    for part in filter(None, re.split("[&;]", unquote_plus(query))):
+        name, _, _ = part.partition("=")
+        if name not in (*_ASKED_BY, "limit", "offset") and name.upper() not in _ASKED_BY.values():
+            raise UsageError(
+                f"a DICOMweb URL may not ask by {name[:64]!r}, as a run's URL is written down and must name no patient:"
+                f" ask by {', '.join(_ASKED_BY)}"
+            )
 
 
 def _credentials(url: str) -> dict[str, str]:
