@@ -22,7 +22,7 @@ from pydicom import dcmread
 from ma_cluster.archive.dicom_results import SUFFIXES, Told, dicom_results
 from ma_cluster.archive.retry import latest_outcomes
 from ma_cluster.archive.run import Run
-from ma_cluster.errors import ImageError, StoreError
+from ma_cluster.errors import Flag, ImageError, StoreError
 from ma_cluster.images.acquisition import Acquisition
 from ma_cluster.images.decode import Decoded
 from ma_cluster.storage.dicomweb import DicomWeb
@@ -30,7 +30,7 @@ from ma_cluster.storage.manifest import Source
 from ma_cluster.storage.store import Store
 
 log = logging.getLogger(__name__)
-_COLUMNS = ["key", "etag", "status", "triage", "image_score", "gradable", "lesion_count", "lesion_area_px"]
+_COLUMNS = ["key", "etag", "status", "triage", "image_score", "gradable", "lesion_count", "lesion_area_px", "flags"]
 _AT_A_TIME = 4  # photographs: they wait for stores, mostly
 
 
@@ -130,6 +130,7 @@ class DicomExport:
             image_score=row["image_score"],
             triage=row["triage"],
             gradable=row["gradable"],
+            shows_text=Flag.BURNT_IN_TEXT in (row["flags"] or ()),
         )
 
     def _send(self, keys: Sequence[str]) -> bool:

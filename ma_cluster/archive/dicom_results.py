@@ -64,6 +64,8 @@ class Told:
     image_score: float | None
     triage: str
     gradable: bool
+    shows_text: bool
+    """Its flags hold burnt_in_text."""
 
 
 def dicom_results(acquisition: Acquisition, told: Told, run: Run) -> dict[str, bytes]:
@@ -263,7 +265,8 @@ def _capture(result: _Result) -> Dataset:
     made.DerivationDescription = "microaneurysms outlined; research software, not a medical device"
     made.SourceImageSequence = [source]
     made.PatientOrientation, made.Laterality = None, result.acquisition.laterality
-    made.BurnedInAnnotation = "YES" if result.acquisition.burnt_in_annotation else "NO"
+    if (burnt_in := result.told.shows_text or result.acquisition.burnt_in_annotation) is not None:
+        made.BurnedInAnnotation = "YES" if burnt_in else "NO"
     made.file_meta = FileMetaDataset()
     made.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     made.PixelData = encapsulate([jpeg])

@@ -16,7 +16,7 @@ from ma_cluster.archive.audit import write_audit
 from ma_cluster.archive.outcomes import Outcome, artefact_name, identify
 from ma_cluster.archive.plan import Shard, read_shard
 from ma_cluster.archive.run import Run, commit, is_committed
-from ma_cluster.errors import FleetBrokenError, ImageError, Reason, WorkerLostError
+from ma_cluster.errors import Flag, FleetBrokenError, ImageError, Reason, WorkerLostError
 from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.findings import Findings
 from ma_cluster.storage.identity import Pseudonyms
@@ -171,6 +171,7 @@ class ShardScorer:
                 image_score=findings.image_score,
                 triage=findings.triage.value,
                 gradable=facts.quality.gradable,
+                shows_text=Flag.BURNT_IN_TEXT in facts.quality.flags,
             )
             write_dicom(self.artefacts, name, facts.acquisition, told, self.run)
         return mask_key, overlay_key

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 Laterality = Literal["R", "L"]
 _SIDES = {"R": "R", "L": "L", "24028007": "R", "G-A100": "R", "7771000": "L", "G-A101": "L"}
+_ANSWERS = {"YES": True, "NO": False}
 _UID = re.compile(r"[0-9.]{1,64}")
 _DATE = re.compile(r"(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _LONGEST = 256  # characters of a value; DICOM's own limit is 64 for most
@@ -54,8 +55,8 @@ class Acquisition:
     frame_of_reference_uid: str | None = None
     frames: int = 1
     """Pictures in the file, of which the first is read."""
-    burnt_in_annotation: bool = False
-    """It says that text which tells the patient is written into its pixels."""
+    burnt_in_annotation: bool | None = None
+    """Whether text that tells the patient is written into its pixels, as it says."""
     header: dict[str, str] = field(default_factory=dict, repr=False)
     """The values of `HEADER` that it has; several of one are separated by a backslash."""
 
@@ -84,7 +85,7 @@ def acquisition_from(values: dict[str, Any]) -> Acquisition:
         field_degrees=_within(values["field_degrees"], 360.0),
         pixel_spacing_mm=None if spacing is None else (_within(spacing[0], 1.0), _within(spacing[1], 1.0)),
         frames=int(values["frames"]),
-        burnt_in_annotation=values["burnt_in_annotation"] is True,
+        burnt_in_annotation=_one_of(values["burnt_in_annotation"], (True, False, None)),
         header=header,
     )
 
@@ -121,7 +122,7 @@ def acquisition_of(dataset: Any) -> Acquisition:
         study_instance_uid=uid(str(dataset.get("StudyInstanceUID"))),
         frame_of_reference_uid=reference if _UID.fullmatch(reference) else None,
         frames=max(1, int(_number(dataset.get("NumberOfFrames"), 1.0, 2.0**31))),
-        burnt_in_annotation=str(dataset.get("BurnedInAnnotation", "")).upper() == "YES",
+        burnt_in_annotation=_ANSWERS.get(str(dataset.get("BurnedInAnnotation", "")).upper()),
         header=header,
     )
 

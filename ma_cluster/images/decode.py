@@ -91,7 +91,7 @@ def decode(data: bytes, config: ImageConfig) -> Decoded:
     acquisition = stored.acquisition
     noticed = {
         Flag.MORE_PAGES: stored.more_pages,
-        Flag.BURNT_IN_TEXT: acquisition is not None and acquisition.burnt_in_annotation,
+        Flag.BURNT_IN_TEXT: acquisition is not None and acquisition.burnt_in_annotation is True,
     }
     return Decoded(pixels, tuple(flag for flag, told in noticed.items() if told), acquisition)
 

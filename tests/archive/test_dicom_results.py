@@ -61,6 +61,7 @@ TOLD = Told(
     image_score=0.7,
     triage="refer",
     gradable=True,
+    shows_text=False,
 )
 NOTHING = dataclasses.replace(TOLD, mask_png=encode_mask(MASK & False), lesions=0, area_px=0, image_score=None)
 POOR = dataclasses.replace(NOTHING, triage="ungradable", gradable=False)
@@ -89,6 +90,8 @@ def read(files: dict[str, bytes], suffix: str) -> Dataset:
         (SECONDARY, TOLD),
         (BARE, NOTHING),
         ({"kind": "frames"}, POOR),
+        ({"BurnedInAnnotation": None}, TOLD),
+        ({}, dataclasses.replace(TOLD, shows_text=True)),
         ({"kind": "jpeg", "LossyImageCompression": "01"}, TOLD),
     ],
 )
@@ -130,6 +133,25 @@ def test_the_overlay_is_the_jpeg_and_shows() -> None:
     capture = read(dicom_results(acquisition(), TOLD, RUN), ".sc.dcm")
     jpeg = np.asarray(Image.open(io.BytesIO(TOLD.overlay_jpeg)).convert("RGB")).astype(int)
     assert np.abs(capture.pixel_array.astype(int) - jpeg).max() <= 2  # by another library's arithmetic
+
+
+@pytest.mark.parametrize(
+    ("header", "seen", "said"),
+    [
+        ("YES", False, "YES"),
+        ("YES", True, "YES"),
+        ("NO", True, "YES"),
+        (None, True, "YES"),
+        ("NO", False, "NO"),
+        (None, False, None),
+        ("MAYBE", False, None),
+    ],
+)
+def test_the_overlay_says_no_text_is_on_it_only_where_that_is_known(
+    header: str | None, said: str | None, *, seen: bool
+) -> None:
+    files = dicom_results(acquisition(BurnedInAnnotation=header), dataclasses.replace(TOLD, shows_text=seen), RUN)
+    assert read(files, ".sc.dcm").get("BurnedInAnnotation") == said
 
 
 def test_results_are_of_the_patient_and_study_and_refer_to_the_photograph() -> None:
