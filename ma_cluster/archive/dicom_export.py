@@ -61,7 +61,7 @@ class Exported:
     no_dicom: int = 0
     """They are of other files, which have no patient or study to be filed under."""
     failed: int = 0
-    """Their file is gone or has changed, or its header is not fit to be repeated."""
+    """Their file, mask or overlay is gone or has changed, or the header is not fit to be repeated."""
 
     def __add__(self, other: Exported) -> Exported:
         return Exported(
@@ -109,11 +109,12 @@ class DicomExport:
         if not there.issuperset(keys):
             try:
                 acquisition = self._acquisition(row)
+                if acquisition is None:
+                    return Exported(no_dicom=1)
+                told = self._told(row)
             except (ImageError, StoreError):
                 return Exported(failed=1)
-            if acquisition is None:
-                return Exported(no_dicom=1)
-            if not write_dicom(self.dest, name, acquisition, self._told(row), self.run):
+            if not write_dicom(self.dest, name, acquisition, told, self.run):
                 return Exported(failed=1)
         return Exported(written=1, sent=int(self._send(keys)))
 

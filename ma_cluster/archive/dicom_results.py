@@ -29,7 +29,7 @@ from highdicom.sr import CodedConcept
 from PIL import Image
 from pydicom import Dataset
 from pydicom.config import RAISE
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_VM, dictionary_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sr.coding import Code
@@ -100,7 +100,7 @@ class _Result:
             "series_instance_uid": self.uid("series", self.acquisition.series_instance_uid),
             "series_number": number,
             "sop_instance_uid": self.uid("instance"),
-            "instance_number": int(instance) if instance.isdecimal() else 1,
+            "instance_number": max(1, int(instance)) if instance.isdecimal() else 1,
             "manufacturer": MANUFACTURER,
             "manufacturer_model_name": MANUFACTURER,
             "software_versions": __version__,
@@ -137,9 +137,11 @@ class _Result:
 
 def _fits(keyword: str, value: str) -> bool:
     """Whether an element may hold a value: a header that breaks DICOM's rules is not repeated there."""
-    kind = dictionary_VR(keyword)
+    kind, parts = dictionary_VR(keyword), value.split("\\")
+    if len(parts) > 1 and dictionary_VM(keyword) == "1":
+        return False
     try:
-        for part in value.split("\\"):
+        for part in parts:
             validate_value(kind, part, RAISE)
     except ValueError:
         return False

@@ -190,6 +190,15 @@ def test_a_header_that_breaks_the_rules_costs_no_result(header: dict[str, str]) 
     assert set(dicom_results(known, NOTHING, RUN)) == set(SUFFIXES)
 
 
+@pytest.mark.parametrize(
+    ("header", "number"),
+    [({"InstanceNumber": "0"}, 1), ({"InstanceNumber": "7"}, 7), ({"PatientName": "A^B\\C^D"}, 1)],
+)
+def test_odd_numbers_and_two_names_in_one_cost_no_result(header: dict[str, str], number: int) -> None:
+    files = dicom_results(dataclasses.replace(acquisition(), header=header), NOTHING, RUN)
+    assert {read(files, suffix).InstanceNumber for suffix in SUFFIXES} == {number}
+
+
 def run_over(source: Source, dest: LocalStore, model: Path, *, dicom: bool) -> Run:
     run = begin_run(source, dest, "ab" * 32, "cd" * 32)
     with ThreadPoolExecutor(4) as threads:
@@ -232,6 +241,17 @@ def test_a_run_has_dicom_results_of_its_dicom_photographs_meanwhile_or_afterward
     assert export(source, dest, run) == Exported(written=2, no_dicom=1)
     assert {entry.key: dest.get(entry.key) for entry in dest.list("dicom/")} == before
     assert check_audit(dest, run)[0] == 4
+
+
+def test_a_mask_or_overlay_that_is_gone_costs_its_own_photograph_alone(tiny_bundle: Path, tmp_path: Path) -> None:
+    source, dest = LocalStore(tmp_path / "eyes"), LocalStore(tmp_path / "run")
+    for number in range(1, 4):
+        source.put(f"{number}.dcm", dicom_file(RGB, "jpeg", number))
+    run = run_over(source, dest, tiny_bundle, dicom=False)
+    gone = next(dest.list("masks/")).key, list(dest.list("overlays/"))[-1].key
+    for key in gone:
+        (tmp_path / "run" / key).unlink()
+    assert export(source, dest, run) == Exported(written=1, failed=2)
 
 
 def test_sending_results_twice_changes_nothing_and_they_are_found_by_the_study(
