@@ -115,7 +115,7 @@ def acquisition_of(dataset: Any) -> Acquisition:
         visit=_visit(dataset),
         field_degrees=_number(dataset.get("HorizontalFieldOfView"), 10.0, 360.0),
         pixel_spacing_mm=_spacing(dataset),
-        device=camera or None,
+        device=camera[:_LONGEST] or None,
         sop_class_uid=uid(str(dataset.get("SOPClassUID"))),
         sop_instance_uid=uid(str(dataset.get("SOPInstanceUID"))),
         series_instance_uid=uid(str(dataset.get("SeriesInstanceUID"))),

@@ -128,7 +128,7 @@ def _pixels(dataset: Any, syntax: str) -> UInt8[ndarray, "h w 3"]:
         raise ImageRefusedError(Reason.CORRUPT, "the DICOM header tells another size than its pixels have")
     if image.format == "JPEG":
         check_jpeg(frame)
-        if colours == _RGB and not {"jfif", "adobe_transform"} & image.info.keys():
+        if colours == _RGB and not {"jfif", "adobe_transform"} & image.info.keys() and not _named_rgb(image):
             image.draft("YCbCr", image.size)  # libjpeg's guess would be YCbCr: its samples are taken as they are
         image.load()
         refuse_damage(frame)
@@ -136,6 +136,11 @@ def _pixels(dataset: Any, syntax: str) -> UInt8[ndarray, "h w 3"]:
         return np.array(rgb, dtype=np.uint8)
     image.load()
     return _to_rgb(np.array(image, dtype=np.uint8), colours)
+
+
+def _named_rgb(image: Any) -> bool:
+    """Whether a JPEG calls its components R, G and B, by which libjpeg knows them."""
+    return bytes(component[0] for component in image.layer) == b"RGB"
 
 
 def _lossless_jpeg(frame: bytes, *, grey: bool) -> UInt8[ndarray, "..."]:

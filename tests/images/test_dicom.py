@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from photographs import encode, fundus_photograph, noise_photograph
 from pydicom import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, HTJ2KLossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import DeflatedExplicitVRLittleEndian, HTJ2KLossless, JPEGBaseline8Bit
 
 from ma_cluster.config import ImageConfig, KnownField
 from ma_cluster.errors import Flag, ImageRefusedError, Reason
@@ -57,6 +58,21 @@ def test_lossy_syntaxes_give_its_colours(kind: str) -> None:
 def test_a_jpeg_in_dicom_is_the_jpeg() -> None:
     jpeg = decode(encode(RGB, "JPEG", quality=95), IMAGE).pixels
     np.testing.assert_array_equal(decode(dicom_file(RGB, "jpeg"), IMAGE).pixels, jpeg)
+
+
+@pytest.mark.parametrize("names", [b"RGB", b"\x00\x01\x02"])
+def test_an_rgb_jpeg_without_markers_gives_its_colours_whatever_its_components_are_called(names: bytes) -> None:
+    jpeg = encode(RGB, "JPEG", quality=95, keep_rgb=True)
+    adobe, frame, scan = (jpeg.index(marker) for marker in (b"\xff\xee", b"\xff\xc0", b"\xff\xda"))
+    renamed = bytearray(jpeg)
+    for number, name in enumerate(names):
+        renamed[frame + 10 + 3 * number] = renamed[scan + 5 + 2 * number] = name
+    bare = renamed[:adobe] + renamed[adobe + 2 + int.from_bytes(jpeg[adobe + 2 : adobe + 4]) :]
+    dataset = photograph_dataset(RGB)
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.PixelData = encapsulate([bytes(bare)])
+    expected = decode(dicom_file(RGB, "jpeg rgb"), IMAGE).pixels
+    np.testing.assert_array_equal(decode(written(dataset), IMAGE).pixels, expected)
 
 
 @pytest.mark.parametrize("kind", ["explicit", "rle", "jpeg-ls", "jpeg 2000"])
@@ -106,6 +122,12 @@ def test_what_a_header_lacks_is_not_known() -> None:
     known = acquisition(**dict.fromkeys(names), AcquisitionDateTime="20251231235959", ManufacturerModelName=None)
     assert (known.patient_id, known.laterality, known.field_degrees, known.device) == (None, None, 0.0, None)
     assert known.visit == "2025-12-31"
+
+
+def test_what_a_header_tells_at_its_longest_passes_the_check_of_the_parent() -> None:
+    known = acquisition(Manufacturer="m" * 200, ManufacturerModelName="n" * 200)
+    assert acquisition_from(json.loads(json.dumps(known.to_values()))) == known
+    assert known.device is not None and known.device.startswith("m" * 200 + " n")
 
 
 def test_burnt_in_text_is_flagged() -> None:
