@@ -140,7 +140,9 @@ class HgnCuts:
         for label in np.flatnonzero(stats[:, cv2.CC_STAT_AREA] >= self._config.hard_area_px):
             if label:
                 nearest = np.abs(places - centres[label, ::-1]).max(axis=1).argmin()
-                losses[nearest] = max(losses[nearest], probability[labels == label].max())
+                left, top, width, height = stats[label, : cv2.CC_STAT_AREA]
+                box = np.s_[top : top + height, left : left + width]
+                losses[nearest] = max(losses[nearest], probability[box][labels[box] == label].max())
         return ids, losses
 
     def of_step(self, step: int, hard: Int64[ndarray, "n"] | None = None) -> Cuts:
