@@ -81,7 +81,7 @@ def build_optimizer(model: nn.Module, config: HgnConfig | PrnConfig) -> torch.op
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=kernels[0].is_cuda or None)
 
 
 def learning_rate(step: int, config: HgnConfig | PrnConfig, spent: float = 0.0) -> float:
