@@ -1,6 +1,6 @@
 """The photographs that travel to a GPU machine beside the tree, and the weights that come back.
 
-    pack.py pack --idrid IDRID --grades GRADES.csv --out FOLDER [--max-mb 45]
+    pack.py pack --idrid IDRID --grades GRADES.csv --out FOLDER [--max-mb 38]
     pack.py join FOLDER NAME OUT.safetensors        parts of a network, in half precision -> a checkpoint
 
 Nothing of a photograph is lost: IDRiD's JPEGs at full size take 0.38 MB, at half size and quality 95 they would take
@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
 from ma_cluster.config import SplitConfig  # noqa: E402
-from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_healthy, read_object  # noqa: E402
+from ma_cluster.images.datasets import Sample, decode_mask, kind_of, read_dataset, read_healthy, read_object  # noqa: E402
 
 LAYOUT = "A. Segmentation"
 
@@ -34,7 +34,7 @@ def pack(idrid: str, grades: str | None, out: Path, max_bytes: int) -> dict[str,
     split, total, samples = SplitConfig(), 0, read_dataset(idrid, SplitConfig())
     for sample in samples:
         for url in (sample.image, sample.mask, *sample.other_masks):
-            if url is None:
+            if url is None or kind_of(url) == "OD":
                 continue
             data, place = read_object(url), out / "idrid" / LAYOUT / url.partition(f"{LAYOUT}/")[2]
             if url != sample.image:
@@ -92,7 +92,7 @@ def main() -> None:
     packing.add_argument("--idrid", required=True)
     packing.add_argument("--grades")
     packing.add_argument("--out", type=Path, required=True)
-    packing.add_argument("--max-mb", type=float, default=45.0)
+    packing.add_argument("--max-mb", type=float, default=38.0)
     joining.add_argument("folder", type=Path)
     joining.add_argument("name")
     joining.add_argument("out", type=Path)
