@@ -62,8 +62,7 @@ def _ledger(folder: TrainFolder, epochs: tuple[Epoch, ...]) -> dict[str, Any] | 
     """How the losses of the healthy pool are spread; None of a network without one."""
     if epochs[-1].pool_loss is None:
         return None
-    spacing = epochs[-1].step - (epochs[-2].step if len(epochs) > 1 else 0)
-    ledger = open_store(folder.ledger(epochs[-1].step, spacing))
+    ledger = open_store(folder.ledger(len(epochs)))
     try:
         held = read_manifest(ledger)
         losses = read_table(ledger, held, 0, sum(part.count for part in held)).losses

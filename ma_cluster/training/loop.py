@@ -28,11 +28,13 @@ from ma_cluster.refinement.selection import probability_of_error
 from ma_cluster.training.context import TrainContext, place, share
 from ma_cluster.training.ledger import Ledger
 from ma_cluster.training.run import Epoch, TrainFolder, TrainRequest
-from ma_cluster.training.stages import Scored, Stage, in_order
+from ma_cluster.training.stages import NOTHING, Scored, Stage, in_order
 
 _INTERVAL_S = 5.0
 _EPOCH_S = 60.0  # of a run by the clock
-_REST_SHARE = 0.05  # of its time, for the first validation, before one has been seen
+_FIRST_EPOCH_S = 25.0  # until its first checkpoint, which also shows how long a validation takes
+_REST_S = 30.0  # for a validation, before one has been seen, or
+_REST_SHARE = 0.05  # of the run's time, where that is more
 T = TypeVar("T")
 Weights = dict[str, Tensor]
 
@@ -58,13 +60,13 @@ class TrainRun:
                 load_weights(network, self.first_weights, "the network that training is to begin with")
         return done or 0
 
-    def ledger(self, context: TrainContext, done: int) -> Ledger | None:
-        """As of a step; the first worker's alone, which it ends with: whoever starts again makes another."""
+    def ledger(self, context: TrainContext, epochs: int) -> Ledger | None:
+        """After as many epochs; the first worker's alone, which it ends with: whoever starts again makes another."""
         if context.rank or not self.stage.pool:
             return None
         ledger = context.ledger(self.stage.pool, self.request.ledger_shards, self.stage.first_loss)
-        if done:
-            ledger.restore(self.folder.ledger(done, self.request.epoch))
+        if epochs:
+            ledger.restore(self.folder.ledger(epochs))
         return ledger
 
 
@@ -80,7 +82,8 @@ def train(run: TrainRun, context: TrainContext, listener: Listener, clock: Clock
     average = WeightAverage(model, config.weight_average)
     networks = {"model": average.network} | ({"trained": model} if config.weight_average else {})
     done = run.begin(networks, optimizer)
-    ledger = run.ledger(context, done)
+    epochs = -(-done // request.epoch)
+    ledger = run.ledger(context, epochs)
     parallel = context.parallel(model)
     mine = len(share(stage.rows, context.rank, context.workers)) * stage.patches_per_row
     while done < config.steps and not clock.over:
@@ -99,15 +102,16 @@ def train(run: TrainRun, context: TrainContext, listener: Listener, clock: Clock
                 listener.step(meter, mine)
                 if clock.epoch_over:
                     break
-        progress, done = meter.progress(), step + 1
+        progress, done, epochs = meter.progress(), step + 1, epochs + 1
         for network in networks.values():
             context.agree(network)
         if stage.pool:
-            fresh = in_order(context.gather(seen)), stage.score(average.network, context, done)
+            last = done == config.steps or clock.over
+            fresh = in_order(context.gather(seen)), NOTHING if last else stage.score(average.network, context, epochs)
             if ledger is not None:
                 for ids, values in fresh:
                     ledger.update(ids, values)
-                ledger.snapshot(run.folder.ledger(done, request.epoch))
+                ledger.snapshot(run.folder.ledger(epochs))
         counts = [part for theirs in context.gather(stage.validate(average.network, context)) for part in theirs]
         if context.rank == 0:
             epoch = Epoch(
@@ -121,6 +125,7 @@ def train(run: TrainRun, context: TrainContext, listener: Listener, clock: Clock
             )
             run.folder.save(networks, optimizer, epoch)
             listener.epoch(replace(progress, epoch=epoch))
+        clock.rested()
 
 
 @contextmanager
@@ -136,39 +141,54 @@ def tuned_to_one_shape() -> Iterator[None]:
 class Clock:
     """The time that a run has, and how much of it is spent. Without a limit no time is."""
 
-    def __init__(self, minutes: float | None = None) -> None:
-        """From now on. What follows on the last step, validation and checkpoint, is reckoned with: it takes as long as
-        it took before.
+    def __init__(self, minutes: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        """From `now` on, in seconds. What follows on the last step, validation and checkpoint, is reckoned with: it
+        takes as long as it took before.
         """
-        self._began = self._epoch_began = time.monotonic()
-        self._limited = minutes is not None
+        self._now = now
+        self._began = self._epoch_began = now()
         self._limit_s = math.inf if minutes is None else 60 * minutes
-        self._rest_s = 0.0 if minutes is None else _REST_SHARE * self._limit_s
-        self._steps_ended: float | None = None
+        self._epoch_s = _FIRST_EPOCH_S
+        self._trained_s = 0.0
+        self._rest_s = 0.0 if minutes is None else min(max(_REST_S, _REST_SHARE * self._limit_s), self._limit_s / 2)
 
     @contextmanager
     def epoch(self) -> Iterator[None]:
         """Around the steps of an epoch."""
-        self._epoch_began = time.monotonic()
-        if self._steps_ended is not None:
-            self._rest_s = self._epoch_began - self._steps_ended
+        self._epoch_began = self._now()
         yield
-        self._steps_ended = time.monotonic()
+        self._steps_ended = self._now()
+        self._trained_s += self._steps_ended - self._epoch_began
+
+    def rested(self) -> None:
+        """What follows on the steps of an epoch is done."""
+        self._epoch_s, self._rest_s = _EPOCH_S, self._now() - self._steps_ended
+
+    @property
+    def _left_s(self) -> float:
+        """For steps, until the last validation is to begin."""
+        return self._limit_s - self._rest_s - (self._now() - self._began)
 
     @property
     def spent(self) -> float:
-        """Of the time for steps, 0..1."""
-        return min(1.0, (time.monotonic() - self._began) / max(1.0, self._limit_s - self._rest_s))
+        """Of the time for steps, 0..1, within an epoch. Reading and validations are no such time, or the learning rate
+        would leap.
+        """
+        trained = self._trained_s + self._now() - self._epoch_began
+        return trained / (trained + max(0.0, self._left_s))
 
     @property
     def over(self) -> bool:
         """Whether no more steps are to be begun."""
-        return self.spent >= 1
+        return self._left_s <= 0
 
     @property
     def epoch_over(self) -> bool:
-        """Of a run with a limit each epoch takes a minute."""
-        return self.over or (self._limited and time.monotonic() - self._epoch_began >= _EPOCH_S)
+        """Of a run with a limit each epoch takes a minute, the first less, the last what is left."""
+        if self._limit_s == math.inf:
+            return False
+        room = self._left_s >= self._epoch_s + self._rest_s  # for a validation and another epoch
+        return self.over or (room and self._now() - self._epoch_began >= self._epoch_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,8 @@ class TrainRequest:
     """Optimiser steps in all, instead of the recipe's; the warm-up then takes a tenth of them at most."""
     minutes: float | None = None
     """Time for the run, reading its photographs included: it ends when that is up, its learning rate follows the clock
-    where the steps would last longer, and each epoch takes a minute at most. For a run in one process."""
+    where the steps would last longer, and epochs take a minute, but for the first and the last. For a run in one
+    process."""
     learning_rate: float | None = None
     """Peak rate, instead of the recipe's: a network that has learnt already wants a lower one."""
     epoch_steps: int | None = None
@@ -214,9 +215,9 @@ class TrainFolder:
             return ()
         return tuple(Epoch(**record) for record in records)
 
-    def ledger(self, step: int, epoch_steps: int) -> str:
-        """URL of the snapshot that belongs to a step; consecutive epochs take turns."""
-        return f"{self.url}/ledger-{-(-step // epoch_steps) % 2}"
+    def ledger(self, epochs: int) -> str:
+        """URL of the snapshot after as many epochs; consecutive ones take turns."""
+        return f"{self.url}/ledger-{epochs % 2}"
 
     def restore(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int | None:
         """Weights of networks, by their names in `save`, and optimiser as of `last`, and its step; None where there is

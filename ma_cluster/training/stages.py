@@ -83,8 +83,10 @@ class Stage(Protocol):
     def losses(self, model: nn.Module, columns: Columns, reduce: Reduce) -> Losses:
         """Of a mini-batch, or of this worker's part of it."""
 
-    def score(self, model: nn.Module, context: TrainContext, done: int) -> Scored:
-        """What the ledger is to learn from the newest weights after `done` steps; the same on every worker."""
+    def score(self, model: nn.Module, context: TrainContext, epochs: int) -> Scored:
+        """What the ledger is to learn from the newest weights after as many epochs, but the last; the same on every
+        worker.
+        """
 
     def validate(self, model: nn.Module, context: TrainContext) -> list[PixelCounts]:
         """Counts of this worker's share of the validation photographs."""
@@ -127,13 +129,11 @@ class HgnStage:
             model, hgn_batch(columns["patch"], columns["lesion"], len(self.config.kinds)), self.config, reduce
         )
 
-    def score(self, model: nn.Module, context: TrainContext, done: int) -> Scored:
-        """Some photographs without lesions, in turn; none after the last step."""
-        if done == self.config.steps:
-            return NOTHING
+    def score(self, model: nn.Module, context: TrainContext, epochs: int) -> Scored:
+        """Some photographs without lesions, in turn."""
         cuts, number = self.cuts(), len(self.cuts().without_lesions)
         count = min(self.config.hard_photographs, number)
-        turn = (np.arange(count) + done // self.request.epoch * count) % number
+        turn = (np.arange(count) + epochs * count) % number
         model.eval()
         scored = []
         for index in turn[context.rank :: context.workers].tolist():
@@ -199,12 +199,10 @@ class PrnStage:
         batch = triplet_batch(columns["anchor"], columns["positive"], columns["negative"])
         return prn_losses(model, batch, self.config, reduce)
 
-    def score(self, model: nn.Module, context: TrainContext, done: int) -> Scored:
-        """A share of the pool; nothing after the last step."""
-        if done == self.config.steps:
-            return NOTHING
-        whole = done <= self.request.epoch and self.pool <= AFFORDABLE
-        ids = refreshed(self.pool, 1.0 if whole else self.config.refresh_share, done // self.request.epoch)
+    def score(self, model: nn.Module, context: TrainContext, epochs: int) -> Scored:
+        """A share of the pool."""
+        whole = epochs == 1 and self.pool <= AFFORDABLE
+        ids = refreshed(self.pool, 1.0 if whole else self.config.refresh_share, epochs)
         # the last batch is filled up with patches of the first
         batches = np.resize(ids, (-(-len(ids) // SCORE_ROWS), SCORE_ROWS))
         cutter = HealthyCutter(self.training, self.cuts, self.config.cut_px)

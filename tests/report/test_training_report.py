@@ -47,7 +47,7 @@ def test_the_losses_of_the_pool_are_told_from_the_ledger(tmp_path: Path) -> None
     folder = a_run(tmp_path, 0.1)
     ledger = LocalLedger(1000, 0.01)
     ledger.update(np.arange(10), np.full(10, 0.99))
-    ledger.snapshot(folder.ledger(300, 100))
+    ledger.snapshot(folder.ledger(3))
     write_training_report(str(tmp_path))
     assert "The costliest 1 % of them hold 50 % of all loss" in (tmp_path / "report/index.html").read_text()
 
