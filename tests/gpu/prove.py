@@ -1,14 +1,20 @@
 """`make gpu`: what an NVIDIA GPU does with this tree, in under nine minutes, without network, Ray or an installation.
 
-    prove.py [--device cuda] [--minutes 8.7] [--data FOLDER] [--out FOLDER] [--widths 0.5 1] [--without STEP ...]
-    prove.py --device cpu --steps 2        a dry run
+    prove.py [--device cuda] [--minutes 8.7] [--data FOLDER] [--out FOLDER] [--widths 0.5] [--without pace]
+    prove.py --device cpu --steps 2        a dry run, on a few drawn photographs
 
     checks -> bench -> pace -> trainings for what is left of the minutes, one for each width
 
-FOLDER of --data is what pack.py writes; without it a few drawn photographs try the steps alone. Each step runs in a
-process of its own, with a limit, so that none that fails, hangs or dies stops the next. All that is known is written at
-once: results.json, log.txt, and NAME.K.safetensors, the best weights so far in half precision (pack.py joins them). At
-most eight files of 16 MB. It needs torch, numpy, OpenCV, Pillow, pyarrow and safetensors.
+FOLDER of --data is what pack.py writes. Two calls, each with an --out of its own, so that no fault of the first costs
+the training its time:
+
+    prove.py --without train pace --minutes 3.7
+    prove.py --without checks bench pace --minutes 6.3
+
+A training begins anew, or with --init FILE, a checkpoint of the same width, and a lower --learning-rate. Each step runs
+in a process of its own, with a limit, so that none that fails, hangs or dies stops the next. All that is known is
+written at once: results.json, log.txt, and NAME.K.safetensors, the best weights so far in half precision (pack.py joins
+them). At most eight files of 16 MB. It needs torch, numpy, OpenCV, Pillow, pyarrow and safetensors.
 """
 
 from __future__ import annotations
@@ -57,10 +63,12 @@ except ImportError:
 
 NAMES = {1.0: "whole", 0.5: "half"}
 PART_BYTES = 15 * 10**6
-RESERVE_S = 15.0
+RESERVE_S = 25.0
 """For the last weights to be written."""
 LIMITS_S = {"checks": 110.0, "bench": 80.0, "pace": 45.0}
 PATCHES, RATES = 32, {1.0: 7e-4, 0.5: 1.2e-3}
+EPOCH_STEPS = 5000
+"""More than an epoch by the clock has: no validation comes earlier than that asks for."""
 IN_FLIGHT = (1, 4, 8, 16)
 BATCHES = (32, 64, 16)
 
@@ -246,12 +254,13 @@ def train(given: argparse.Namespace, report: Report) -> None:
         recipe.hgn_half,
         width=width,
         batch_patches=given.batch,
-        learning_rate=RATES.get(width, 1e-3),
+        learning_rate=given.learning_rate or RATES.get(width, 1e-3),
         steps=10**6,
         warmup_steps=100,
         weight_average=0.999,
+        hard_photographs=8,
     )
-    if not (given.data / "idrid").is_dir():
+    if not (given.data / "idrid").is_dir():  # a dry run
         from fundus_set import rich_recipe, rich_set
 
         given.scratch.mkdir(parents=True, exist_ok=True)
@@ -262,9 +271,10 @@ def train(given: argparse.Namespace, report: Report) -> None:
         out=str(given.scratch / f"run_{given.name}"),
         recipe=replace(recipe, hgn_half=config),
         steps=given.steps,
-        epoch_steps=given.steps,
+        epoch_steps=given.steps or EPOCH_STEPS,
         minutes=(given.ends_at - time.time()) / 60,
         seed=7,
+        init=given.init,
         **where,
     )
     train_local(request, given.device, lambda progress: report.say(f"{given.name}: {progress}"))
@@ -298,12 +308,13 @@ def prove(given: argparse.Namespace, report: Report) -> None:
 
 
 def _train(given: argparse.Namespace, report: Report, width: float, ends_at: float) -> None:
-    """A network of a width; where that fails, as for want of memory, once more with half the mini-batch."""
+    """A network of a width; where the memory was too small, and nothing is kept yet, with half the mini-batch."""
     name, batch = NAMES.get(width, f"width{width:g}"), PATCHES if given.steps is None else 2
     while batch >= 1 and ends_at - time.time() > 20:
         run = f"{name}_{batch}"
         more = ["--widths", str(width), "--batch", str(batch), "--ends-at", str(ends_at), "--name", run]
-        if _run(given, report, "train", ends_at - time.time() + RESERVE_S / 2, more) == 0:
+        status = _run(given, report, "train", ends_at - time.time() + RESERVE_S / 2, more)
+        if not status or any(given.out.glob(f"{name}.*.safetensors")) or "out of memory" not in _output(given).lower():
             return
         batch //= 2
 
@@ -315,11 +326,13 @@ def _run(given: argparse.Namespace, report: Report, step: str, limit_s: float, m
         return -1
     command = [sys.executable, __file__, "--step", step, "--device", given.device, "--out", str(given.out)]
     command += ["--scratch", str(given.scratch), "--data", str(given.data)]
-    command += ["--steps", str(given.steps)] if given.steps else []
+    for name in ("steps", "init", "learning_rate"):
+        value = getattr(given, name)
+        command += [f"--{name.replace('_', '-')}", str(value)] if value else []
     command += more or ["--widths", *map(str, given.widths)]
     report.say(f"{step} {' '.join(more)}: at most {limit_s:.0f} s")
     began, kept, run = time.monotonic(), 0.0, more[-1] if more else ""
-    with (given.scratch / "output.txt").open("a") as output:
+    with (given.scratch / "output.txt").open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=_environment(), process_group=0)
         while process.poll() is None and time.monotonic() - began < limit_s:
             time.sleep(0.5)
@@ -334,9 +347,13 @@ def _run(given: argparse.Namespace, report: Report, step: str, limit_s: float, m
         _keep(given, report, run, kept)
     report.put("steps", f"{step} {run}".strip(), value={"status": status, "seconds": time.monotonic() - began})
     if status:
-        tail = (given.scratch / "output.txt").read_text(errors="replace")[-1500:]
-        report.say(f"{step}: {'its time was up' if late else f'status {status}'}\n{tail}")
+        report.say(f"{step}: {'its time was up' if late else f'status {status}'}\n{_output(given)[-1500:]}")
     return status
+
+
+def _output(given: argparse.Namespace) -> str:
+    """What the last step has printed."""
+    return (given.scratch / "output.txt").read_text(errors="replace")
 
 
 def _keep(given: argparse.Namespace, report: Report, run: str, kept: float) -> float:
@@ -441,9 +458,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.7)
     parser.add_argument("--data", type=Path, default=Path("runs/gpu-data"))
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "runs/gpu"))
-    parser.add_argument("--widths", type=float, nargs="+", default=[0.5, 1.0])
-    parser.add_argument("--without", choices=STEPS, nargs="+", default=[])
+    parser.add_argument("--widths", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--without", choices=STEPS, nargs="*", default=["pace"], help="With no name: does all.")
     parser.add_argument("--steps", type=int, help="A dry run: so many steps of training, and all of it small.")
+    parser.add_argument("--init", help="A checkpoint (.safetensors) that training begins with, of the same width.")
+    parser.add_argument("--learning-rate", type=float, help="Peak rate; by default that of the width.")
     inner = parser.add_argument_group("of the processes of its steps")
     inner.add_argument("--step", choices=STEPS)
     inner.add_argument("--scratch", type=Path)
@@ -454,6 +473,10 @@ def main() -> None:
     if given.step:
         STEPS[given.step](given, Report(given.out))
         return
+    if given.steps is None and "train" not in given.without:
+        needed = [given.data / "idrid", given.data / "grades.csv", *([Path(given.init)] if given.init else [])]
+        if missing := [str(path) for path in needed if not path.exists()]:
+            parser.error(f"no {', '.join(missing)} to train on: pack.py writes --data; --without train does without")
     for old in [*given.out.glob("*.safetensors"), given.out / "results.json", given.out / "log.txt"]:
         old.unlink(missing_ok=True)
     given.patience, given.minutes = (1, given.minutes) if given.steps is None else (10, 60.0)  # a busy CPU takes longer
