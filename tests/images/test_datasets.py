@@ -56,7 +56,7 @@ def test_the_layout_gives_labels_splits_and_masks(folder: Path) -> None:
     first = samples["IDRiD_01"]
     assert read_object(first.image) == b"IDRiD_01"
     assert first.mask is not None and read_object(first.mask) == b"MA"
-    assert [read_object(mask) for mask in first.other_masks] == [b"HE"]
+    assert [read_object(mask) for mask in first.other_masks] == [b"HE", b"OD"]
     assert samples["IDRiD_03"].mask is None
     assert [read_object(mask) for mask in samples["IDRiD_03"].other_masks] == [b"EX"]
 
