@@ -115,7 +115,7 @@ def test_an_archive_is_scored_by_a_job(head: Head, tiny_bundle: Path, tmp_path: 
     assert "succeeded" in ray_job(head, "status", out.split()[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_is_trained_by_a_job(head: Head, tmp_path: Path) -> None:
     write_training_set(tmp_path / "data")
     out = tmp_path / "run"

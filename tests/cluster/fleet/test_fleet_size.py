@@ -221,7 +221,7 @@ def small_head() -> Iterator[Head]:
         yield head
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_without_room_is_waited_for_and_said_so_until_it_ends_or_a_node_comes(
     small_head: Head, eyes: str, tiny_bundle: Path, tmp_path: Path
 ) -> None:

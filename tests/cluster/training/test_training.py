@@ -86,7 +86,7 @@ def test_two_workers_of_ray_learn_what_one_learns_and_one_what_a_process_without
     assert [epoch.average_precision for epoch in alone.epochs] == [epoch.average_precision for epoch in local.epochs]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hard_places_and_other_lesions_train_on_ray_as_they_do_in_one_process(
     request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
@@ -100,7 +100,7 @@ def test_hard_places_and_other_lesions_train_on_ray_as_they_do_in_one_process(
     assert shared.epochs[0].losses == pytest.approx(local.epochs[0].losses, rel=0.04)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_lost_its_worker_for_good_is_resumed_and_ends_as_the_undisturbed_one(
     runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
 ) -> None:
