@@ -48,8 +48,8 @@ def audit_lines(run: Run, number: int, outcomes: pa.Table) -> Iterator[str]:
         yield line
 
 
-def write_audit(dest: Store, run: Run, number: int) -> bytes:
-    """Write the audit of a committed part, unless it is there; the bytes that it must have.
+def audit_of(dest: Store, run: Run, number: int) -> bytes:
+    """The audit that a committed part must have.
 
     Raises:
         PartDamagedError: the outcomes cannot be read.
@@ -58,9 +58,12 @@ def write_audit(dest: Store, run: Run, number: int) -> bytes:
         outcomes = from_parquet(dest.get(outcomes_key(number)))
     except (*DAMAGED, ObjectMissingError) as error:
         raise PartDamagedError(outcomes_key(number), "it is damaged, or no table") from error
-    lines = "".join(f"{line}\n" for line in audit_lines(run, number, outcomes)).encode()
-    dest.create(audit_key(number), lines)
-    return lines
+    return "".join(f"{line}\n" for line in audit_lines(run, number, outcomes)).encode()
+
+
+def write_audit(dest: Store, run: Run, number: int) -> None:
+    """Write the audit of a committed part, unless it is there; raises as `audit_of` does."""
+    dest.create(audit_key(number), audit_of(dest, run, number))
 
 
 def complete_audit(dest: Store, run: Run) -> None:
@@ -72,7 +75,7 @@ def complete_audit(dest: Store, run: Run) -> None:
 
 
 def check_audit(dest: Store, run: Run) -> tuple[int, str]:
-    """How many results a run and its retries have, and one hash over all that their audits say.
+    """How many results a run and its retries have, and one hash over all that their audits say. Writes nothing.
 
     Raises:
         PartDamagedError: an audit is missing, or is not what follows from its outcomes: one of both was changed.
@@ -85,7 +88,7 @@ def check_audit(dest: Store, run: Run) -> tuple[int, str]:
                 stored = parts.get(key)
             except ObjectMissingError as error:
                 raise PartDamagedError(key, "it is missing") from error
-            if stored != write_audit(parts, each, number):
+            if stored != audit_of(parts, each, number):
                 raise PartDamagedError(key, "it does not follow from its outcomes: one of both was changed")
             head.update(stored)
             results += stored.count(b"\n")
