@@ -35,8 +35,9 @@ from ma_cluster.archive.run import Run
 from ma_cluster.archive.summary import open_run
 from ma_cluster.config import ImageConfig, KnownField
 from ma_cluster.errors import ImageError, Status, StoreError, UsageError
+from ma_cluster.images.acquisition import Acquisition
 from ma_cluster.images.reading import read_bytes
-from ma_cluster.images.registration import read_view, register
+from ma_cluster.images.registration import View, read_view, register
 from ma_cluster.images.sandbox import DecodePool, SandboxConfig
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.lesions.findings import Lesion
@@ -128,9 +129,14 @@ def _detected(detector: Detector, data: bytes) -> Shot:
     called = tuple(lesion for lesion in found.lesions if lesion.score >= least)
     weaker = tuple(lesion for lesion in found.lesions if lesion.score < least)
     image = detector.recipe.image
-    told = 0.0 if facts.acquisition is None else facts.acquisition.field_degrees
-    view = read_view(prepared.pixels, KnownField(image.field_degrees or told, image.no_surround))
+    view = _view(prepared.pixels, KnownField(image.field_degrees, image.no_surround), facts.acquisition)
     return Shot(Taken(view, called, weaker, found.quality.gradable), prepared.pixels)
+
+
+def _view(pixels: UInt8[ndarray, "h w 3"], known: KnownField, acquisition: Acquisition | None) -> View:
+    """On the field that is known, else the one that the file's header tells."""
+    told = 0.0 if acquisition is None else acquisition.field_degrees
+    return read_view(pixels, known if known.degrees else KnownField(told))
 
 
 def turnover_of_run(dest_url: str, on_pair: Callable[[dict[str, Any]], None]) -> str:
@@ -203,9 +209,7 @@ def _read(source: Source, pool: DecodePool, photograph: Photograph) -> tuple[str
     """A photograph with its key; None where it cannot be read any more."""
     try:
         decoded = pool.decode(source.get(photograph.key, max_bytes=ImageConfig().max_bytes, etag=photograph.etag))
-        told = 0.0 if decoded.acquisition is None else decoded.acquisition.field_degrees
-        field = photograph.field if photograph.field.degrees else KnownField(told)
-        view = read_view(decoded.pixels, field)
+        view = _view(decoded.pixels, photograph.field, decoded.acquisition)
     except (ImageError, StoreError) as error:
         log.warning("a photograph cannot be compared: %s", error)
         return photograph.key, None
