@@ -61,6 +61,7 @@ class Outcome:
     facts: Facts | None = None
     findings: Findings | None = None
     mask_key: str | None = None
+    mask_sha256: str | None = None
     overlay_key: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each stage of the last attempt."""
@@ -133,10 +134,12 @@ SCHEMA = pa.schema(
         described("gradable", pa.bool_(), "", "whether the lack of lesions would mean anything"),
         described("quality", pa.float64(), "1", "the worst measure, 0..1; ungradable below 0.5"),
         described("flags", pa.list_(pa.string()), "", "what a person should know, from the closed list"),
+        described("operating_point", pa.string(), "", "which of the places outlined were called: default or sensitive"),
         described("lesion_count", pa.int32(), "", "number of lesions"),
         described("lesion_area_px", pa.int64(), "px^2", "area of all lesions"),
         described("lesions", pa.list_(_LESION), "", "the lesions, surest first"),
         described("mask_key", pa.string(), "", "1-bit PNG below the destination, white where there is a lesion"),
+        described("mask_sha256", pa.string(), "", "of that file's bytes"),
         described("overlay_key", pa.string(), "", "JPEG below the destination, each lesion outlined"),
         *[described(column, pa.float64(), "s", f"wall time of the stage {stage}") for stage, column in SECONDS.items()],
     ]
@@ -202,6 +205,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "detail": outcome.detail,
         "attempts": outcome.attempts,
         "mask_key": outcome.mask_key,
+        "mask_sha256": outcome.mask_sha256,
         "overlay_key": outcome.overlay_key,
         **{column: outcome.seconds.get(stage) for stage, column in SECONDS.items()},
         **({} if outcome.identity is None else outcome.identity.to_values()),
@@ -214,6 +218,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         row |= {f"quality_{name}": value for name, value in measures.items()}
     if (findings := outcome.findings) is not None:
         row |= {"triage": findings.triage.value, "image_score": findings.image_score}
+        row["operating_point"] = findings.operating_point
         row["lesion_count"] = len(findings.lesions)
         row["lesion_area_px"] = sum(lesion.area_px for lesion in findings.lesions)
         row["lesions"] = [dataclasses.asdict(lesion) for lesion in findings.lesions]

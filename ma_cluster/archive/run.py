@@ -197,9 +197,19 @@ def read_outcomes(dest: Store, run: Run, number: int, columns: list[str] | None 
     Raises:
         PartDamagedError: the part is damaged, or of another run or shard.
     """
-    key, names = outcomes_key(number), columns or SCHEMA.names
+    names = columns or SCHEMA.names
+    table = read_as_committed(dest, run, number, names)
+    for name in names:
+        if name not in table.column_names:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(table.num_rows, SCHEMA.field(name).type))
+    return table.select(names)
+
+
+def read_as_committed(dest: Store, run: Run, number: int, columns: list[str] | None = None) -> pa.Table:
+    """The same with the columns alone that it was written with; raises as `read_outcomes` does."""
+    key = outcomes_key(number)
     try:
-        table = from_parquet(dest.get(key), names)
+        table = from_parquet(dest.get(key), columns)
     except DAMAGED as error:
         raise PartDamagedError(key, "it is damaged, or no table") from error
     stamp = table.schema.metadata or {}
@@ -207,10 +217,7 @@ def read_outcomes(dest: Store, run: Run, number: int, columns: list[str] | None 
         raise PartDamagedError(key, "it is of another run")
     if stamp.get(_PART.encode(), str(number).encode()) != str(number).encode():
         raise PartDamagedError(key, "it is the copy of another part")
-    for name in names:
-        if name not in table.column_names:
-            table = table.append_column(SCHEMA.field(name), pa.nulls(table.num_rows, SCHEMA.field(name).type))
-    return table.select(names)
+    return table
 
 
 def committed_at(outcomes: pa.Table) -> float:

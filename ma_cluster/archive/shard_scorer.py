@@ -6,6 +6,7 @@ no success in between is no photograph's fault.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from concurrent.futures import Executor
@@ -134,7 +135,7 @@ class ShardScorer:
                 facts=facts,
             )
         began = time.perf_counter()
-        mask_key, overlay_key = self._write(entry, reading.facts, segmentation)
+        files = self._write(entry, reading.facts, segmentation)
         write = {"write": time.perf_counter() - began}
         return Outcome(
             key=entry.key,
@@ -145,18 +146,19 @@ class ShardScorer:
             identity=identify(entry, reading.facts, self.pseudonyms),
             facts=reading.facts,
             findings=segmentation.findings,
-            mask_key=mask_key,
-            overlay_key=overlay_key,
+            **files,
             seconds=reading.facts.seconds | segmentation.seconds | write,
         )
 
-    def _write(self, entry: Entry, facts: Facts, segmentation: Segmentation) -> tuple[str, str]:
+    def _write(self, entry: Entry, facts: Facts, segmentation: Segmentation) -> dict[str, str]:
         """Write mask and overlay, and DICOM where it is wanted, unless a run that was cut short has: the same name
-        means the same bytes.
+        means the same result. Returns what the outcome says of them.
         """
         name = artefact_name(entry, self.run.model_digest, self.run.config_digest)
         mask_key, overlay_key = f"masks/{name}.png", f"overlays/{name}.jpg"
-        self.artefacts.create(mask_key, segmentation.mask_png)
+        stored = segmentation.mask_png
+        if not self.artefacts.create(mask_key, stored):
+            stored = self.artefacts.get(mask_key)
         self.artefacts.create(overlay_key, segmentation.overlay_jpeg)
         if self.dicom and facts.acquisition is not None:
             from ma_cluster.archive.dicom_export import write_dicom  # highdicom takes a second
@@ -174,7 +176,8 @@ class ShardScorer:
                 shows_text=Flag.BURNT_IN_TEXT in facts.quality.flags,
             )
             write_dicom(self.artefacts, name, facts.acquisition, told, self.run)
-        return mask_key, overlay_key
+        digest = hashlib.sha256(stored).hexdigest()
+        return {"mask_key": mask_key, "mask_sha256": digest, "overlay_key": overlay_key}
 
 
 class Breaker:

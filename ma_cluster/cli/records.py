@@ -48,14 +48,25 @@ def dicom(
 
 
 @app.command()
-def audit(dest: Dest) -> None:
+def audit(
+    dest: Dest,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Read the masks, too, and hold each against its digest.")
+    ] = False,
+) -> None:
     """Check a run's audit: DEST/audit, one line a result, each with the hash of the line before.
 
     Prints how many results there are, and one hash over all of them: noted elsewhere, it proves later that none was
-    changed.
+    changed. What is missing, too much or was changed is named, each in a line, and the exit status is 1.
     """
     from ma_cluster.archive.audit import check_audit
     from ma_cluster.archive.summary import open_run
 
-    results, head = check_audit(*open_run(dest))
-    typer.echo(f"{results} results, {head}")
+    checked = check_audit(*open_run(dest), masks=masks)
+    typer.echo(f"{checked.results} results, {checked.sha256}")
+    if checked.undecided:
+        typer.echo(f"{checked.undecided} photographs of the plan have no result yet")
+    for fault in checked.faults:
+        typer.echo(fault, err=True)
+    if checked.faults:
+        raise typer.Exit(1)

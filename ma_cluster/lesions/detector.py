@@ -191,7 +191,7 @@ class Detector:
         lesions, mask = find_lesions(fused, judged, smallest_px, prepared.fov, config)
         score, refer_at = maps.image_score, self.recipe.grading.refer_at
         todo = triage(len(lesions), score, refer_at, gradable=quality.gradable)
-        return Detection(lesions, score, todo, mask, prepared.fov, quality, {})
+        return Detection(lesions, score, todo, mask, prepared.fov, quality, {}, operating_point)
 
     def maps(self, prepared: Prepared) -> Maps:
         """The probability maps of every stage, everywhere."""

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 from PIL import Image
 
-from ma_cluster.config import DetectorConfig, GradingConfig
+from ma_cluster.config import DetectorConfig, GradingConfig, OperatingPoint
 from ma_cluster.errors import BundleError, Status, Triage
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.quality import Quality
@@ -62,6 +62,8 @@ class Findings:
     image_score: float | None
     """Probability that the photograph shows retinopathy; None of a model without a grading."""
     triage: Triage
+    operating_point: OperatingPoint = "default"
+    """Which of the places that are outlined were called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,12 @@ class Detection:
     quality: Quality
     seconds: dict[str, float] = field(compare=False)
     """Wall time of the stages prepare (where `detect` did it), hgn, prn and lesions."""
+    operating_point: OperatingPoint = "default"
 
     @property
     def findings(self) -> Findings:
         """What is said of the photograph."""
-        return Findings(self.lesions, self.image_score, self.triage)
+        return Findings(self.lesions, self.image_score, self.triage, self.operating_point)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,6 +97,7 @@ def to_values(findings: Findings, fov: Fov, shape: tuple[int, int], quality: Qua
     measures = asdict(quality)
     return {
         "status": Status.SCORED,
+        "operating_point": findings.operating_point,
         "triage": findings.triage,
         "image_score": findings.image_score,
         "gradable": measures.pop("gradable"),

@@ -240,7 +240,7 @@ def test_a_run_has_dicom_results_of_its_dicom_photographs_meanwhile_or_afterward
     assert len(before) == 2 * len(SUFFIXES)
     assert export(source, dest, run) == Exported(written=2, no_dicom=1)
     assert {entry.key: dest.get(entry.key) for entry in dest.list("dicom/")} == before
-    assert check_audit(dest, run)[0] == 4
+    assert (check_audit(dest, run).results, check_audit(dest, run, masks=True).faults) == (4, ())
 
 
 def test_a_mask_or_overlay_that_is_gone_costs_its_own_photograph_alone(tiny_bundle: Path, tmp_path: Path) -> None:

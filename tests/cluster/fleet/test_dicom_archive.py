@@ -38,7 +38,7 @@ def test_photographs_of_a_dicom_server_are_scored_and_told_as_dicom(
     assert {key: row["status"] for key, row in found.items()} == {key_of(data): "scored" for data in files}
     assert {row["fov_degrees"] for row in found.values()} == {45.0}, "as the header says"
     assert len(list(dest.list("dicom/"))) == 6
-    assert check_audit(*open_run(dest.url))[0] == 2
+    assert check_audit(*open_run(dest.url)).results == 2
     private = ("patient-80", "Jane", "secret-of-the-tests")
     texts = [dest.get(entry.key) for entry in dest.list() if entry.key.endswith((".json", ".jsonl"))]
     assert not any(word.encode() in text for word in private for text in texts)
