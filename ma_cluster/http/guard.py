@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import logging
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from typing import Any
 import uvicorn.config
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ma_cluster.errors import Reason, RequestFault
 from ma_cluster.http.errors import RefusedError, problem
@@ -41,6 +42,9 @@ _HOST = re.compile(r"\[?([^\[\]]*?)\]?(:\d*)?")
 _DIGITS = 18  # of an announced length; more are too many bytes in any case
 HEAD_DEADLINE_S = 15.0
 """Time for a request's headers to arrive, seconds; the connection is closed after it."""
+ANSWER_DEADLINE_S = 120.0
+"""Time to take an answer that does not fit the sockets' buffers, seconds; the connection is closed after it. What was
+asked for behind it has a place meanwhile."""
 HEAD_BYTES = 64 * 2**10
 """Of a request without its body. What chunks cost in framing comes on top."""
 WAITING = 512
@@ -245,6 +249,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._received = self._body = 0
+        self._unread: asyncio.TimerHandle | None = None
+        self._unanswered: deque[RequestResponseCycle] = deque()
         super().connection_made(transport)
         self._expect_head()
         if len(self._arriving) > WAITING:
@@ -252,7 +258,18 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._have_head()
+        self._unblock()
+        for cycle in self._unanswered:  # uvicorn tells the last alone, and the others would write to what is closed
+            cycle.disconnected = True
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._unread = self.loop.call_later(ANSWER_DEADLINE_S, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._unblock()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
@@ -268,6 +285,10 @@ class BoundedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._have_head()
         super().on_headers_complete()
+        if self.cycle is not None:  # as an upgrade has none
+            self._unanswered.append(self.cycle)
+        while self._unanswered and self._unanswered[0].response_complete:
+            self._unanswered.popleft()
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)
@@ -276,6 +297,10 @@ class BoundedConnection(HttpToolsProtocol):
     def _expect_head(self) -> None:
         if self not in self._arriving:
             self._arriving[self] = self.loop.call_later(HEAD_DEADLINE_S, self.transport.abort)
+
+    def _unblock(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
 
     def _have_head(self) -> None:
         deadline = self._arriving.pop(self, None)

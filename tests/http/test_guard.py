@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -371,6 +372,37 @@ def test_connections_without_headers_shut_nobody_out(monkeypatch: pytest.MonkeyP
         waiting = [clients.enter_context(closing(begun(server, b"GET"))) for _ in range(60)]
         assert server.ask("GET", "/healthz")[0] == 200
         assert is_ended(waiting[0])
+
+
+def unread(server: Server) -> socket.socket:
+    """A connection that asks for far more than the sockets' buffers hold, and reads nothing."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(10)
+    client.connect(("127.0.0.1", server.port))
+    client.sendall(1000 * b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    return client
+
+
+def test_whoever_does_not_read_what_it_asked_for_shuts_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a token: the document of the routes is answered to anybody."""
+    monkeypatch.setattr(guard, "ANSWER_DEADLINE_S", 1.0)
+    with served(replace(GUARDED, requests=1)) as server, closing(unread(server)):
+        deadline = time.monotonic() + 20
+        while server.ask("GET", "/openapi.json")[0] == 200:  # until its answers fill the buffers
+            assert time.monotonic() < deadline
+        while server.ask("GET", "/openapi.json")[0] != 200:
+            assert time.monotonic() < deadline
+
+
+def test_whoever_leaves_before_it_has_read_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    with served(replace(LIMITS, requests=1)) as server:
+        with closing(unread(server)):
+            while server.ask("GET", "/openapi.json")[0] == 200:
+                pass
+        while server.ask("GET", "/openapi.json")[0] != 200:
+            pass
+    assert caplog.messages == []
 
 
 def is_ended(client: socket.socket) -> bool:
