@@ -20,7 +20,8 @@ from servers import free_ports
 
 from ma_cluster.archive.outcomes import Identity, Outcome, config_digest
 from ma_cluster.archive.plan import read_shard
-from ma_cluster.archive.run import Run, begin_run, commit, pending
+from ma_cluster.archive.retry import begin_retry
+from ma_cluster.archive.run import Run, begin_run, commit, pending, read_run
 from ma_cluster.archive.shard_scorer import Reading, Segmentation, ShardScorer
 from ma_cluster.archive.summary import finish_run
 from ma_cluster.config import DetectorConfig
@@ -57,8 +58,9 @@ def commit_run(
     root: Path,
     photographs: Mapping[str, tuple[bytes, Bool[ndarray, "h w"] | None]],
     identities: Mapping[str, Identity] | None = None,
+    reason: Reason = Reason.NO_FOV,
 ) -> LocalStore:
-    """A finished run of photographs in which these masks were found; None was refused. The surer it is, the more."""
+    """A finished run of photographs in which these masks were found; None has the reason. The surer it is, the more."""
     known = identities or {}
     source, dest = LocalStore(root / "source"), LocalStore(root / "dest")
     for key, (data, _) in photographs.items():
@@ -66,7 +68,7 @@ def commit_run(
     run = begin_run(source, dest, "m" * 64, "c" * 64)
     for shard in pending(dest, run):
         outcomes = [
-            replace(_outcome(dest, entry, *photographs[entry.key]), identity=known.get(entry.key))
+            replace(_outcome(dest, entry, *photographs[entry.key], reason), identity=known.get(entry.key))
             for entry in read_shard(dest, shard)
         ]
         commit(dest, run, shard, outcomes)
@@ -74,9 +76,24 @@ def commit_run(
     return dest
 
 
-def _outcome(dest: LocalStore, entry: Entry, data: bytes, mask: Bool[ndarray, "h w"] | None) -> Outcome:
+def commit_retry(dest: LocalStore, photographs: Mapping[str, tuple[bytes, Bool[ndarray, "h w"]]]) -> None:
+    """A retry of a run, in which these masks were found."""
+    run = read_run(dest)
+    assert run is not None
+    begun = begin_retry(open_source(run.source), dest, run)
+    assert begun is not None
+    parts, retry = begun
+    for shard in pending(parts, retry):
+        outcomes = [_outcome(dest, entry, *photographs[entry.key]) for entry in read_shard(parts, shard)]
+        commit(parts, retry, shard, outcomes)
+    finish_run(parts, retry)
+
+
+def _outcome(
+    dest: LocalStore, entry: Entry, data: bytes, mask: Bool[ndarray, "h w"] | None, reason: Reason = Reason.NO_FOV
+) -> Outcome:
     if mask is None:
-        return Outcome(key=entry.key, etag=entry.etag, reason=Reason.NO_FOV, detail="no bright disc", attempts=1)
+        return Outcome(key=entry.key, etag=entry.etag, reason=reason, detail="no bright disc", attempts=1)
     height, width = mask.shape
     fov = Fov(height / 2, width / 2, float(min(height, width) - 8))
     probability = mask.astype(np.float32) * 0.9

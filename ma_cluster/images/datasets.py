@@ -19,7 +19,7 @@ from numpy import ndarray
 from PIL import Image
 
 from ma_cluster.config import SplitConfig
-from ma_cluster.errors import MaClusterError, UsageError
+from ma_cluster.errors import MaClusterError, StoreError, UsageError
 from ma_cluster.storage.parquet import from_parquet
 from ma_cluster.storage.store import Store, open_store
 
@@ -170,9 +170,16 @@ def read_object(url: str) -> bytes:
 
 
 def decode_mask(data: bytes) -> Bool[ndarray, "h w"]:
-    """A mask of any mode: whatever is not 0 is lesion. IDRiD's palette TIFFs hold 0 and 1, other exports 0 and 255."""
-    with Image.open(io.BytesIO(data)) as image:
-        values = np.asarray(image if image.mode in ("1", "L", "P") else image.convert("L"))
+    """A mask of any mode: whatever is not 0 is lesion. IDRiD's palette TIFFs hold 0 and 1, other exports 0 and 255.
+
+    Raises:
+        StoreError: it is damaged, or no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            values = np.asarray(image if image.mode in ("1", "L", "P") else image.convert("L"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as Pillow's decoders raise
+        raise StoreError("a mask is damaged, or no picture: restore it") from error
     return values > 0
 
 

@@ -33,11 +33,10 @@ from ma_cluster.http.errors import RefusedError, answer_errors
 from ma_cluster.http.guard import BoundedConnection, Guard, HttpLimits
 from ma_cluster.http.listening import check_free, limits_of
 from ma_cluster.http.pages import add_pages, read_pages
-from ma_cluster.images.datasets import decode_mask
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.sandbox import DecodePool, SandboxConfig
 from ma_cluster.review.events import GRADES, Event, append
-from ma_cluster.review.pictures import TILE_PX, Kept, Pyramid, View, build_pyramid, outlines, thumbnail
+from ma_cluster.review.pictures import TILE_PX, Kept, Pyramid, View, build_pyramid, outlines, read_mask, thumbnail
 from ma_cluster.review.worklist import Query as Wanted
 from ma_cluster.review.worklist import Worklist
 from ma_cluster.storage.manifest import open_source
@@ -76,7 +75,9 @@ class Photographs:
 
     def known(self, photograph: str) -> dict[str, Any]:
         """Its outcome, its lesions with their outlines, and its scale; raises ObjectMissingError."""
-        return self._known.get(photograph, lambda: self._look(photograph))
+        _, retry, part = self._worklist.place(photograph)  # a retry supersedes what was known
+        known = self._known.get(f"{photograph}/{retry}/{part}", lambda: self._look(photograph))
+        return known | {"previous": self._worklist.previous(known)}
 
     def tile(self, photograph: str, view: View, level: int, place: tuple[int, int]) -> bytes:
         """A tile as a JPEG.
@@ -99,7 +100,7 @@ class Photographs:
         row = self._worklist.outcome(photograph)
         lesions = row.pop("lesions") or []
         if lesions:
-            mask = decode_mask(self._dest.get(row["mask_key"]))
+            mask = read_mask(self._dest, row)
             lesions = [
                 lesion | {"outline": outline} for lesion, outline in zip(lesions, outlines(mask, lesions), strict=True)
             ]
@@ -112,7 +113,6 @@ class Photographs:
             "lesions": lesions,
             "scale": scale,
             "tile_px": TILE_PX,
-            "previous": self._worklist.previous(row),
         }
 
     def _decode(self, photograph: str) -> Pyramid:
@@ -210,7 +210,7 @@ def _add_reviews(api: FastAPI, reviewed: Reviewed, checked: list[Any]) -> None:
     worklist = reviewed.worklist
 
     @api.get("/v1/reviews", dependencies=checked)
-    def since(seen: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
+    def since(seen: Annotated[int, Query(ge=0, lt=2**63)] = 0) -> dict[str, Any]:
         """Photographs about which something was said since event number `seen`."""
         changed, last = worklist.since(seen)
         return {"photographs": changed, "seen": last}
@@ -219,7 +219,7 @@ def _add_reviews(api: FastAPI, reviewed: Reviewed, checked: list[Any]) -> None:
     def keep(decision: Decision) -> dict[str, Any]:
         """Keep an event; sending it again changes nothing."""
         values = decision.model_dump(exclude={"photograph"})
-        key = worklist.outcome(decision.photograph)["key"]
+        key, *_ = worklist.place(decision.photograph)
         try:
             event = Event.model_validate(values | {"run": worklist.run.id, "key": key})
         except ValueError as error:

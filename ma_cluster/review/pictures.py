@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,8 +20,11 @@ from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 
 from ma_cluster.config import ImageConfig
+from ma_cluster.errors import ObjectMissingError, StoreError
+from ma_cluster.images.datasets import decode_mask
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.reading import MID_GREY
+from ma_cluster.storage.store import Store
 
 TILE_PX = 512
 _QUALITY = 90
@@ -148,6 +151,23 @@ def outlines(mask: Bool[ndarray, "h w"], lesions: Sequence[dict[str, Any]]) -> l
         points = max(contours, key=len)[:, 0]
         found.append([[int(row) + top - gap - 1, int(col) + left - gap - 1] for col, row in points])
     return found
+
+
+def read_mask(dest: Store, row: Mapping[str, Any]) -> Bool[ndarray, "h w"]:
+    """The mask of a scored photograph, by its outcome.
+
+    Raises:
+        StoreError: it is gone, damaged, or of another size than the photograph.
+    """
+    try:
+        mask = decode_mask(dest.get(row["mask_key"]))
+    except ObjectMissingError:
+        raise
+    except StoreError as error:
+        raise StoreError(f"{row['mask_key']} of the destination: {error}") from error
+    if mask.shape != (row["height"], row["width"]):
+        raise StoreError(f"{row['mask_key']} of the destination: it is not the photograph's mask: restore it")
+    return mask
 
 
 def component(mask: Bool[ndarray, "h w"], bbox: Sequence[int]) -> Bool[ndarray, "bh bw"]:

@@ -19,9 +19,8 @@ from ma_cluster.archive.retry import latest_outcomes
 from ma_cluster.archive.run import Run
 from ma_cluster.errors import Status, Triage, UsageError
 from ma_cluster.evaluation.agreement import Agreement, agree, kappa
-from ma_cluster.images.datasets import decode_mask
 from ma_cluster.review.events import GRADES, Standing, read_events, standing
-from ma_cluster.review.pictures import component
+from ma_cluster.review.pictures import component, read_mask
 from ma_cluster.storage.store import Store
 
 MODEL = "the model"
@@ -81,7 +80,7 @@ def read_reviews(dest: Store, run: Run, reviewers: Sequence[str] = ()) -> Iterat
     for table in latest_outcomes(dest, run, _COLUMNS):
         rows = table.filter(pc.and_(pc.is_in(table["key"], wanted), pc.equal(table["status"], Status.SCORED.value)))
         for row in rows.to_pylist():
-            yield Reviewed(row, by_key[row["key"]], decode_mask(dest.get(row["mask_key"])))
+            yield Reviewed(row, by_key[row["key"]], read_mask(dest, row))
 
 
 @dataclass

@@ -10,9 +10,11 @@ moment (`as_of`) at which its walk began.
 from __future__ import annotations
 
 import hashlib
+import re
 import sqlite3
 import tempfile
 import threading
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +24,13 @@ import pyarrow.compute as pc
 
 from ma_cluster.archive.retry import retries
 from ma_cluster.archive.run import Run, committed, read_outcomes
-from ma_cluster.errors import ObjectMissingError, UsageError
+from ma_cluster.errors import ObjectMissingError, PartDamagedError, UsageError
 from ma_cluster.review.events import Event, read_events, standing
 from ma_cluster.storage.identity import is_date
 from ma_cluster.storage.store import Store
 
+_MOMENT = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})")
+"""How many photographs and events there were."""
 _VISITS = ["patient", "eye", "visit"]
 COLUMNS = ["key", "status", "reason", "detail", "triage", "image_score", "gradable", "quality", "flags"]
 COLUMNS += ["lesion_count", "height", "width", "overlay_key", *_VISITS]
@@ -64,7 +68,7 @@ class Query:
     """todo or done, as the reviewer has them; all."""
     reviewer: str = ""
     text: str = ""
-    """A part of the key, in any case."""
+    """A part of the key, in any case, its accents written in either way."""
     as_of: str = ""
     """The moment of an earlier page's walk; now, where it is empty."""
 
@@ -87,6 +91,7 @@ class Worklist:
         path = Path(self._folder.name) / "worklist.sqlite"
         self._index = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._index.create_function("is_date", 1, is_date, deterministic=True)
+        self._index.create_function("folded", 1, _folded, deterministic=True)
         self._index.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
         self._lock, self._following = threading.RLock(), threading.Lock()
         self._parts: set[tuple[int, int]] = set()
@@ -99,16 +104,26 @@ class Worklist:
         self._folder.cleanup()
 
     def follow(self) -> None:
-        """Take in what was committed and decided since; the first time, all of it.
+        """Take in what was committed and decided since; the first time, all of it. A damaged part hides no other.
 
         Raises:
             StoreError: the destination does not answer, or a part is damaged.
         """
         with self._following:
+            damaged: PartDamagedError | None = None
             for retry, number, store, run in self._uncounted():
-                self._add(read_outcomes(store, run, number, COLUMNS).to_pylist(), retry, number)
+                try:
+                    rows = read_outcomes(store, run, number, COLUMNS).to_pylist()
+                except PartDamagedError as error:
+                    damaged = damaged or error
+                    continue
+                self._add(rows, retry, number)
                 self._parts.add((retry, number))
-            self.note(list(read_events(self._dest, self.run.id, self._keys)))
+            known = set(self._keys)  # a store that fails on the last event takes none of those before it away
+            self.note(list(read_events(self._dest, self.run.id, known)))
+            self._keys |= known
+            if damaged is not None:
+                raise damaged
 
     def _uncounted(self) -> Iterator[tuple[int, int, Store, Run]]:
         for number in sorted(committed(self._dest)):
@@ -210,12 +225,16 @@ class Worklist:
             "sorts": list(_ORDERS),
         }
 
-    def outcome(self, photograph: str) -> dict[str, Any]:
-        """All that is known of a photograph, by its id; raises ObjectMissingError."""
+    def place(self, photograph: str) -> tuple[str, int, int]:
+        """Key, retry (0 for the run itself) and part of a photograph's outcome; raises ObjectMissingError."""
         found = self._rows("SELECT key, retry, part FROM photographs WHERE id = ?", photograph)
         if not found:
             raise ObjectMissingError("there is no such photograph; the worklist has them all")
-        key, retry, part = (found[0][name] for name in ("key", "retry", "part"))
+        return found[0]["key"], found[0]["retry"], found[0]["part"]
+
+    def outcome(self, photograph: str) -> dict[str, Any]:
+        """All that is known of a photograph, by its id; raises ObjectMissingError."""
+        key, retry, part = self.place(photograph)
         store, run = (self._dest, self.run) if retry == 0 else retries(self._dest)[retry - 1]
         table = read_outcomes(store, run, part)
         row: dict[str, Any] = table.filter(pc.equal(table["key"], key)).to_pylist()[0]
@@ -249,10 +268,10 @@ class Worklist:
 
 def _conditions(query: Query, as_of: str) -> tuple[str, dict[str, Any]]:
     """The WHERE clause of a query, and what it binds."""
-    photographs, _, events = as_of.partition(".")
-    if not (photographs.isdecimal() and events.isdecimal()):
+    moment = _MOMENT.fullmatch(as_of)
+    if moment is None:
         raise UsageError("as_of is what an earlier page said")
-    values: dict[str, Any] = {"photographs": int(photographs), "events": int(events), "reviewer": query.reviewer}
+    values: dict[str, Any] = {"photographs": int(moment[1]), "events": int(moment[2]), "reviewer": query.reviewer}
     conditions = ["photographs.rowid <= :photographs"]
     if query.triage:
         conditions.append("urgency = :urgency")
@@ -261,12 +280,17 @@ def _conditions(query: Query, as_of: str) -> tuple[str, dict[str, Any]]:
         conditions.append("' ' || flags || ' ' LIKE :flag")
         values["flag"] = f"% {query.flag} %"
     if query.text:
-        conditions.append("instr(lower(photographs.key), :text)")
-        values["text"] = query.text.lower()
+        conditions.append("instr(folded(photographs.key), :text)")
+        values["text"] = _folded(query.text)
     if query.state:
         finished = "coalesce(own.done <= :events, 0)"
         conditions.append(finished if query.state == "done" else f"NOT {finished}")
     return " AND ".join(conditions), values
+
+
+def _folded(text: str) -> str:
+    """Without what tells capitals, or the two ways of writing an accent, apart."""
+    return unicodedata.normalize("NFC", text).casefold()
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from photographs import encode, idrid_folder
 from PIL import Image
 
 from ma_cluster.config import SplitConfig
-from ma_cluster.errors import UsageError
+from ma_cluster.errors import StoreError, UsageError
 from ma_cluster.images.datasets import (
     IMAGES_FOLDER,
     MASKS_FOLDER,
@@ -207,6 +207,15 @@ def _palette(top: int) -> Image.Image:
 )
 def test_masks_of_every_mode_are_read(image: Image.Image, kind: str) -> None:
     assert (decode_mask(encode(image, kind)) == MASK).all()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("kind", ["TIFF", "PNG"])
+def test_a_damaged_mask_is_an_error_of_ours(kind: str) -> None:
+    whole = encode(Image.fromarray(np.random.default_rng(0).random((200, 200)) < 0.5), kind)
+    for damaged in (b"", b"<html>", whole[:40], whole[: len(whole) // 2]):
+        with pytest.raises(StoreError, match="a mask is damaged"):
+            decode_mask(damaged)
 
 
 def test_idrid_itself_is_read() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,11 +17,12 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 from photographs import encode
-from review_runs import commit_run, dotted, fetch, review_page
+from review_runs import commit_retry, commit_run, dotted, fetch, review_page, small_run
 from servers import free_ports
 
-from ma_cluster.errors import UsageError
+from ma_cluster.errors import Reason, UsageError
 from ma_cluster.http.listening import TOKEN_VARIABLE
+from ma_cluster.review import api
 from ma_cluster.review.api import reviewing
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import open_store
@@ -151,6 +153,39 @@ def test_many_reviewers_at_once_lose_nothing(page: str, dest: LocalStore) -> Non
         thread.join()
     assert len(list(dest.list("reviews/"))) == before + 20
     assert len(get(page, f"/v1/photographs/{photograph}")[1]["events"]) == 20
+
+
+def test_numbers_that_no_event_has_are_refused(page: str) -> None:
+    assert get(page, f"/v1/reviews?seen={2**63 - 1}")[1]["photographs"] == []
+    for wrong in (f"/v1/reviews?seen={2**63}", f"/v1/photographs?as_of={2**64}.1", "/v1/photographs?start=-1"):
+        assert get(page, wrong)[0] == 422
+
+
+def test_what_a_retry_has_found_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_FOLLOW_S", 0.2)
+    pixels, mask = dotted(300, 4)
+    eye = encode(pixels, "JPEG")
+    dest = commit_run(tmp_path, {"eye.jpg": (eye, None)}, reason=Reason.TIMEOUT)
+    with review_page(dest.url) as url:
+        wait_for(url, 1)
+        photograph = rows(url)["eye.jpg"]["id"]
+        assert get(url, f"/v1/photographs/{photograph}")[1]["status"] == "failed"
+        commit_retry(dest, {"eye.jpg": (eye, mask)})
+        while rows(url)["eye.jpg"]["status"] == "failed":
+            time.sleep(0.1)
+        known = get(url, f"/v1/photographs/{photograph}")[1]
+        assert (known["status"], len(known["lesions"])) == ("scored", 4)
+
+
+def test_a_damaged_mask_is_told_of_and_hides_no_other_photograph(tmp_path: Path) -> None:
+    dest = small_run(tmp_path, 2, 300)
+    next(Path(dest.url, "masks").iterdir()).write_bytes(b"<html>")
+    with review_page(dest.url) as url:
+        wait_for(url, 2)
+        answers = [get(url, f"/v1/photographs/{row['id']}") for row in rows(url).values()]
+    assert sorted(status for status, *_ in answers) == [200, 503]
+    (told,) = (body for status, body, _ in answers if status == 503)
+    assert told["reason"] == "store_error" and "masks/" in told["detail"]
 
 
 def test_another_host_name_is_refused(page: str) -> None:

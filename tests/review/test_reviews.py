@@ -20,8 +20,9 @@ from review_runs import small_run
 from ma_cluster.archive.run import Run, read_run
 from ma_cluster.cli import main
 from ma_cluster.config import SplitConfig
-from ma_cluster.errors import UsageError
+from ma_cluster.errors import StoreError, UsageError
 from ma_cluster.images.datasets import decode_mask, read_dataset, read_graded, read_object
+from ma_cluster.lesions.findings import encode_mask
 from ma_cluster.review.events import Event, Kind, append
 from ma_cluster.review.export import _annotations, consensus, export_reviews
 from ma_cluster.review.reviews import MODEL, compare_reviews, read_reviews
@@ -121,6 +122,14 @@ def test_what_is_exported_is_a_data_set(dest: LocalStore, tmp_path: Path) -> Non
     ]  # fmt: skip
     again = export_reviews(dest, the_run(dest), out, ["bob"])
     assert (again.photographs, again.lesions) == (2, 3)
+
+
+@pytest.mark.parametrize("other", [b"<html>", encode_mask(np.ones((40, 50), dtype=bool))], ids=["none", "another"])
+def test_a_mask_that_is_not_the_photographs_is_named(dest: LocalStore, other: bytes) -> None:
+    key = next(iter(read_reviews(dest, the_run(dest)))).row["mask_key"]
+    dest.put(key, other)
+    with pytest.raises(StoreError, match=f"^{key} of the destination: .*restore it"):
+        list(read_reviews(dest, the_run(dest)))
 
 
 def test_nothing_is_exported_of_what_nobody_has_done(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
+import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +16,8 @@ from photographs import encode
 from review_runs import commit_run, dotted, small_run
 
 from ma_cluster.archive.outcomes import SCHEMA
-from ma_cluster.archive.run import read_run
-from ma_cluster.errors import ObjectMissingError, UsageError
+from ma_cluster.archive.run import outcomes_key, read_run
+from ma_cluster.errors import ObjectMissingError, PartDamagedError, StoreError, UsageError
 from ma_cluster.review.events import Event, Kind, append
 from ma_cluster.review.worklist import COLUMNS, Query, Worklist
 from ma_cluster.storage.store import Store
@@ -79,7 +81,8 @@ def test_pages_of_a_walk_are_the_whole_in_order(eyes: Worklist) -> None:
 
 
 def test_an_order_or_a_moment_that_is_none_is_refused(eyes: Worklist) -> None:
-    for wrong in (Query(sort="key; DROP TABLE photographs"), Query(as_of="x"), Query(as_of="1")):
+    moments = [Query(as_of=as_of) for as_of in ("x", "1", f"{2**64}.0", "1." + 5000 * "9")]
+    for wrong in (Query(sort="key; DROP TABLE photographs"), *moments):
         with pytest.raises(UsageError):
             eyes.page(wrong, 0, 1)
 
@@ -117,6 +120,63 @@ def test_events_of_other_servers_are_followed(tmp_path: Path) -> None:
         assert other.page(Query(reviewer="ada"), 0, 1).rows[0]["done"]
         assert not other.page(Query(reviewer="bob"), 0, 1).rows[0]["done"]
         assert other.counts("bob")["reviewers"] == {"ada": 1}
+
+
+class Failing:
+    """A store that does not give one object."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self.key = store, key
+
+    def get(self, key: str, **options: Any) -> bytes:
+        if key == self.key:
+            raise StoreError("the store does not answer")
+        return self._store.get(key, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_no_event_is_lost_where_the_store_fails_after_it(tmp_path: Path) -> None:
+    dest = small_run(tmp_path, 2, 300)
+    run = read_run(dest)
+    assert run is not None
+    failing = Failing(dest, "")
+    with closing(Worklist(failing, run)) as found:
+        events = [done(found, f"eye-{number}.jpg", number=number) for number in (0, 1)]
+        for event in events:
+            append(dest, event)
+        failing.key = events[1].object_key
+        with pytest.raises(StoreError):
+            found.follow()
+        failing.key = ""
+        found.follow()
+        assert found.since(0) == ([found.id_of(f"eye-{number}.jpg") for number in (0, 1)], 2)
+
+
+def test_a_damaged_part_hides_no_decision_and_is_taken_in_once_it_is_whole(tmp_path: Path) -> None:
+    dest = small_run(tmp_path, 2, 300)
+    whole = dest.get(outcomes_key(0))
+    dest.put(outcomes_key(0), b"damaged")
+    run = read_run(dest)
+    assert run is not None
+    with closing(Worklist(dest, run)) as found:
+        append(dest, done(found, "eye-1.jpg"))
+        with pytest.raises(PartDamagedError):
+            found.follow()
+        assert found.since(0)[1] == 1
+        dest.put(outcomes_key(0), whole)
+        found.follow()
+        assert keys(found, Query(state="done", reviewer="ada")) == ["eye-1.jpg"]
+
+
+def test_a_part_of_a_key_is_found_however_its_letters_are_written(tmp_path: Path) -> None:
+    pixels, mask = dotted(300, 2)
+    name = unicodedata.normalize("NFD", "Ä/Gérôme-Ж.jpg")
+    with worklists(commit_run(tmp_path, {name: (encode(pixels, "JPEG"), mask)})) as (found,):
+        for text in ("ä/gérô", "ÔME-ж", unicodedata.normalize("NFD", "GÉR")):
+            assert keys(found, Query(text=text)) == [name]
+        assert keys(found, Query(text="gerome")) == []
 
 
 def test_the_visit_before_of_the_same_eye_is_found(tmp_path: Path) -> None:
