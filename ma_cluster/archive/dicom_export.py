@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +17,16 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
+from PIL import Image
 from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
 
 from ma_cluster.archive.dicom_results import SUFFIXES, Told, dicom_results
 from ma_cluster.archive.retry import latest_outcomes
 from ma_cluster.archive.run import Run
 from ma_cluster.errors import Flag, ImageError, StoreError
 from ma_cluster.images.acquisition import Acquisition
+from ma_cluster.images.datasets import decode_mask
 from ma_cluster.images.decode import Decoded
 from ma_cluster.storage.dicomweb import DicomWeb
 from ma_cluster.storage.manifest import Source
@@ -61,7 +64,7 @@ class Exported:
     no_dicom: int = 0
     """They are of other files, which have no patient or study to be filed under."""
     failed: int = 0
-    """Their file, mask or overlay is gone or has changed, or the header is not fit to be repeated."""
+    """Their file, mask, overlay or result is gone, damaged or changed, or the header is not fit to be repeated."""
 
     def __add__(self, other: Exported) -> Exported:
         return Exported(
@@ -116,16 +119,23 @@ class DicomExport:
                 return Exported(failed=1)
             if not write_dicom(self.dest, name, acquisition, told, self.run):
                 return Exported(failed=1)
-        return Exported(written=1, sent=int(self._send(keys)))
+        try:
+            results = {} if self.server is None else {_place(data): data for data in map(self.dest.get, keys)}
+        except (InvalidDicomError, AttributeError):  # what lies there is no DICOM object, or one without its UIDs
+            return Exported(failed=1)
+        return Exported(written=1, sent=int(self._send(results)))
 
     def _acquisition(self, row: dict[str, Any]) -> Acquisition | None:
         data = self.source.get(row["key"], max_bytes=self.max_bytes, etag=row["etag"])
         return self.decode(data).acquisition
 
     def _told(self, row: dict[str, Any]) -> Told:
+        mask, overlay = self.dest.get(row["mask_key"]), self.dest.get(row["overlay_key"])
+        decode_mask(mask)
+        _check_jpeg(overlay)
         return Told(
-            mask_png=self.dest.get(row["mask_key"]),
-            overlay_jpeg=self.dest.get(row["overlay_key"]),
+            mask_png=mask,
+            overlay_jpeg=overlay,
             lesions=row["lesion_count"],
             area_px=row["lesion_area_px"],
             image_score=row["image_score"],
@@ -134,13 +144,21 @@ class DicomExport:
             shows_text=Flag.BURNT_IN_TEXT in (row["flags"] or ()),
         )
 
-    def _send(self, keys: Sequence[str]) -> bool:
-        if self.server is None:
-            return False
-        sent = False
-        for key in keys:
-            data = self.dest.get(key)
-            ours = dcmread(io.BytesIO(data), stop_before_pixels=True)
-            place = f"studies/{ours.StudyInstanceUID}/series/{ours.SeriesInstanceUID}/instances/{ours.SOPInstanceUID}"
-            sent = self.server.create(place, data) or sent
-        return sent
+    def _send(self, results: Mapping[str, bytes]) -> bool:
+        return self.server is not None and any([self.server.create(place, data) for place, data in results.items()])
+
+
+def _place(result: bytes) -> str:
+    """What a server calls a result."""
+    ours = dcmread(io.BytesIO(result), stop_before_pixels=True)
+    return f"studies/{ours.StudyInstanceUID}/series/{ours.SeriesInstanceUID}/instances/{ours.SOPInstanceUID}"
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Raises StoreError: it is no whole JPEG."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            image.draft("L", (1, 1))  # at an eighth of its size: all of it is read the same
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise StoreError("an overlay is damaged") from error

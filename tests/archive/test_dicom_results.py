@@ -254,6 +254,30 @@ def test_a_mask_or_overlay_that_is_gone_costs_its_own_photograph_alone(tiny_bund
     assert export(source, dest, run) == Exported(written=1, failed=2)
 
 
+@pytest.mark.parametrize("damage", [b"", b"<html>", None], ids=["nothing", "another", "its half"])
+def test_a_damaged_mask_or_overlay_costs_its_own_photograph_alone(
+    tiny_bundle: Path, tmp_path: Path, damage: bytes | None
+) -> None:
+    source, dest = LocalStore(tmp_path / "eyes"), LocalStore(tmp_path / "run")
+    for number in range(1, 4):
+        source.put(f"{number}.dcm", dicom_file(RGB, "jpeg", number))
+    run = run_over(source, dest, tiny_bundle, dicom=False)
+    for key in (next(dest.list("masks/")).key, list(dest.list("overlays/"))[-1].key):
+        data = dest.get(key)
+        dest.put(key, data[: len(data) // 2] if damage is None else damage)
+    assert export(source, dest, run) == Exported(written=1, failed=2)
+
+
+def test_a_damaged_result_is_not_sent_and_keeps_no_other_back(orthanc: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    web = DicomWeb(f"dicomweb+{orthanc}")
+    source, dest = LocalStore(tmp_path / "eyes"), LocalStore(tmp_path / "run")
+    for number in (611, 612):
+        source.put(f"{number}.dcm", dicom_file(RGB, "jpeg", number))
+    run = run_over(source, dest, tiny_bundle, dicom=True)
+    dest.put(next(dest.list("dicom/")).key, b"damaged")
+    assert export(source, dest, run, web) == Exported(written=1, sent=1, failed=1)
+
+
 def test_sending_results_twice_changes_nothing_and_they_are_found_by_the_study(
     orthanc: str, tiny_bundle: Path, tmp_path: Path
 ) -> None:
