@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,27 @@ def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors; those that Ray's own modules cause are not ours to mend."""
     for category in ("DeprecationWarning", "FutureWarning", "ResourceWarning"):
         config.addinivalue_line("filterwarnings", rf"ignore::{category}:ray\..*")
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[str]]:
+    """What the package logs, a line each; a command run in an earlier test may have left a handler of its own."""
+    handler, logger = _Lines(), logging.getLogger("ma_cluster")
+    before = logger.handlers, logger.level
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    yield handler.lines
+    logger.handlers = before[0]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")

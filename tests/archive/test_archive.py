@@ -81,11 +81,10 @@ def test_small_archives_have_small_shards_numbered_in_the_plans_order(
     assert [shard.row for shard in found] == [sum(s.images for s in found[:number]) for number in range(len(found))]
 
 
-def test_a_long_listing_says_how_far_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "ma_cluster")
+def test_a_long_listing_says_how_far_it_is(tmp_path: Path, log_lines: list[str]) -> None:
     entries = (Entry(f"{number:06d}", 1, "v") for number in range(9 * PLAN_PART_IMAGES))
     write_plan(entries, LocalStore(tmp_path))
-    assert caplog.messages == [f"{8 * PLAN_PART_IMAGES} photographs listed"]
+    assert log_lines == [f"{8 * PLAN_PART_IMAGES} photographs listed"]
 
 
 def test_planning_holds_one_part_of_the_listing(tmp_path: Path) -> None:
