@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -30,7 +31,7 @@ from ma_cluster.images.datasets import decode_mask
 from ma_cluster.images.decode import Decoded
 from ma_cluster.storage.dicomweb import DicomWeb
 from ma_cluster.storage.manifest import Source
-from ma_cluster.storage.store import Store
+from ma_cluster.storage.store import KeySet, Store
 
 log = logging.getLogger(__name__)
 _COLUMNS = ["key", "etag", "status", "triage", "image_score", "gradable", "lesion_count", "lesion_area_px", "flags"]
@@ -94,10 +95,10 @@ class DicomExport:
         Raises:
             StoreError: the destination cannot be written, or the server does not take a result.
         """
-        there = {entry.key for entry in self.dest.list("dicom/")}
-        total = Exported()
-        with ThreadPoolExecutor(_AT_A_TIME) as threads:
-            rows = self._scored()
+        total, rows = Exported(), self._scored()
+        with ThreadPoolExecutor(_AT_A_TIME) as threads, closing(KeySet()) as there:
+            for entry in self.dest.list("dicom/"):
+                there.add(entry.key)
             while chunk := list(islice(rows, 16 * _AT_A_TIME)):
                 total = sum(threads.map(partial(self._one, there), chunk), total)
         return total
@@ -106,10 +107,10 @@ class DicomExport:
         for table in latest_outcomes(self.dest, self.run, [*_COLUMNS, "mask_key", "overlay_key"]):
             yield from (row for row in table.to_pylist() if row["status"] == "scored")
 
-    def _one(self, there: set[str], row: dict[str, Any]) -> Exported:
+    def _one(self, there: Container[str], row: dict[str, Any]) -> Exported:
         name = PurePosixPath(row["mask_key"]).stem
         keys = [f"dicom/{name}{suffix}" for suffix in SUFFIXES]
-        if not there.issuperset(keys):
+        if not all(key in there for key in keys):
             try:
                 acquisition = self._acquisition(row)
                 if acquisition is None:

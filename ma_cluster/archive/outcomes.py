@@ -212,8 +212,8 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     }
     if (facts := outcome.facts) is not None:
         row |= {"sha256": facts.sha256, "height": facts.height, "width": facts.width}
-        row |= {f"fov_{name}": value for name, value in dataclasses.asdict(facts.fov).items()}
-        measures = dataclasses.asdict(facts.quality)
+        row |= {f"fov_{name}": value for name, value in _values(facts.fov).items()}
+        measures = _values(facts.quality)
         row |= {"gradable": measures.pop("gradable"), "quality": measures.pop("score"), "flags": measures.pop("flags")}
         row |= {f"quality_{name}": value for name, value in measures.items()}
     if (findings := outcome.findings) is not None:
@@ -221,5 +221,10 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         row["operating_point"] = findings.operating_point
         row["lesion_count"] = len(findings.lesions)
         row["lesion_area_px"] = sum(lesion.area_px for lesion in findings.lesions)
-        row["lesions"] = [dataclasses.asdict(lesion) for lesion in findings.lesions]
+        row["lesions"] = [_values(lesion) for lesion in findings.lesions]
     return row
+
+
+def _values(flat: Any) -> dict[str, Any]:
+    """The fields of a dataclass that holds plain values; `asdict` would copy each of them."""
+    return {each.name: getattr(flat, each.name) for each in dataclasses.fields(flat)}

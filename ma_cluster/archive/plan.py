@@ -7,7 +7,6 @@ A shard is a slice of a plan part. Both listing and cutting hold one part in mem
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -206,8 +205,8 @@ def _whole_part(dest: Store, plan: Plan, number: int, columns: list[str] | None 
 def _parts(entries: Iterable[Entry]) -> Iterator[list[dict[str, Any]]]:
     """The rows of each part, one part at a time."""
     listed = iter(entries)
-    while rows := [dataclasses.asdict(entry) for entry in islice(listed, PLAN_PART_IMAGES)]:
-        yield rows
+    while part := list(islice(listed, PLAN_PART_IMAGES)):
+        yield [{name: getattr(entry, name) for name in _SCHEMA.names} for entry in part]
 
 
 def _count(plan: Plan) -> int:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from heapq import heappush, heappushpop
+from math import isfinite
 from typing import Any
 
 import pyarrow as pa
@@ -152,26 +154,30 @@ def read_status(dest_url: str) -> RunStatus:
         UsageError: there is no run.
     """
     dest, run = open_run(dest_url)
-    return status_of(dest, run, list(count_parts(dest, run)))
+    return status_of(dest, run, count_parts(dest, run))
 
 
-def status_of(dest: Store, run: Run, parts: Sequence[Counts]) -> RunStatus:
-    """The status of a run whose committed shards have these counts."""
-    counts = sum(parts, Counts())
+def status_of(dest: Store, run: Run, parts: Iterable[Counts]) -> RunStatus:
+    """The status of a run whose committed shards have these counts; memory holds one of them at a time."""
+    counts, latest = Counts(), list[tuple[float, int]]()
+    for part in parts:
+        counts += part
+        if isfinite(part.committed_at):
+            keep = heappush if len(latest) < _RATE_PARTS else heappushpop
+            keep(latest, (part.committed_at, part.images))
     in_order: dict[str, Any] = {
         name: Counter(dict(sorted(getattr(counts, name).items())))
         for name in ("statuses", "reasons", "triage", "flags")
     }
     patients = read_counts(dest) if counts.identified else None
-    return RunStatus(run, replace(counts, **in_order), len(retries(dest)), rate(parts), patients)
+    return RunStatus(run, replace(counts, **in_order), len(retries(dest)), _rate(sorted(latest)), patients)
 
 
-def rate(parts: Sequence[Counts]) -> float | None:
-    """Photographs a second between the first and the last of the latest commits."""
-    latest = sorted(parts, key=lambda part: part.committed_at)[-_RATE_PARTS:]
-    if len(latest) < 2 or latest[-1].committed_at <= latest[0].committed_at:
+def _rate(latest: Sequence[tuple[float, int]]) -> float | None:
+    """Photographs a second between the first and the last of commits, each its time and its photographs."""
+    if len(latest) < 2 or latest[-1][0] <= latest[0][0]:
         return None
-    return sum(part.images for part in latest[1:]) / (latest[-1].committed_at - latest[0].committed_at)
+    return sum(images for _, images in latest[1:]) / (latest[-1][0] - latest[0][0])
 
 
 def count_parts(dest: Store, run: Run) -> Iterator[Counts]:
@@ -227,7 +233,7 @@ def finish_run(dest: Store, run: Run, *, whole: bool = True) -> RunStatus:
         MaClusterError: outcomes are missing.
         PartDamagedError: a part of them is damaged, or foreign.
     """
-    status = status_of(dest, run, list(count_parts(dest, run)))
+    status = status_of(dest, run, count_parts(dest, run))
     if status.remaining:
         raise MaClusterError(
             f"{status.remaining} photographs of run {run.id} have no outcome; start it again to resume"

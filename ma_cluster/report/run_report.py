@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ma_cluster.archive.retry import latest_outcomes
 from ma_cluster.archive.run import Run
@@ -66,7 +67,17 @@ class Digest:
     lesion_counts: np.ndarray = field(default_factory=lambda: np.zeros(len(_LESION_BINS), np.int64))
     scores: np.ndarray = field(default_factory=lambda: np.zeros(_SHARES, np.int64))
     qualities: np.ndarray = field(default_factory=lambda: np.zeros(_SHARES, np.int64))
+    commits: list[tuple[float, int]] = field(default_factory=list)
+    """When each part was committed, seconds since 1970, and its photographs."""
     _arrival: Iterator[int] = field(default_factory=lambda: count(0, -1))
+
+    def take(self, part: pa.Table) -> Counts:
+        """Take the outcomes of a part, and count them."""
+        counts = count_outcomes(part)
+        self.commits.append((counts.committed_at, counts.images))
+        for row in part.select(["key", *_COLUMNS]).to_pylist():
+            self.add(row)
+        return counts
 
     def add(self, row: dict[str, Any]) -> None:
         """Take one photograph's outcome."""
@@ -157,12 +168,8 @@ def write_report(dest_url: str, price: float | None = None) -> str:
         StoreError: an outcome cannot be read, or the page not be written.
     """
     dest, run = open_run(dest_url)
-    digest, counted = Digest(), []
-    for table in latest_outcomes(dest, run, [*_COLUMNS, *(name for name in COUNTED if name not in _COLUMNS)]):
-        counted.append(count_outcomes(table))
-        for row in table.select(["key", *_COLUMNS]).to_pylist():
-            digest.add(row)
-    status = status_of(dest, run, counted)
+    digest, columns = Digest(), [*_COLUMNS, *(name for name in COUNTED if name not in _COLUMNS)]
+    status = status_of(dest, run, (digest.take(part) for part in latest_outcomes(dest, run, columns)))
     counts, rate = status.counts, status.images_per_second
     page = render(
         "run.html",
@@ -171,7 +178,7 @@ def write_report(dest_url: str, price: float | None = None) -> str:
         outcomes=_outcomes(status),
         triages=parts({todo: (_TRIAGE[todo], number) for todo, number in counts.triage.items()}),
         triage=_TRIAGE,
-        throughput=throughput(counted),
+        throughput=throughput(digest.commits),
         reasons=bars(list(counts.reasons), list(counts.reasons.values())),
         stages=bars(list(counts.seconds), list(counts.seconds.values()), "{:,.1f} s"),
         flags=bars([flag.replace("_", " ") for flag in counts.flags], list(counts.flags.values())),
@@ -189,15 +196,12 @@ def _outcomes(status: RunStatus) -> Any:
     return parts({kind: (words, numbers.get(kind, 0)) for kind, words in _STATUSES.items()})
 
 
-def throughput(counted: Sequence[Counts]) -> list[Bar]:
+def throughput(commits: Sequence[tuple[float, int]]) -> list[Bar]:
     """Photographs by the time at which they were committed, in at most so many stretches of equal length."""
-    known = [part for part in counted if np.isfinite(part.committed_at)]
+    known = np.array([commit for commit in commits if np.isfinite(commit[0])], np.float64).reshape(-1, 2)
     if len(known) < 2:
         return []
-    times = np.array([part.committed_at for part in known])
-    numbers, edges = np.histogram(
-        times, min(_TIMES, len(known)), weights=np.array([part.images for part in known], np.float64)
-    )
+    numbers, edges = np.histogram(known[:, 0], min(_TIMES, len(known)), weights=known[:, 1])
     form = "%H:%M" if edges[-1] - edges[0] < 86_400 else "%m-%d %H:%M"
     labels = [datetime.fromtimestamp(edge, UTC).strftime(form) for edge in edges[:-1].tolist()]
     return bars(labels, numbers.astype(np.int64).tolist())

@@ -8,10 +8,12 @@ import io
 import posixpath
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
 
@@ -21,14 +23,14 @@ from ma_cluster.config import KnownField
 from ma_cluster.errors import ObjectMissingError, UsageError
 from ma_cluster.storage.identity import Pseudonyms, eye_named, site_pseudonyms, visit_named
 from ma_cluster.storage.parquet import DAMAGED, open_parquet
-from ma_cluster.storage.store import Entry, open_store
+from ma_cluster.storage.store import Entry, KeySet, open_store
 
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".parquet")
 _COLUMNS = ("key", "path", "image", "filename", "url")  # any case; the first that is there names the photographs
 _FIELD, _NO_SURROUND = "field_degrees", "no_surround"
 _SAID = (_FIELD, _NO_SURROUND, "patient", "eye", "visit")  # what else a row may say, any case
 _YES, _NO = frozenset({"1", "true", "yes", "y"}), frozenset({"", "0", "false", "no", "n"})
-_BEFORE_HEADER = re.compile(r"(?:[ \t,;]*\r?\n)*(?:sep=(?P<separator>.)\r?\n)?")  # blank lines, and what Excel notes
+_SEPARATOR = re.compile(r"sep=(.)\r?\n")  # what Excel notes above the header
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 AND_MISSING = "; nor is there its photograph: "
 """In the fault of a row between what is wrong with its words, which stays, and that its photograph is missing."""
@@ -154,8 +156,10 @@ class Manifest:
         """Raises UsageError: it is not there, or is no such file."""
         rows = _distinct(self._rows())
         with ThreadPoolExecutor(_HEADS) as threads:
-            while chunk := tuple(islice(rows, _CHUNK)):
-                yield from threads.map(self._look, chunk)
+            while chunk := list(islice(rows, _CHUNK)):
+                each = -(-len(chunk) // _HEADS)  # to hand over one key costs more than to look for it on a disk
+                parts = [chunk[first : first + each] for first in range(0, len(chunk), each)]
+                yield from chain.from_iterable(threads.map(lambda part: [self._look(row) for row in part], parts))
 
     def head(self, key: str) -> Entry:
         store, own = self._locate(key)
@@ -256,17 +260,21 @@ def _text_rows(data: bytes) -> Iterator[_Row]:
             data = packed.read(_LARGEST_UNPACKED)
             if packed.read(1):
                 raise UsageError(f"the manifest holds more than {_LARGEST_UNPACKED} bytes; cut it into several")
-    text = data.decode("utf-16" if data.startswith(_UTF_16) else "utf-8-sig")
-    before = _BEFORE_HEADER.match(text)
-    assert before is not None
-    table = text[before.end() :]
-    header, _, _ = table.partition("\n")
-    separator = before["separator"] or max(",;\t|", key=header.count)  # commas where there is but one column
-    lines = csv.reader(io.StringIO(table, newline=""), delimiter=separator)
+    text = io.TextIOWrapper(io.BytesIO(data), "utf-16" if data.startswith(_UTF_16) else "utf-8-sig", newline="")
+    deque(text, maxlen=0)  # it is text to its end, or nothing is planned
+    text.seek(0)
+    header, above = next(text, ""), 0
+    while header.endswith("\n") and not header.strip(" \t,;\r\n"):
+        header, above = next(text, ""), above + 1
+    noted = _SEPARATOR.fullmatch(header)
+    if noted is not None:
+        header, above = next(text, ""), above + 1
+    separator = max(",;\t|", key=header.count) if noted is None else noted[1]  # commas where there is but one column
+    lines = csv.reader(chain([header], text), delimiter=separator)
     names = next(lines, [])
     spaced = any(name != name.strip() for name in names)  # for people's eyes, in all lines
     columns = list(_columns([name.strip() for name in names]).values())
-    for line, cells in enumerate(lines, 2 + before[0].count("\n")):
+    for line, cells in enumerate(lines, 2 + above):
         cells = [cell.strip() for cell in cells] if spaced else cells
         if any(cell.strip() for cell in cells):
             said = (cells[column] if column is not None and column < len(cells) else "" for column in columns)
@@ -298,11 +306,10 @@ def _columns(names: Sequence[str]) -> dict[str, int | None]:
 
 def _distinct(rows: Iterator[_Row]) -> Iterator[_Row]:
     """The rows, each with a key of its own: one without, or with that of an earlier one, is named by its line."""
-    seen: set[str] = set()
-    for row in rows:
-        if row.key and row.key not in seen:
-            seen.add(row.key)
-            yield row
-        else:
-            fault = "it repeats the key of an earlier line" if row.key else "it has no key"
-            yield replace(row, key=f"{row.key}#line={row.line}", fault=fault)
+    with closing(KeySet()) as seen:
+        for row in rows:
+            if row.key and seen.add(row.key):
+                yield row
+            else:
+                fault = "it repeats the key of an earlier line" if row.key else "it has no key"
+                yield replace(row, key=f"{row.key}#line={row.line}", fault=fault)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,30 @@ def open_store(url: str | os.PathLike[str], *, private: bool = False) -> Store:
     from ma_cluster.storage.s3 import S3Store  # boto3 takes half a second: not for local runs
 
     return S3Store(bucket, prefix.strip("/"))
+
+
+class KeySet:
+    """A set of keys in a temporary file, as those of a large archive would fill the memory. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._file.execute("pragma journal_mode = off")
+        self._file.execute("create table keys (key blob primary key) without rowid")
+
+    def add(self, key: str) -> bool:
+        """False where it was there already."""
+        return self._file.execute("insert or ignore into keys values (?)", (_stored(key),)).rowcount == 1
+
+    def __contains__(self, key: object) -> bool:
+        return self._file.execute("select 1 from keys where key = ?", (_stored(key),)).fetchone() is not None
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()
+
+
+def _stored(key: object) -> bytes:
+    return str(key).encode("utf-8", "surrogatepass")
 
 
 def check_size(size: int, max_bytes: int | None) -> None:

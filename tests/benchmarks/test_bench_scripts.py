@@ -11,7 +11,7 @@ import pytest
 
 SCRIPTS = {
     "ledger": ["--sizes", "20000", "--repeats", "1", "--cluster-shards", "2"],
-    "archive": ["--sizes", "20", "40"],
+    "keys": ["--sizes", "200", "400"],
     "plan": ["--photographs", "2"],
     "poison": ["--photographs", "10"],
     "soak": ["--minutes", "0.3", "--every", "3", "--job-every", "5"],

@@ -14,7 +14,7 @@ from photographs import encode, noise_photograph
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.plan import read_shard
 from ma_cluster.archive.run import begin_run, commit, pending
-from ma_cluster.archive.summary import Counts, finish_run, open_run, read_status
+from ma_cluster.archive.summary import finish_run, open_run, read_status
 from ma_cluster.errors import Flag, Reason, Triage, UsageError
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.quality import Quality
@@ -109,9 +109,9 @@ def test_the_page_is_one_file_that_loads_and_runs_nothing(tmp_path: Path) -> Non
 
 
 def test_photographs_are_counted_by_the_time_at_which_they_were_committed() -> None:
-    parts = [Counts(committed_at=1e9 + minute * 60, images=number) for minute, number in ((0, 3), (1, 5), (9, 2))]
-    assert [bar.value for bar in throughput(parts)] == ["8", "0", "2"]
-    assert throughput(parts[:1]) == []
+    commits = [(1e9 + minute * 60, number) for minute, number in ((0, 3), (1, 5), (9, 2))]
+    assert [bar.value for bar in throughput(commits)] == ["8", "0", "2"]
+    assert throughput(commits[:1]) == []
 
 
 def test_a_finished_run_is_told_with_the_time_of_each_stage(tmp_path: Path) -> None:

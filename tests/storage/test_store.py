@@ -6,6 +6,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import boto3
@@ -26,7 +27,7 @@ from ma_cluster.errors import (
 )
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.s3 import S3Store
-from ma_cluster.storage.store import Store, open_store
+from ma_cluster.storage.store import KeySet, Store, open_store
 
 COMMON_KEYS = ["a", "deep/er/b.jpg", "with space.jpg", "+ % # ?&=", "%2e%2e/c", "Ä/ä.jpg", "a\u0308", "NA", "tab\t"]
 LOCAL_KEYS = ["new\nline", "-rf", "~", "a\\b"]  # moto finds no object under a key with a line break
@@ -333,3 +334,14 @@ def test_errors_of_s3_never_hold_the_key(s3: S3Store) -> None:
     with pytest.raises(StoreError) as caught:
         s3.get("patient-name.jpg")
     assert "patient" not in str(caught.value)
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=3)), st.text(max_size=3))
+def test_a_key_set_is_a_set_of_whatever_text(keys, other):
+    known = set[str]()
+    with closing(KeySet()) as found:
+        for key in keys:
+            assert found.add(key) == (key not in known)
+            known.add(key)
+        assert all(key in found for key in known)
+        assert (other in found) == (other in known)
