@@ -7,23 +7,19 @@ both and a Capacity -> Forecast                           the part of the fleet 
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import random
 import time
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from PIL import Image
-
 from ma_cluster.archive.run import Listing
 from ma_cluster.archive.summary import read_status
 from ma_cluster.errors import ImageError, MaClusterError, UsageError
-from ma_cluster.images.decode import decode
+from ma_cluster.images.decode import decode, read_size
 from ma_cluster.images.reading import read_photograph
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.lesions.findings import encode_mask, encode_overlay
@@ -124,13 +120,10 @@ def survey(source: Source, sample: int = 32, seed: int = 0) -> tuple[Survey, lis
 
 def _megapixels(source: Source, entry: Entry) -> float | None:
     try:
-        data = source.get(entry.key)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a size that decoding would refuse
-            with Image.open(io.BytesIO(data)) as image:
-                return image.width * image.height / 1e6
-    except (MaClusterError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        width, height = read_size(source.get(entry.key))
+    except MaClusterError:
         return None
+    return width * height / 1e6
 
 
 def seconds_of_run(dest_url: str) -> StageSeconds:

@@ -96,6 +96,24 @@ def decode(data: bytes, config: ImageConfig) -> Decoded:
     return Decoded(pixels, tuple(flag for flag, told in noticed.items() if told), acquisition)
 
 
+def read_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a photograph as it is stored, by its header alone.
+
+    Raises:
+        ImageRefusedError: it does not tell.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if data.startswith(*DICOM):
+                from ma_cluster.images.dicom import dicom_size
+
+                return dicom_size(data)
+            return _open(data).size
+        except _DECODE_ERRORS as error:
+            raise _decode_refusal(error) from error
+
+
 def _reader(data: bytes) -> Callable[[bytes, ImageConfig], _Stored]:
     if data.startswith(*DICOM):
         return _read_dicom

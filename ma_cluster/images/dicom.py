@@ -72,6 +72,18 @@ def read_dicom(data: bytes, config: ImageConfig) -> DicomPhotograph:
     return DicomPhotograph(pixels, acquisition_of(dataset))
 
 
+def dicom_size(data: bytes) -> tuple[int, int]:
+    """Width and height, by the header alone; raises ImageRefusedError where it does not tell."""
+    import pydicom
+
+    _syntax(data)
+    header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=["Columns", "Rows"])
+    width, height = int(header.get("Columns") or 0), int(header.get("Rows") or 0)
+    if not width * height:
+        raise truncated()
+    return width, height
+
+
 def _syntax(data: bytes) -> str:
     """The transfer syntax, before anything else is read: one of them is of packed data, which may be a bomb."""
     from pydicom.filereader import read_dataset

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+from dicom_files import dicom_file
 from photographs import encode
 from typer.testing import CliRunner
 
@@ -33,6 +34,17 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.jpg").write_bytes(b"<html>not found</html>")
     (folder / "Thumbs.db").write_bytes(b"x")
     return folder
+
+
+def test_a_header_of_dicom_tells_the_size_without_its_pixels(tmp_path: Path) -> None:
+    eye = retina()[::3, ::3].copy()
+    whole = dicom_file(eye, "jpeg")
+    (tmp_path / "whole.dcm").write_bytes(whole)
+    (tmp_path / "cut.dcm").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.dcm").write_bytes(whole[:140])
+    found, _ = survey(open_source(str(tmp_path)))
+    assert (found.images, found.sampled, found.unreadable) == (3, 3, 1)
+    assert found.megapixels == pytest.approx(eye.shape[0] * eye.shape[1] / 1e6)
 
 
 def test_the_slowest_part_decides() -> None:
