@@ -134,7 +134,7 @@ def _encapsulate(dataset: Dataset, rgb: UInt8[ndarray, "h w 3"], kind: str) -> N
         "jpeg 2000 lossy": lambda: (
             JPEG2000,
             "YBR_ICT",
-            encode(rgb, "JPEG2000", no_jp2=True, mct=1, irreversible=True, quality_mode="dB", quality_layers=[42]),
+            encode(rgb, "JPEG2000", no_jp2=True, mct=1, irreversible=True, quality_mode="dB", quality_layers=[50]),
         ),
     }[kind]()
     dataset.file_meta.TransferSyntaxUID = syntax

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dicom_files import dicom_file
 from PIL import Image
 from untrained import calibrated_frrn
 
@@ -100,6 +101,25 @@ def test_detect_writes_json_mask_and_overlay(ma_cluster: Command, eye: Path, mod
         assert (mask.mode, mask.size) == ("1", (300, 300))
         assert np.asarray(mask).sum() == sum(lesion["area_px"] for lesion in values["lesions"]) > 0
     assert f"left eye.jpg: {len(values['lesions'])} lesion" in done.out
+
+
+def test_detect_reads_dicom_and_names_the_patient_by_a_pseudonym(
+    ma_cluster: Command, model: Path, tmp_path: Path
+) -> None:
+    out, photograph = tmp_path / "out", np.asarray(Image.fromarray(retina()).resize((301, 300)))
+    (tmp_path / "x.dcm").write_bytes(dicom_file(photograph, "jpeg", 7))
+    done = ma_cluster("detect", tmp_path / "x.dcm", "--out", out, "--model", model)
+    assert (done.status, done.err) == (0, "")
+    values = json.loads((out / "x.json").read_text())
+    assert (values["status"], values["height"], values["width"]) == ("scored", 300, 301)
+    assert (values["eye"], values["eye_source"], values["visit"]) == ("R", "dicom", "2026-01-02")
+    assert (values["fov"]["degrees"], values["operating_point"]) == (45.0, "default")
+    assert values["patient"] is not None
+    said = (out / "x.json").read_text() + done.out
+    assert not any(word in said for word in ("patient-7", "Jane", "Camera"))
+    with Image.open(out / "x_mask.png") as mask:
+        assert mask.size == (301, 300)
+        assert np.asarray(mask).sum() == sum(lesion["area_px"] for lesion in values["lesions"]) > 0
 
 
 def test_an_operating_point_that_does_not_exist_is_wrong_usage(ma_cluster: Command, eye: Path, tmp_path: Path) -> None:

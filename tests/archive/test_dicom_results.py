@@ -14,6 +14,7 @@ from typing import Any
 import highdicom
 import numpy as np
 import pytest
+from archive_runs import rows
 from dicom_files import OPHTHALMIC_8_BIT, dicom_file, key_of
 from fault_proxy import Fault, Kind, fault_proxy
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from local_fleet import LocalFleet, score_all
 from photographs import encode
 from PIL import Image
 from pydicom import Dataset, dcmread
+from typer.testing import CliRunner
 
 from ma_cluster.archive.audit import check_audit
 from ma_cluster.archive.dicom_export import DicomExport, Exported
@@ -31,8 +33,10 @@ from ma_cluster.archive.retry import latest_outcomes
 from ma_cluster.archive.run import Run, begin_run
 from ma_cluster.archive.shard_scorer import ShardScorer
 from ma_cluster.archive.summary import finish_run
+from ma_cluster.cli.app import app
 from ma_cluster.config import ImageConfig
 from ma_cluster.images.acquisition import HEADER, Acquisition
+from ma_cluster.images.datasets import decode_mask
 from ma_cluster.images.decode import Decoded, decode
 from ma_cluster.images.sample import retina
 from ma_cluster.lesions.findings import encode_mask, encode_overlay
@@ -241,6 +245,27 @@ def test_a_run_has_dicom_results_of_its_dicom_photographs_meanwhile_or_afterward
     assert export(source, dest, run) == Exported(written=2, no_dicom=1)
     assert {entry.key: dest.get(entry.key) for entry in dest.list("dicom/")} == before
     assert (check_audit(dest, run).results, check_audit(dest, run, masks=True).faults) == (4, ())
+
+
+def test_the_commands_write_a_run_as_dicom_once_and_check_its_audit(tiny_bundle: Path, tmp_path: Path) -> None:
+    source, dest = LocalStore(tmp_path / "eyes"), LocalStore(tmp_path / "run")
+    source.put("one.dcm", dicom_file(RGB, "jpeg 2000", 1))
+    source.put("two.png", encode(RGB, "PNG"))
+    run_over(source, dest, tiny_bundle, dicom=False)
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["dicom", dest.url])
+        assert done.exit_code == 0, done.output
+        assert done.output.splitlines() == [
+            f"1 results as DICOM, {dest.url}/dicom",
+            "1 photographs are of other files than DICOM",
+        ]
+        files = {entry.key: dest.get(entry.key) for entry in dest.list("dicom/")}
+        assert len(files) == len(SUFFIXES)
+    checked = CliRunner().invoke(app, ["audit", dest.url, "--masks"])
+    assert checked.exit_code == 0 and checked.output.startswith("2 results, ")
+    (mask,) = (row["mask_key"] for row in rows(dest).values() if row["key"] == "one.dcm")
+    (stored,) = (highdicom.seg.segread(io.BytesIO(data)) for key, data in files.items() if key.endswith(".seg.dcm"))
+    np.testing.assert_array_equal(stored.pixel_array.squeeze() > 0, decode_mask(dest.get(mask)))
 
 
 def test_a_mask_or_overlay_that_is_gone_costs_its_own_photograph_alone(tiny_bundle: Path, tmp_path: Path) -> None:

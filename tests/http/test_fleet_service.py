@@ -8,8 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from archive_jobs import begun, decide, finish, jobs_of, photographs
+from dicom_files import dicom_file
+from known_service import served
+from PIL import Image
 
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.retry import begin_retry
@@ -20,7 +24,13 @@ from ma_cluster.bundle import load_bundle
 from ma_cluster.config import KnownField, OperatingPoint
 from ma_cluster.errors import Reason
 from ma_cluster.http.fleet_service import ArchiveMetrics, Backing, FleetService, Looks
+from ma_cluster.http.guard import HttpLimits
 from ma_cluster.http.jobs import ArchiveJob, ArchiveJobs, JobState
+from ma_cluster.images.datasets import decode_mask
+from ma_cluster.images.reading import read_bytes
+from ma_cluster.images.sample import retina
+from ma_cluster.lesions.detector import Detector
+from ma_cluster.lesions.findings import encode_mask
 from ma_cluster.storage.local import LocalStore
 
 
@@ -56,6 +66,43 @@ def source(tmp_path: Path) -> LocalStore:
 @pytest.fixture
 def service(jobs: ArchiveJobs, tiny_bundle: Path) -> FleetService:
     return FleetService(Backing(Nothing(), jobs, lambda: set(), Nothing()), load_bundle(tiny_bundle))
+
+
+class Here(Nothing):
+    """A fleet in this process, and a recorder that keeps nothing."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+
+    def read_upload(self, data: bytes, field: KnownField) -> Reading:
+        prepared, facts = read_bytes(data, field.told(self._detector.recipe.image))
+        return Reading(facts, prepared)
+
+    def segment(self, reading: Reading, operating_point: OperatingPoint) -> Segmentation:
+        found = self._detector.segment(reading.prepared, operating_point)
+        return Segmentation(found.findings, encode_mask(found.mask), b"an overlay", found.seconds)
+
+    def begun(self) -> None: ...
+
+    def decided(self, outcome: Outcome) -> None: ...
+
+
+def test_a_dicom_body_is_answered_with_what_its_header_tells_but_who_it_is(
+    jobs: ArchiveJobs, tiny_bundle: Path
+) -> None:
+    bundle, photograph = load_bundle(tiny_bundle), np.asarray(Image.fromarray(retina()).resize((301, 300)))
+    fleet = Here(Detector(bundle))
+    data = dicom_file(photograph, "rle", 7)
+    with served(HttpLimits(), FleetService(Backing(fleet, jobs, lambda: set(), fleet), bundle)) as server:
+        status, values, _ = server.ask("POST", "/v1/segment?operating_point=sensitive", data)
+        mask = server.ask("POST", "/v1/segment", data, Accept="image/png")[1]
+        known = server.ask("POST", "/v1/segment?field_degrees=30", data)[1]
+    assert (status, values["status"], values["height"], values["width"]) == (200, "scored", 300, 301)
+    assert (values["eye"], values["eye_source"], values["visit"]) == ("R", "dicom", "2026-01-02")
+    assert (values["operating_point"], values["fov"]["degrees"]) == ("sensitive", 45.0)
+    assert values["patient"] is None and "patient-7" not in json.dumps(values)
+    assert decode_mask(mask).shape == (300, 301)
+    assert known["fov"]["degrees"] == 30.0, "what is said goes before what the header tells"
 
 
 BROKEN: dict[str, Callable[[ArchiveJob], bytes]] = {

@@ -19,12 +19,15 @@ from typing import Any
 
 import pytest
 from archive_runs import rows
+from dicom_files import dicom_file
 from PIL import Image
 from processes import Process, descendants, kill, wait_until_gone
 from servers import Weed, free_ports
 
 from ma_cluster.cluster.service.gateway import ServiceArguments
+from ma_cluster.config import ImageConfig
 from ma_cluster.errors import UsageError
+from ma_cluster.images.decode import decode
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.storage.store import open_store
 
@@ -135,6 +138,14 @@ def test_a_photograph_is_answered_as_detect_answers_it(service: Served, eye: byt
     assert {"fetch", "hgn", "decode"} - values["seconds"].keys() == {"fetch"}
     assert service.ask("POST", "/v1/segment", eye, Accept="image/png")[1].startswith(b"\x89PNG")
     assert service.ask("POST", "/v1/segment", b"<html>")[0] == 415
+
+
+def test_a_dicom_file_is_answered_with_what_its_header_tells_but_who_it_is(service: Served, eye: bytes) -> None:
+    data = dicom_file(decode(eye, ImageConfig()).pixels, "jpeg-ls", 7)
+    status, answer = service.ask("POST", "/v1/segment", data)
+    values = json.loads(answer)
+    assert (status, values["eye"], values["eye_source"], values["fov"]["degrees"]) == (200, "R", "dicom", 45.0)
+    assert values["patient"] is None and b"patient-7" not in answer
 
 
 def test_photographs_are_read_as_they_are_asked_for(service: Served, archive: str, weed: Weed, eye: bytes) -> None:
