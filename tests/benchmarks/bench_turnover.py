@@ -8,16 +8,19 @@ whose true turnover is 0: by the lesions that people have outlined, and, with `-
 `phantom`: lesions drawn into the earlier, the later, or both of two such cameras' photographs, and detected.
 `laterality`: the eye that the picture tells beside the one that people see (known_eyes.json, IDRiD and HRF), and the
 disc beside IDRiD's masks. FOLDER holds idrid/, idrid_grading/, hrf_healthy/ and eophtha_ma/. What the file holds of
-other parts stays.
+other parts stays. Detections, which take almost all of the time, are kept in --cache, if it is given.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -54,6 +57,29 @@ _FIRST = 5  # of the ten photographs of each set that are taken for strangers
 _NEIGHBOURS = 1  # numbers of e-ophtha that may be one eye
 
 
+@dataclass(frozen=True, slots=True)
+class Outlines:
+    """All places that a model outlines on a photograph, and whether it is gradable; kept in `cache` if there is one."""
+
+    detector: Detector
+    cache: Path | None
+
+    def knowing(self, field: KnownField) -> Outlines:
+        return dataclasses.replace(self, detector=self.detector.knowing(field))
+
+    def __call__(self, pixels: ndarray) -> tuple[list[Lesion], bool]:
+        what = [self.detector.digest, repr(self.detector.recipe.image), hashlib.sha256(pixels.tobytes()).hexdigest()]
+        kept = None if self.cache is None else self.cache / f"{hashlib.sha256(repr(what).encode()).hexdigest()}.json"
+        if kept is not None and kept.is_file():
+            values, gradable = json.loads(kept.read_text())
+            return [Lesion(**(one | {"bbox": tuple(one["bbox"])})) for one in values], gradable
+        found = self.detector.segment(self.detector.prepare(pixels), "sensitive")
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps([[dataclasses.asdict(one) for one in found.lesions], found.quality.gradable]))
+        return list(found.lesions), found.quality.gradable
+
+
 def named(shared: Path, *folders: str) -> dict[str, Path]:
     """Photographs by the stem of their name."""
     found = {path.stem: path for folder in folders for path in sorted((shared / folder).rglob("*.jpg"))}
@@ -87,7 +113,7 @@ def off(found: Registration, movement: Movement, fov: Fov, views: tuple[View, Vi
     return REDUCTION * np.linalg.norm(found.to_before(places[inside]) - truth[inside], axis=1)
 
 
-def warps(shared: Path, photographs: int, detector: Detector | None) -> dict[str, Any]:
+def warps(shared: Path, photographs: int, outlines: Outlines | None) -> dict[str, Any]:
     by_set = (named(shared, folder).values() for folder in (HRF, IDRID))
     paths = [path for pair in zip(*by_set, strict=False) for path in pair]
     errors: list[float] = []
@@ -123,7 +149,7 @@ def warps(shared: Path, photographs: int, detector: Detector | None) -> dict[str
     }
 
 
-def strangers(shared: Path, photographs: int, detector: Detector | None) -> dict[str, Any]:
+def strangers(shared: Path, photographs: int, outlines: Outlines | None) -> dict[str, Any]:
     """`photographs` pairs of different eyes: of ten photographs in a row of each set, which may be of one patient."""
     by_set = [list(named(shared, folder).items())[_FIRST : _FIRST + 10] for folder in (IDRID, GRADES, HRF, EOPHTHA)]
     everything = [item for own in by_set for item in own]
@@ -148,7 +174,7 @@ def strangers(shared: Path, photographs: int, detector: Detector | None) -> dict
     return {"pairs": len(asked), "registered": registered}
 
 
-def pairs(shared: Path, photographs: int, detector: Detector | None) -> dict[str, Any]:
+def pairs(shared: Path, photographs: int, outlines: Outlines | None) -> dict[str, Any]:
     """Pairs of one eye at one visit, or of two shots of it."""
     paths, rows = named(shared, IDRID, GRADES, EOPHTHA), []
     for first, second in SAME_EYE:
@@ -161,26 +187,26 @@ def pairs(shared: Path, photographs: int, detector: Detector | None) -> dict[str
         if all(mask.is_file() for mask in masks):
             sides = [Taken(view, outlined(mask)) for view, mask in zip(views, masks, strict=True)]
             row["outlined"] = counts(compare(sides[0], sides[1], found))
-        if detector is not None and len(rows) < photographs:
-            row |= by_detection(detector, paths[first], paths[second])
+        if outlines is not None and len(rows) < photographs:
+            row |= by_detection(outlines, paths[first], paths[second])
         rows.append(row)
     kinds = [kind for kind in ("outlined", "detected", "called_alone") if any(kind in row for row in rows)]
     return {"pairs": rows} | {kind: summed([row[kind] for row in rows if kind in row]) for kind in kinds}
 
 
-def by_detection(detector: Detector, *paths: Path) -> dict[str, Any]:
+def by_detection(outlines: Outlines, *paths: Path) -> dict[str, Any]:
     """What has changed by the lesions that are called, confirmed by what is outlined beside them, or called alone."""
     whole = [pixels_of(path) for path in paths]
-    first, second = (detected(detector, pixels, read_view(pixels, KnownField())) for pixels in whole)
+    first, second = (detected(outlines, pixels, read_view(pixels, KnownField())) for pixels in whole)
     found = register(first.view, second.view)
     assert found is not None, "they register at half their size"
     alone = compare(without(first), without(second), found)
     return {"detected": counts(compare(first, second, found)), "called_alone": counts(alone)}
 
 
-def phantom(shared: Path, photographs: int, detector: Detector | None) -> dict[str, Any]:
+def phantom(shared: Path, photographs: int, outlines: Outlines | None) -> dict[str, Any]:
     """Eight lesions drawn into both, eight into the earlier and eight into the later photograph of each pair."""
-    assert detector is not None, "phantom needs --detect"
+    assert outlines is not None, "phantom needs --detect"
     config = PhantomConfig(dots=8, haemorrhages=0, fragments=0, exudates=0)
     rows = []
     for number, path in enumerate(list(named(shared, HRF).values())[:photographs]):
@@ -190,7 +216,7 @@ def phantom(shared: Path, photographs: int, detector: Detector | None) -> dict[s
         both = draw_phantom(pixels, fov, rng, config)
         only = [draw_phantom(both.pixels, fov, rng, config) for _ in range(2)]
         shots = two_shots(only[0].pixels, only[1].pixels, fov, movement, rng)
-        sides = [detected(detector.knowing(FIELD), shot, read_view(shot, FIELD)) for shot in shots]
+        sides = [detected(outlines.knowing(FIELD), shot, read_view(shot, FIELD)) for shot in shots]
         found = register(sides[0].view, sides[1].view)
         rows.append(
             {"photograph": path.stem, "registered": found is not None}
@@ -251,12 +277,12 @@ def near(places: ndarray, lesions: ndarray) -> ndarray:
     return np.linalg.norm(places[:, None] - lesions[None], axis=2).min(axis=1) <= 10
 
 
-def detected(detector: Detector, pixels: ndarray, view: View) -> Taken:
+def detected(outlines: Outlines, pixels: ndarray, view: View) -> Taken:
     """What the model calls, and what it outlines beside that."""
-    found = detector.segment(detector.prepare(pixels), "sensitive")
-    least = detector.recipe.detector.least_score
-    called = [lesion for lesion in found.lesions if lesion.score >= least]
-    return Taken(view, called, [lesion for lesion in found.lesions if lesion.score < least], found.quality.gradable)
+    lesions, gradable = outlines(pixels)
+    least = outlines.detector.recipe.detector.least_score
+    called = [lesion for lesion in lesions if lesion.score >= least]
+    return Taken(view, called, [lesion for lesion in lesions if lesion.score < least], gradable)
 
 
 def without(side: Taken) -> Taken:
@@ -285,7 +311,7 @@ def summed(rows: list[dict[str, Any]]) -> dict[str, int]:
     return {"photograph_pairs": len(rows)} | {name: sum(row[name] for row in rows) for name in names}
 
 
-def laterality(shared: Path, photographs: int, detector: Detector | None) -> dict[str, Any]:
+def laterality(shared: Path, photographs: int, outlines: Outlines | None) -> dict[str, Any]:
     """Decoded at a quarter of their size."""
     config = ImageConfig(fov_diameter_px=ImageConfig().fov_diameter_px / 4)
     known = json.loads(Path(__file__).with_name("known_eyes.json").read_text())
@@ -331,7 +357,7 @@ def wilson(right: int, of: int) -> list[float]:
     return [share, *((middle + sign * half) / (1 + z**2 / of) for sign in (-1, 1))]
 
 
-PARTS: dict[str, Callable[[Path, int, Detector | None], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[Path, int, Outlines | None], dict[str, Any]]] = {
     "warps": warps,
     "strangers": strangers,
     "pairs": pairs,
@@ -346,13 +372,14 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--photographs", type=int, default=200)
     parser.add_argument("--detect", action="store_true")
+    parser.add_argument("--cache", type=Path, default=None, metavar="FOLDER")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     cv2.setNumThreads(1)
-    detector = Detector.load(threads=1) if given.detect else None
+    outlines = Outlines(Detector.load(threads=1), given.cache) if given.detect else None
     said = json.loads(given.out.read_text()) if given.out.is_file() else {"benchmark": "turnover"}
     for part in given.parts:
-        said[part] = PARTS[part](given.shared, given.photographs, detector)
+        said[part] = PARTS[part](given.shared, given.photographs, outlines)
         said["machine"] = machine.describe()
         given.out.write_text(json.dumps(said, indent=1) + "\n")
 
