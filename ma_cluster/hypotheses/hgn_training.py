@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.frrn import kind_logits
-from ma_cluster.images.annotated import Annotated, Cuts, Marks, changed, draw_cuts, lesion_free
+from ma_cluster.images.annotated import Annotated, Cuts, Marks, changed, draw_cuts, lesion_free, plain_cuts
 from ma_cluster.images.patches import LesionPool, RegionPool
 from ma_cluster.networks import Losses, Patches, Reduce, channels_first, local, normalise
 
@@ -144,6 +144,10 @@ class HgnCuts:
                 box = np.s_[top : top + height, left : left + width]
                 losses[nearest] = max(losses[nearest], probability[box][labels[box] == label].max())
         return ids, losses
+
+    def plain(self, ids: Int64[ndarray, "n"]) -> Cuts:
+        """Patches around places of the ledger without augmentation."""
+        return plain_cuts(self._healthy.centres(ids))
 
     def of_step(self, step: int, hard: Int64[ndarray, "n"] | None = None) -> Cuts:
         """The patches of a mini-batch; `hard` are the ids of its hard places, `self.hard(step)` of them."""

@@ -141,6 +141,11 @@ def draw_cuts(centres: Int32[ndarray, "n 3"], rng: np.random.Generator, colour_j
     return Cuts(centres, symmetries, gains)
 
 
+def plain_cuts(centres: Int32[ndarray, "n 3"]) -> Cuts:
+    """Patches as they are, without augmentation."""
+    return Cuts(centres, np.zeros(len(centres), np.int32), np.ones((len(centres), 3)))
+
+
 def changed(cuts: Cuts, rng: np.random.Generator, config: HgnConfig) -> Cuts:
     """The same cuts with all changes that a config asks for; as they are where it asks for none."""
     count = len(cuts)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ma_cluster.config import PrnConfig
 from ma_cluster.errors import UsageError
-from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts, lesion_free
+from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, draw_cuts, lesion_free, plain_cuts
 from ma_cluster.images.patches import LesionPool, RegionPool
 from ma_cluster.networks import Losses, Patches, Reduce, channels_first, local, normalise, reduced_mean
 
@@ -51,7 +51,7 @@ class TripletCuts:
 
     def plain(self, ids: Int64[ndarray, "n"]) -> Cuts:
         """Healthy patches of the pool without augmentation, for scoring them again."""
-        return Cuts(self._negatives(ids), np.zeros(len(ids), np.int32), np.ones((len(ids), 3)))
+        return plain_cuts(self._negatives(ids))
 
     def _negatives(self, ids: Int64[ndarray, "n"]) -> Int32[ndarray, "n 3"]:
         centres = self._healthy.centres(ids)
@@ -71,8 +71,7 @@ def validation_patches(
     healthy = RegionPool([lesion_free(photograph, config.negative_margin_px)], _VALIDATION_HEALTHY, seed)
     ids = np.linspace(0, len(lesions), min(len(lesions), _VALIDATION_LESIONS), endpoint=False).astype(np.int64)
     centres = np.concatenate([lesions.centres(ids), healthy.centres(np.arange(_VALIDATION_HEALTHY))])
-    plain = Cuts(centres, np.zeros(len(centres), np.int32), np.ones((len(centres), 3)))
-    return cut([photograph], plain, config.cut_px)[0], np.arange(len(centres)) < len(ids)
+    return cut([photograph], plain_cuts(centres), config.cut_px)[0], np.arange(len(centres)) < len(ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,19 @@ class LossTable:
         _sum_groups(self._losses, self._group_sums, groups)
         _sum_groups(self._group_sums, self._block_sums, _distinct(groups // _FAN, len(self._block_sums)))
 
+    def highest(self, count: int, besides: float) -> tuple[Int64[ndarray, "n"], Float32[ndarray, "n"]]:
+        """Ids and losses of the costliest patches, the costliest first, equal ones by their ids; at most `count`.
+
+        Patches whose loss is exactly `besides`, which is the one that all begin with, are left out: nothing is known
+        of them.
+        """
+        kept = np.empty(0, np.int64)
+        for start in range(0, self.size, _CHUNK):
+            part = self.losses[start : start + _CHUNK]
+            kept = np.concatenate([kept, start + np.flatnonzero(part != np.float32(max(besides, FLOOR)))])
+            kept = kept[np.argsort(-self._losses[kept], kind="stable")[:count]]
+        return kept, self._losses[kept]
+
     def draw(self, count: int, rng: np.random.Generator) -> Int64[ndarray, "count"]:
         """Ids drawn with replacement, P(i) ~ max(loss_i, FLOOR).
 

@@ -1,13 +1,17 @@
-"""A training run as people look at it: RUN/report/index.html, one page from its log and the ledger's last snapshot."""
+"""A training run as people look at it: RUN/report/index.html, one page from its log, the ledger's last snapshot, and
+the patches that cost most.
+"""
 
 from __future__ import annotations
 
+import base64
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from ma_cluster.errors import LedgerLostError, UsageError
-from ma_cluster.report.charts import bars, lines, render
+from ma_cluster.report.charts import bars, embedded, lines, render
 from ma_cluster.storage.store import open_store
 from ma_cluster.training.ledger import read_manifest, read_table
 from ma_cluster.training.run import Epoch, TrainFolder
@@ -53,6 +57,7 @@ def write_training_report(url: str) -> str:
         top_loss=tops[1],
         top_speed=tops[2],
         ledger=_ledger(folder, epochs),
+        costliest=[asdict(each) | {"picture": embedded(base64.b64decode(each.jpeg))} for each in folder.costliest],
     )
     store.put(INDEX, page.encode())
     return f"{store.url}/{INDEX}"

@@ -50,6 +50,9 @@ class Ledger(Protocol):
             ValueError: count, epoch or seed is negative.
         """
 
+    def highest(self, count: int, besides: float) -> tuple[Int64[ndarray, "n"], Float32[ndarray, "n"]]:
+        """Ids and losses as `LossTable.highest` has them."""
+
     def loss_mean(self) -> float:
         """Mean of max(loss, FLOOR) over the pool."""
 
@@ -80,6 +83,9 @@ class LocalLedger:
 
     def draw(self, count: int, epoch: int, seed: int) -> Int64[ndarray, "count"]:
         return self._table.draw(count, np.random.default_rng([seed, epoch]))
+
+    def highest(self, count: int, besides: float) -> tuple[Int64[ndarray, "n"], Float32[ndarray, "n"]]:
+        return self._table.highest(count, besides)
 
     def loss_mean(self) -> float:
         return self._table.mean

@@ -9,14 +9,16 @@ function of the weights alone, whatever the number of workers.
 
 from __future__ import annotations
 
+import base64
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+import cv2
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ from ma_cluster.networks import WeightAverage, build_optimizer, descend, learnin
 from ma_cluster.refinement.selection import probability_of_error
 from ma_cluster.training.context import TrainContext, place, share
 from ma_cluster.training.ledger import Ledger
-from ma_cluster.training.run import Epoch, TrainFolder, TrainRequest
+from ma_cluster.training.run import Epoch, Example, TrainFolder, TrainRequest
 from ma_cluster.training.stages import NOTHING, Scored, Stage, in_order
 
 _INTERVAL_S = 5.0
@@ -35,6 +37,8 @@ _EPOCH_S = 60.0  # of a run by the clock
 _FIRST_EPOCH_S = 25.0  # until its first checkpoint, which also shows how long a validation takes
 _REST_S = 30.0  # for a validation, before one has been seen, or
 _REST_SHARE = 0.05  # of the run's time, where that is more
+COSTLIEST = 24
+"""Examples that are shown of a training."""
 T = TypeVar("T")
 Weights = dict[str, Tensor]
 
@@ -47,6 +51,8 @@ class TrainRun:
     stage: Stage
     folder: TrainFolder
     first_weights: Weights | None
+    names: Sequence[str]
+    """Of the photographs that train, by their numbers."""
 
     def begin(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
         """Weights and optimiser as of the run's last checkpoint, or the first weights; returns the steps done.
@@ -68,6 +74,19 @@ class TrainRun:
         if epochs:
             ledger.restore(self.folder.ledger(epochs))
         return ledger
+
+    def keep(self, ledger: Ledger, epochs: int) -> None:
+        """Write the ledger as it is after as many epochs, and the patches that cost most."""
+        ledger.snapshot(self.folder.ledger(epochs))
+        ids, losses = ledger.highest(COSTLIEST, self.stage.first_loss)
+        if len(ids) == 0:
+            return
+        cuts, patches = self.stage.shown(ids)
+        examples = []
+        for (number, row, col), patch, loss in zip(cuts.centres.tolist(), patches, losses.tolist(), strict=True):
+            jpeg = base64.b64encode(cv2.imencode(".jpg", patch[:, :, ::-1])[1].tobytes()).decode()
+            examples.append(Example(photograph=self.names[number], row=row, col=col, loss=loss, jpeg=jpeg))
+        self.folder.keep_costliest(examples)
 
 
 def train(run: TrainRun, context: TrainContext, listener: Listener, clock: Clock | None = None) -> None:
@@ -111,7 +130,7 @@ def train(run: TrainRun, context: TrainContext, listener: Listener, clock: Clock
             if ledger is not None:
                 for ids, values in fresh:
                     ledger.update(ids, values)
-                ledger.snapshot(run.folder.ledger(epochs))
+                run.keep(ledger, epochs)
         counts = [part for theirs in context.gather(stage.validate(average.network, context)) for part in theirs]
         if context.rank == 0:
             epoch = Epoch(

@@ -5,7 +5,8 @@
     best.safetensors    the same, at the epoch of the best validation figure
     log.json            a record of each epoch
     tensorboard/        the same for TensorBoard, an event file for each epoch; where tensorboardX is installed
-    ledger-0, -1/       losses of the healthy pool (refinement only); `last` names one, the other is being written
+    ledger-0, -1/       losses of the healthy pool, where it has one; `last` names one, the other is being written
+    costliest.json      the patches of the highest losses among them, as pictures
 
 `last.safetensors` is written after all that belongs to its step: a run cut short anywhere goes on from there.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -143,7 +144,7 @@ class TrainRequest:
         return "1x" if self.network == "hgn_1x" else "0.5x"
 
 
-_RUN, _LOG = "run.json", "log.json"
+_RUN, _LOG, _COSTLIEST = "run.json", "log.json", "costliest.json"
 _TOLD = {"recipe", "version"}  # of run.json: for whoever packs a model; what decides a training stands beside them
 
 
@@ -164,6 +165,21 @@ class Epoch:
     """Wall time of the whole epoch."""
     pool_loss: float | None = None
     """Mean loss of the healthy pool, where there is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A patch of the healthy pool."""
+
+    photograph: str
+    """Its name in the data set."""
+    row: int
+    col: int
+    """Its centre, pixels of the canonical grid that patches are cut from."""
+    loss: float
+    """As the ledger keeps it, 0..1."""
+    jpeg: str
+    """The patch as the network sees it, base64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +234,19 @@ class TrainFolder:
     def ledger(self, epochs: int) -> str:
         """URL of the snapshot after as many epochs; consecutive ones take turns."""
         return f"{self.url}/ledger-{epochs % 2}"
+
+    @property
+    def costliest(self) -> tuple[Example, ...]:
+        """What `keep_costliest` was given last."""
+        try:
+            examples = json.loads(open_store(self.url).get(_COSTLIEST))
+        except ObjectMissingError:
+            return ()
+        return tuple(Example(**example) for example in examples)
+
+    def keep_costliest(self, examples: Sequence[Example]) -> None:
+        """Keep examples, the costliest first, instead of those of the epoch before."""
+        open_store(self.url).put(_COSTLIEST, json.dumps([asdict(example) for example in examples]).encode())
 
     def restore(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int | None:
         """Weights of networks, by their names in `save`, and optimiser as of `last`, and its step; None where there is

@@ -12,7 +12,8 @@ from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int64
+import torch
+from jaxtyping import Float32, Int64, UInt8
 from numpy import ndarray
 from torch import nn
 
@@ -21,7 +22,7 @@ from ma_cluster.evaluation.scoring import PixelCounts
 from ma_cluster.hypotheses.frrn import build_hgn
 from ma_cluster.hypotheses.hgn_training import HgnCuts, hgn_batch, hgn_losses
 from ma_cluster.hypotheses.maps import probability_maps
-from ma_cluster.images.annotated import Annotated
+from ma_cluster.images.annotated import Annotated, Cuts
 from ma_cluster.images.patches import Tiling
 from ma_cluster.networks import Losses, Reduce, channels_first
 from ma_cluster.refinement.patchwise import prn_probability
@@ -34,6 +35,7 @@ from ma_cluster.training.context import (
     HealthyCutter,
     HgnCutter,
     Photographs,
+    Rows,
     TrainContext,
     TripletCutter,
     Work,
@@ -80,6 +82,9 @@ class Stage(Protocol):
     def work(self, steps: range, ledger: Ledger | None) -> list[Work]:
         """The mini-batches of an epoch."""
 
+    def shown(self, ids: Rows) -> tuple[Cuts, UInt8[ndarray, "n s s 3"]]:
+        """Places of the pool, and the patches around them as they are."""
+
     def losses(self, model: nn.Module, columns: Columns, reduce: Reduce) -> Losses:
         """Of a mini-batch, or of this worker's part of it."""
 
@@ -123,6 +128,9 @@ class HgnStage:
         counts = [cuts.hard(step) for step in steps]
         drawn = ledger.draw(sum(counts), steps.start, self.request.seed)
         return [Work(step, ids) for step, ids in zip(steps, np.split(drawn, np.cumsum(counts)[:-1]), strict=True)]
+
+    def shown(self, ids: Rows) -> tuple[Cuts, UInt8[ndarray, "n s s 3"]]:
+        return _shown(self.training, self.cuts().plain(ids), self.config.patch_px)
 
     def losses(self, model: nn.Module, columns: Columns, reduce: Reduce) -> Losses:
         return hgn_losses(
@@ -195,6 +203,9 @@ class PrnStage:
             negatives = np.random.default_rng([self.request.seed, epoch, 2]).integers(self.pool, size=count)
         return [Work(step, ids) for step, ids in zip(steps, negatives.reshape(len(steps), -1), strict=True)]
 
+    def shown(self, ids: Rows) -> tuple[Cuts, UInt8[ndarray, "n s s 3"]]:
+        return _shown(self.training, self.cuts().plain(ids), self.config.cut_px)
+
     def losses(self, model: nn.Module, columns: Columns, reduce: Reduce) -> Losses:
         batch = triplet_batch(columns["anchor"], columns["positive"], columns["negative"])
         return prn_losses(model, batch, self.config, reduce)
@@ -240,6 +251,10 @@ def in_order(gathered: Sequence[Sequence[Scored]]) -> Scored:
     parts = [part for step in zip(*gathered, strict=True) for part in step]
     ids, values = [ids for ids, _ in parts], [values for _, values in parts]
     return np.concatenate([*ids, NOTHING[0]]), np.concatenate([*values, NOTHING[1]])
+
+
+def _shown(photographs: Photographs, cuts: Cuts, patch_px: int) -> tuple[Cuts, UInt8[ndarray, "n s s 3"]]:
+    return cuts, torch.as_tensor(photographs.cut(cuts, patch_px)[0]).cpu().numpy()
 
 
 def _share_of(photographs: Photographs, context: TrainContext) -> Iterator[Annotated]:

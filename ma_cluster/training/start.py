@@ -108,7 +108,7 @@ class Start:
         else:
             cuts = keep(_triplet_cuts, photographs, config, request.seed)
             stage = PrnStage(request, config, cuts, photographs, unseen, cuts().healthy)
-        return TrainRun(request, stage, self.folder, self.first_weights)
+        return TrainRun(request, stage, self.folder, self.first_weights, [sample.name for sample in self.training])
 
 
 def train_local(

@@ -34,6 +34,21 @@ def test_a_table_draws_by_the_losses_across_groups_and_blocks():
     assert stats.chisquare(counts[common], expected, sum_check=False).pvalue > 1e-3
 
 
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=40), st.integers(1, 50))
+def test_the_costliest_patches_are_those_of_the_highest_losses_that_are_known(losses: list[float], count: int):
+    expected = sorted((-loss, number) for number, loss in enumerate(losses) if loss != 1.0)[:count]
+    ids, found = _table(np.array(losses, np.float32)).highest(count, besides=1.0)
+    assert ids.tolist() == [number for _, number in expected]
+    np.testing.assert_allclose(found, np.maximum([-loss for loss, _ in expected], FLOOR))
+
+
+def test_the_costliest_patches_are_found_wherever_they_are_in_a_large_table():
+    losses = np.random.default_rng(4).random(100_000, np.float32)
+    ids, found = _table(losses).highest(24, besides=1.0)
+    assert ids.tolist() == np.argsort(-losses)[:24].tolist()
+    np.testing.assert_array_equal(found, losses[ids])
+
+
 def test_one_patch_in_a_hundred_thousand_that_is_wrong_is_nearly_all_that_is_drawn():
     table = _table(np.zeros(100_000, np.float32))
     table.update(np.array([77_777]), np.array([1e6]))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from photographs import encode
 
 from ma_cluster.errors import UsageError
 from ma_cluster.report.run_report import is_training
 from ma_cluster.report.training_report import write_training_report
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.training.ledger import LocalLedger
-from ma_cluster.training.run import Epoch, TrainFolder
+from ma_cluster.training.run import Epoch, Example, TrainFolder
 
 
 def record(step: int, precision: float, pool_loss: float | None = None) -> Epoch:
@@ -50,6 +52,18 @@ def test_the_losses_of_the_pool_are_told_from_the_ledger(tmp_path: Path) -> None
     ledger.snapshot(folder.ledger(3))
     write_training_report(str(tmp_path))
     assert "The costliest 1 % of them hold 50 % of all loss" in (tmp_path / "report/index.html").read_text()
+
+
+def test_the_patches_that_cost_most_are_shown_with_their_photographs(tmp_path: Path) -> None:
+    folder = a_run(tmp_path, 0.1)
+    write_training_report(str(tmp_path))
+    assert "cost most" not in (tmp_path / "report/index.html").read_text(), "there are none yet"
+    jpeg = base64.b64encode(encode(np.zeros((8, 8, 3), np.uint8), "JPEG")).decode()
+    folder.keep_costliest([Example(photograph="<eye>_7", row=12, col=34, loss=0.98765, jpeg=jpeg)])
+    write_training_report(str(tmp_path))
+    page = (tmp_path / "report/index.html").read_text()
+    assert "loss 0.988" in page and f'src="data:image/jpeg;base64,{jpeg}"' in page
+    assert 'alt="Patch of &lt;eye&gt;_7 around row 12, column 34"' in page and "<eye>" not in page
 
 
 def test_a_training_without_a_record_and_a_folder_without_a_training_are_told_apart(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -13,16 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 from fundus_set import PART, rich_recipe, rich_set, write_training_set
+from PIL import Image
 from safetensors.numpy import load
 
 from ma_cluster import Detector
 from ma_cluster.bundle import save_bundle
 from ma_cluster.config import tiny
 from ma_cluster.errors import UsageError
-from ma_cluster.images.datasets import IMAGES_FOLDER
+from ma_cluster.images.annotated import load_annotated
+from ma_cluster.images.datasets import IMAGES_FOLDER, read_split
+from ma_cluster.images.patches import crop
+from ma_cluster.images.reading import MID_GREY
+from ma_cluster.storage.store import open_store
 from ma_cluster.training.checkpoints import pack
-from ma_cluster.training.loop import Progress
-from ma_cluster.training.run import TrainRequest
+from ma_cluster.training.ledger import LocalLedger, read_manifest
+from ma_cluster.training.loop import COSTLIEST, Progress
+from ma_cluster.training.run import TrainFolder, TrainRequest
 from ma_cluster.training.stages import in_order, refreshed
 from ma_cluster.training.start import TrainResult, train_local
 
@@ -60,6 +68,23 @@ def test_the_losses_of_tiny_are_golden(runs: dict[str, TrainResult]) -> None:
     for network, result in runs.items():
         for epoch, losses in zip(result.epochs, golden[network], strict=True):
             assert epoch.losses == pytest.approx(losses, rel=0.04)  # bfloat16 differs among CPUs, with AMX most
+
+
+def test_the_patches_that_cost_most_are_kept_as_pictures_of_their_places(
+    runs: dict[str, TrainResult], data: Path
+) -> None:
+    folder = TrainFolder(str(Path(runs["prn"].last).parent))
+    examples, epochs = folder.costliest, len(runs["prn"].epochs)
+    ledger = LocalLedger(sum(part.count for part in read_manifest(open_store(folder.ledger(epochs)))), 1.0)
+    ledger.restore(folder.ledger(epochs))
+    assert [example.loss for example in examples] == pytest.approx(ledger.highest(COSTLIEST, 1.0)[1].tolist())
+    assert len(examples) == COSTLIEST and max(example.loss for example in examples) == examples[0].loss < 1
+    samples = {sample.name: sample for sample in read_split(str(data), RECIPE.split, "training", None)}
+    first = examples[0]
+    seen = load_annotated(samples[first.photograph], RECIPE.prn.scale, RECIPE.image).enhanced
+    side = RECIPE.prn.cut_px
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(first.jpeg)))).astype(int)
+    assert np.abs(shown - crop(seen, first.row, first.col, side, MID_GREY)).mean() < 4  # as JPEG
 
 
 class StoppedError(Exception):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from jaxtyping import Float, Float64, Int, Int64
+from jaxtyping import Float, Float32, Float64, Int, Int64
 from numpy import ndarray
 from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError
@@ -84,6 +84,12 @@ class LossLedger:
             bits.advance(UNIFORMS_PER_DRAW * int(part.sum()))
         return np.random.Generator(bits).permutation(np.concatenate(_answers(places)))
 
+    def highest(self, count: int, besides: float) -> tuple[Int64[ndarray, "n"], Float32[ndarray, "n"]]:
+        found = _answers([shard.highest.remote(count, besides) for shard in self._shards])
+        ids, losses = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        order = np.argsort(-losses, kind="stable")[:count]
+        return ids[order], losses[order]
+
     def loss_mean(self) -> float:
         return float(self._block_sums().sum()) / self.size
 
@@ -137,6 +143,10 @@ class _Shard:
         ids = self._table.place(counts, np.random.Generator(bits))
         recording.record(metrics.LEDGER_DRAWS, len(ids))
         return ids + self._first
+
+    def highest(self, count: int, besides: float) -> tuple[Int64[ndarray, "n"], Float32[ndarray, "n"]]:
+        ids, losses = self._table.highest(count, besides)
+        return ids + self._first, losses
 
     def save(self, url: str, folder: str) -> list[Part]:
         for bound in metrics.LEDGER_LOSSES.labels["le"]:

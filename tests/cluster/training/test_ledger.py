@@ -65,6 +65,13 @@ def test_a_ledger_of_any_number_of_shards_draws_what_one_table_draws(ledger):
         np.testing.assert_array_equal(finer.draw(10_000, epoch=3, seed=7), expected)
 
 
+def test_the_costliest_patches_of_all_shards_are_those_of_one_table(ledger):
+    table = LossTable(SIZE)
+    table.update(np.arange(SIZE), LOSSES)
+    for found, expected in zip(ledger.highest(50, 1.0), table.highest(50, 1.0), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_epochs_and_seeds_draw_differently(ledger):
     first = ledger.draw(1000, 0, 0)
     assert (first == ledger.draw(1000, 0, 0)).all()
