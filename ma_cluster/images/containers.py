@@ -62,6 +62,8 @@ _OTHER_JPEGS = {0xC3: "lossless JPEG", 0xF7: "JPEG-LS"} | dict.fromkeys(
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})  # the kinds of JPEG that are read
 _WHOLE = (1 << 64) - 1  # a bit for each coefficient of a block
 _NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # stuffed bytes and restarts belong to the pixels
+_LOOK = 512  # bytes that tell what a file is
+_TEXT = bytes([*range(9, 14), *range(32, 127), *range(128, 256)])  # whatever its encoding
 _MOST_PAGES = 1000
 _SAME_SIZE = 0.7
 """A page whose sides are this share of the largest one's or more is a second photograph, not a preview of it."""
@@ -84,6 +86,20 @@ def refuse_foreign(data: bytes) -> None:
         name = "PDF"
     if name is not None:
         raise ImageRefusedError(Reason.UNSUPPORTED, f"{name} is not read; {EXPORT_CURE}")
+
+
+def what_it_is(data: bytes) -> str:
+    """What lies where a photograph should, of bytes that no format begins with."""
+    begin = data[:_LOOK]
+    if any(data.find(magic, 1, 8) > 0 for magic in (JPEG, PNG)):
+        return "an image with other bytes before it; cut them off, or fetch it again"
+    if begin.startswith((b"\x89PNG\n", b"\xc3\xbf\xc3\x98", b"\xc2\x89PNG", b"\xef\xbf\xbd")):
+        return "an image that was changed on its way, as text is; fetch it again as binary"
+    if not begin.strip(b"\0"):
+        return "zeros, as an unfinished copy leaves them; fetch it again"
+    if not begin.translate(None, _TEXT):
+        return "text, such as a web page or a message of a server, instead of an image; fetch it again"
+    return f"no known image format in {len(data)} bytes"
 
 
 def check_jpeg(data: bytes) -> tuple[int, int] | None:
@@ -133,6 +149,7 @@ def refuse_damage(data: bytes) -> None:
     if simplejpeg is None:
         _say_what_is_not_noticed()
         return
+    data = data.replace(b"ICC_PROFILE\0", b"ICC_profile\0")  # of which libjpeg warns where a part of it is missing
     try:
         colours = simplejpeg.decode_jpeg_header(data)[2]
         simplejpeg.decode_jpeg(data, "CMYK" if colours in ("CMYK", "YCCK") else "GRAY", min_height=1, min_width=1)
@@ -221,6 +238,7 @@ class Page:
     orientation: int
     declared_top: int | None
     """The largest sample value, where one is declared."""
+    white_is_zero: bool
     profile: bytes | None
 
 
@@ -291,6 +309,7 @@ def _page(directory: ImageFileDirectory_v2, index: int) -> Page:
         preview=bool(int(directory.get(254, 0)) & 5),
         orientation=int(directory.get(274, 1)),
         declared_top=int(max(tops)) if tops else None,
+        white_is_zero=directory.get(262) == 0,
         profile=directory.get(34675),
     )
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
@@ -24,22 +24,20 @@ from ma_cluster.errors import Flag, ImageRefusedError, Reason
 from ma_cluster.images.acquisition import Acquisition
 from ma_cluster.images.containers import (
     DICOM,
-    EXPORT_CURE,
     JPEG,
     PNG,
     TIFF,
-    Page,
     check_jpeg,
     read_tiff,
     refuse_damage,
     refuse_foreign,
     split_png,
     truncated,
+    what_it_is,
 )
+from ma_cluster.images.deep import deep_pixels, deep_samples, to_8_bits
 
 FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP", "JPEG2000", "PPM")
-_DEEP_BYTES = 2**30  # of samples of more than 8 bits: OpenCV holds them twice
-_STRIPE = 256  # rows scaled at a time
 _UNSEEN = 3  # grey levels that a colour profile may change without being applied
 _METADATA_ERRORS = (OSError, SyntaxError, ValueError, struct.error, IndexError, TypeError, KeyError, EOFError)
 _DECODE_ERRORS = (*_METADATA_ERRORS, zlib.error, OverflowError, AttributeError, RuntimeError)
@@ -144,8 +142,11 @@ def _read_tiff(data: bytes, config: ImageConfig) -> _Stored:
     page, pages = read_tiff(data)
     check_size(page.width, page.height, config)
     if page.bits > 8:
-        samples = _deep_samples(data, page)
-        return _Stored(_to_8_bits(samples, page.declared_top), page.orientation, page.profile, pages > 1)
+        samples = deep_samples(data, page)
+        pixels = to_8_bits(samples, page.declared_top)
+        if page.white_is_zero and samples.ndim == 2:
+            pixels = 255 - pixels
+        return _Stored(pixels, page.orientation, page.profile, pages > 1)
     image = _open(data)
     image.seek(page.index)
     image.load()  # which turns it upright
@@ -159,7 +160,7 @@ def _read_png(data: bytes, config: ImageConfig) -> _Stored:
     image = _open(parts.data)
     image.load()  # those of 16 bits, too: OpenCV asks for no check sums
     orientation = _orientation(lambda: _exif(parts.exif))
-    pixels = _to_8_bits(_deep_samples(parts.data), None) if parts.deep else _to_rgb(image)
+    pixels = to_8_bits(deep_samples(parts.data)) if parts.deep else _to_rgb(image)
     return _Stored(pixels, orientation, parts.profile, parts.animated)
 
 
@@ -177,7 +178,9 @@ def _read_other(data: bytes, config: ImageConfig) -> _Stored:
     if is_jpeg:
         refuse_damage(data)
     more_pages = getattr(image, "n_frames", 1) > 1
-    return _Stored(_to_rgb(image), _orientation(image.getexif), image.info.get("icc_profile"), more_pages)
+    deep = deep_pixels(image, data)
+    pixels = _to_rgb(image) if deep is None else deep
+    return _Stored(pixels, _orientation(image.getexif), image.info.get("icc_profile"), more_pages)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -186,7 +189,7 @@ def _open(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         if data.startswith((JPEG, PNG, *TIFF)):
             raise ImageRefusedError(Reason.CORRUPT, "the header is damaged or cut off; fetch it again") from error
-        raise ImageRefusedError(Reason.NOT_AN_IMAGE, f"no known image format in {len(data)} bytes") from error
+        raise ImageRefusedError(Reason.NOT_AN_IMAGE, what_it_is(data)) from error
     except Image.DecompressionBombError as error:
         raise ImageRefusedError(Reason.TOO_LARGE, "the header declares more pixels than any camera gives") from error
     if image.format not in FORMATS:
@@ -208,71 +211,13 @@ def _decode_refusal(error: Exception) -> ImageRefusedError:
 def _to_rgb(image: Image.Image) -> UInt8[ndarray, "h w 3"]:
     """8-bit RGB from any mode: transparency over black, CMYK and palettes converted."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _to_8_bits(np.asarray(image), None)
+        return to_8_bits(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
+        if np.ptp(np.asarray(rgba)[:, :, 3]) == 0:  # what is everywhere the same hides nothing
+            rgba.putalpha(255)
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
     return np.array(image.convert("RGB"), dtype=np.uint8)
-
-
-def _deep_samples(data: bytes, page: Page | None = None) -> Shaped[ndarray, "..."]:
-    """Samples of more than 8 bits as they are stored, (h, w) or (h, w, channels), colours in the order R, G, B.
-
-    Raises:
-        ImageRefusedError: unsupported or corrupt.
-    """
-    import cv2  # a child that never meets such a file starts sooner
-
-    if page is not None:
-        kind = f"a TIFF of {page.samples} x {page.bits} bits"
-        if page.planes_apart and page.samples > 1:
-            raise ImageRefusedError(Reason.UNSUPPORTED, f"{kind} whose planes lie apart is not read; {EXPORT_CURE}")
-        if page.width * page.height * page.samples * page.bits > 8 * _DEEP_BYTES:
-            raise ImageRefusedError(Reason.TOO_LARGE, f"{kind} and so many pixels is not read; {EXPORT_CURE}")
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would write to the log of the fleet
-    buffer, index = np.frombuffer(data, np.uint8), 0 if page is None else page.index
-    try:
-        found, images = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(index, index + 1))
-    except cv2.error as error:
-        raise ImageRefusedError(Reason.CORRUPT, "the samples cannot be decoded; fetch it again") from error
-    if not found:
-        raise ImageRefusedError(
-            Reason.UNSUPPORTED, f"samples of more than 8 bits, packed so, are not read; {EXPORT_CURE}"
-        )
-    samples = images[0]
-    return samples if samples.ndim == 2 else samples[:, :, [2, 1, 0, *range(3, samples.shape[2])]]
-
-
-def _to_8_bits(samples: Shaped[ndarray, "..."], declared_top: int | None) -> UInt8[ndarray, "h w 3"]:
-    """Scale samples so that the white of their range is 255.
-
-    The range is the declared one, else the smallest of 8, 10, 12, ... 32 bits that holds the samples: nobody
-    photographs a retina at a quarter of a range. Floats up to 1 are shares of white.
-
-    Raises:
-        ImageRefusedError: unsupported, where no range is plausible.
-    """
-    grey = samples.ndim == 2
-    low, high = float(samples.min()), float(samples.max())
-    if not np.isfinite([low, high]).all():
-        raise ImageRefusedError(Reason.UNSUPPORTED, f"{samples.dtype} samples that are no numbers; {EXPORT_CURE}")
-    top = 1.0
-    if samples.dtype.kind != "f" or high > 2:
-        bits = max(8, 2 * -(-int(high).bit_length() // 2))
-        top = float(declared_top) if declared_top is not None and declared_top >= high else 2.0**bits - 1
-    if low < -0.02 * top:
-        raise ImageRefusedError(
-            Reason.UNSUPPORTED,
-            f"{samples.dtype} samples from {low:g} to {high:g}: their range is unknown; {EXPORT_CURE}",
-        )
-    out = np.empty((*samples.shape[:2], 3), np.uint8)
-    for row in range(0, len(out), _STRIPE):
-        part = samples[row : row + _STRIPE]
-        part = part[:, :, None] if grey else part[:, :, :1] if part.shape[2] == 2 else part[:, :, :3]
-        out[row : row + _STRIPE] = np.clip(np.rint(part * (255.0 / top)), 0, 255)
-    if not grey and samples.shape[2] in (2, 4):
-        out[samples[:, :, -1] == 0] = 0  # transparency lies over black
-    return out
 
 
 def _to_srgb(pixels: UInt8[ndarray, "h w 3"], profile: bytes | None) -> UInt8[ndarray, "h w 3"]:

@@ -40,6 +40,9 @@ class LocalStore:
     def list(self, prefix: str = "") -> Iterator[Entry]:
         with _reading():  # which is_dir raises where a folder above must not be entered
             there = self.root.is_dir()
+        if self.root.is_file():
+            kinds = ".csv, .csv.gz, .tsv or .parquet"
+            raise StoreError(f"the source is a file: give its folder, or a list of photographs that ends in {kinds}")
         if not there:
             raise StoreError("the source folder does not exist or is not a folder; check the path")
         folder = prefix.rpartition("/")[0]

@@ -31,7 +31,8 @@ _FIELD, _NO_SURROUND = "field_degrees", "no_surround"
 _SAID = (_FIELD, _NO_SURROUND, "patient", "eye", "visit")  # what else a row may say, any case
 _YES, _NO = frozenset({"1", "true", "yes", "y"}), frozenset({"", "0", "false", "no", "n"})
 _SEPARATOR = re.compile(r"sep=(.)\r?\n")  # what Excel notes above the header
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_ENCODINGS = {"utf-32": rb"\xff\xfe\0\0|\0\0\xfe\xff", "utf-16": rb"\xff\xfe|\xfe\xff"}  # by their mark
+_ENCODINGS |= {"utf-16-le": rb"[^\0]\0", "utf-16-be": rb"\0[^\0]"}  # by the zeros beside the first letter
 AND_MISSING = "; nor is there its photograph: "
 """In the fault of a row between what is wrong with its words, which stays, and that its photograph is missing."""
 _UNKNOWN = KnownField()
@@ -182,7 +183,8 @@ class Manifest:
         try:
             found = self.head(row.key)
         except (ObjectMissingError, UsageError) as error:
-            return replace(said, fault=f"{said.fault}{AND_MISSING}{error}" if said.fault else row.at(str(error)))
+            why = f"{error}; write / where its path has \\" if "\\" in row.key else str(error)
+            return replace(said, fault=f"{said.fault}{AND_MISSING}{why}" if said.fault else row.at(why))
         return replace(said, size=found.size, etag=found.etag)
 
     def _identified(self, row: _Row, entry: Entry) -> Entry:
@@ -260,7 +262,8 @@ def _text_rows(data: bytes) -> Iterator[_Row]:
             data = packed.read(_LARGEST_UNPACKED)
             if packed.read(1):
                 raise UsageError(f"the manifest holds more than {_LARGEST_UNPACKED} bytes; cut it into several")
-    text = io.TextIOWrapper(io.BytesIO(data), "utf-16" if data.startswith(_UTF_16) else "utf-8-sig", newline="")
+    encoding = next((name for name, begin in _ENCODINGS.items() if re.match(begin, data)), "utf-8-sig")
+    text = io.TextIOWrapper(io.BytesIO(data), encoding, newline="")
     deque(text, maxlen=0)  # it is text to its end, or nothing is planned
     text.seek(0)
     header, above = next(text, ""), 0
@@ -270,6 +273,7 @@ def _text_rows(data: bytes) -> Iterator[_Row]:
     if noted is not None:
         header, above = next(text, ""), above + 1
     separator = max(",;\t|", key=header.count) if noted is None else noted[1]  # commas where there is but one column
+    csv.field_size_limit(_LARGEST_UNPACKED)  # a tool may keep what it has drawn in a cell
     lines = csv.reader(chain([header], text), delimiter=separator)
     names = next(lines, [])
     spaced = any(name != name.strip() for name in names)  # for people's eyes, in all lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from base64 import b64encode
 from dataclasses import dataclass
 
 import cv2
@@ -137,8 +138,19 @@ def _depths(base: np.ndarray, grey: np.ndarray) -> dict[str, Odd]:
     red_free = frozenset({Flag.RED_FREE})
     grey12 = grey.astype(np.uint16) * 16
     planes = tiff(base.astype(np.uint16) * 257, planes_apart=True)
+    height, width = base.shape[:2]
+    jp2 = cv2.imencode(".jp2", cv2.cvtColor(base.astype(np.uint16) * 16, cv2.COLOR_RGB2BGR))[1].tobytes()
+    ppm = b"P6 %d %d\n# of a camera\n65535\n" % (width, height) + (base * np.uint16(16)).astype(">u2").tobytes()
+    white_is_zero = tiff(65535 - grey.astype(np.uint16) * 257, tags={262: 0})
+    hidden = [np.full_like(grey, value) for value in (0, 128)]
     return {
         "rgb12in16.tif": Odd(tiff(base.astype(np.uint16) * 16), like="base.png"),
+        "rgb12in16.jp2": Odd(jp2, like="base.png"),
+        "rgb12in16.ppm": Odd(ppm, like="base.png"),
+        "rgb_signed16.tif": Odd(tiff(base.astype(np.int16) * 128), like="base.png"),
+        "grey16_white_is_zero.tif": Odd(white_is_zero, like="grey8.png", flags=red_free),
+        "rgba_hidden.png": Odd(encode(np.dstack([base, hidden[0]]), "PNG"), like="base.png"),
+        "rgba_half_hidden.png": Odd(encode(np.dstack([base, hidden[1]]), "PNG"), like="base.png"),
         "rgb_float.tif": Odd(tiff((base / 255).astype(np.float32)), like="base.png"),
         "grey12in16.tif": Odd(tiff(grey12), like="grey8.png", flags=red_free),
         "grey12in16.png": Odd(encode(Image.fromarray(grey12), "PNG"), like="grey8.png", flags=red_free),
@@ -148,6 +160,9 @@ def _depths(base: np.ndarray, grey: np.ndarray) -> dict[str, Odd]:
 
 
 def _damaged(base: np.ndarray, jpeg: bytes) -> dict[str, Odd]:
+    no_image, other_way = Reason.NOT_AN_IMAGE, "fetch it again as binary"
+    profile = b"\xff\xe2" + struct.pack(">H", 116) + b"ICC_PROFILE\0\2\5" + bytes(100)  # the second part of five
+    page = "<!DOCTYPE html><title>Anmeldung nötig</title>".encode()
     progressive, webp = encode(base, "JPEG", quality=95, progressive=True), encode(base, "WEBP", quality=95)
     return {
         "jpeg12.jpg": Odd(jpeg_frame(jpeg, 0xC1, 12), reason=Reason.UNSUPPORTED, says="12 bits"),
@@ -155,6 +170,15 @@ def _damaged(base: np.ndarray, jpeg: bytes) -> dict[str, Odd]:
         "IMG_2041.HEIC": Odd(HEIC, reason=Reason.UNSUPPORTED, says="HEIC"),
         "IMG_2042.avif": Odd(AVIF, reason=Reason.UNSUPPORTED, says="AVIF"),
         "packed.jpg": Odd(gzip.compress(jpeg), reason=Reason.NOT_AN_IMAGE, says="unpack it"),
+        "half_a_profile.jpg": Odd(jpeg[:2] + profile + jpeg[2:], like="base.jpg"),
+        "page.jpg": Odd(page, reason=no_image, says="text, such as a web page"),
+        "pointer.jpg": Odd(b"version https://git-lfs.github.com/spec/v1\n", reason=no_image, says="text"),
+        "base64.jpg": Odd(b64encode(jpeg), reason=no_image, says="text"),
+        "zeros.jpg": Odd(bytes(50_000), reason=no_image, says="zeros"),
+        "line_before.jpg": Odd(b"\r\n" + jpeg, reason=no_image, says="other bytes before it"),
+        "as_text.png": Odd(encode(base, "PNG").replace(b"\r\n", b"\n"), reason=no_image, says=other_way),
+        "as_utf8.jpg": Odd(jpeg.decode("latin-1").encode(), reason=no_image, says=other_way),
+        "noise.bin": Odd(bytes(range(256)) * 9, reason=no_image, says="no known image format in 2304 bytes"),
         "cut.webp": Odd(webp[: len(webp) // 2], reason=Reason.TRUNCATED, says="fetch it again"),
         "cut.tif": Odd(tiff(base)[:100_000], reason=Reason.TRUNCATED, says="fetch it again"),
         "cut_eoi.jpg": Odd(jpeg_with_end(jpeg, 0.6), reason=Reason.TRUNCATED, says="fetch it again"),

@@ -13,7 +13,7 @@ import pytest
 from servers import Weed
 
 from ma_cluster.config import KnownField
-from ma_cluster.errors import ObjectMissingError, UsageError
+from ma_cluster.errors import ObjectMissingError, StoreError, UsageError
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.manifest import Manifest, Photographs, Source, open_source
 from ma_cluster.storage.store import Entry, open_store
@@ -110,7 +110,7 @@ TABLE = "{column}{s}eye\r\nleft.jpg{s}OD\r\n{s}\r\n\r\ndeep/right eye.jpg{s}OS\r
 
 @pytest.mark.parametrize("column", ["key", "Key", " PATH ", "image", "FileName", "url"])
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_a_table_is_read_as_spreadsheets_write_it(
     folder: LocalStore, column: str, separator: str, encoding: str
 ) -> None:
@@ -132,6 +132,7 @@ def test_a_table_is_read_as_spreadsheets_write_it(
         ("path , x\n left.jpg , 1\nlost.jpg , 2\n", 3),
         ('"Path","x"\n"left.jpg","1"\n"lost.jpg","2"\n', 3),
         ("path\rleft.jpg\rlost.jpg\r", 3),
+        (f"path,drawn\nleft.jpg,{200_000 * '1'}\nlost.jpg,\n", 3),
     ],
 )
 def test_a_table_is_read_as_other_programs_write_it(folder: LocalStore, text: str, line: int) -> None:
@@ -139,6 +140,20 @@ def test_a_table_is_read_as_other_programs_write_it(folder: LocalStore, text: st
     found, lost = open_source(f"{folder.url}/list.csv").list()
     assert found == folder.head("left.jpg")
     assert (lost.key, lost.fault.partition(":")[0]) == ("lost.jpg", f"line {line} of the manifest")
+
+
+def test_the_cure_of_a_path_as_windows_writes_it_is_told(folder: LocalStore) -> None:
+    folder.put("list.csv", b"key\nleft.jpg\ndeep\\right eye.jpg\n")
+    found, lost = open_source(f"{folder.url}/list.csv").list()
+    assert found == folder.head("left.jpg")
+    assert "line 3 of the manifest" in lost.fault and "write / where" in lost.fault
+
+
+@pytest.mark.parametrize("name", ["left.jpg", "list.txt", "list.tsv.gz"])
+def test_a_source_that_is_a_file_and_no_list_is_told_so(folder: LocalStore, name: str) -> None:
+    folder.put(name, b"key\nleft.jpg\n")
+    with pytest.raises(StoreError, match="the source is a file: give its folder, or a list"):
+        list(open_source(f"{folder.url}/{name}").list())
 
 
 def test_a_wrong_row_costs_one_photograph_and_says_its_line_as_a_spreadsheet_shows_it(folder: LocalStore) -> None:
