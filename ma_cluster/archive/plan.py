@@ -29,8 +29,9 @@ LARGEST_SHARD_IMAGES = 256
 """More would be lost with a killed worker, fewer would make tiny parts."""
 LARGEST_SHARD_BYTES = 2**30
 """A shard of larger photographs has fewer of them, one at least: what is lost with a worker is bounded, too."""
-SHARDS_WANTED = 64
-"""An archive is cut into at least so many shards where it has the images, so that a fleet is evenly loaded."""
+SHARDS_WANTED = 1024
+"""An archive is cut into at least so many shards where it has the images, so that a fleet is evenly loaded, and a lost
+node costs little where the end is near (benchmarks/results/fleet_simulation.json)."""
 _LATER = frozenset(
     {"field_degrees", "no_surround", "fault", "patient", "eye", "visit"}
 )  # which plans of earlier versions do not have
@@ -57,6 +58,8 @@ class Plan:
     digest: str
     skipped: int = 0
     """Files of the source that are no photographs and have no row: sidecars, system files, those of earlier runs."""
+    shards_wanted: int = 64
+    """By which it is cut; runs of earlier versions do not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ def write_plan(entries: Iterable[Entry], dest: Store) -> Plan:
         images += len(rows)
         if number % _SAID_PARTS == _SAID_PARTS - 1:
             log.info("%d photographs listed", images)
-    return Plan(images, running.hexdigest())
+    return Plan(images, running.hexdigest(), shards_wanted=SHARDS_WANTED)
 
 
 def plan_again(entries: Iterable[Entry], plan: Plan, wanted: Container[int]) -> dict[int, bytes]:
@@ -145,7 +148,7 @@ def shards(dest: Store, plan: Plan) -> Iterator[Shard]:
 
 def largest_shard(plan: Plan) -> int:
     """The most photographs that a shard of a plan has; where they are large it has fewer."""
-    return min(LARGEST_SHARD_IMAGES, max(1, plan.images // SHARDS_WANTED))
+    return min(LARGEST_SHARD_IMAGES, max(1, plan.images // plan.shards_wanted))
 
 
 def cut(sizes: Sequence[int], largest: int) -> Iterator[tuple[int, int]]:

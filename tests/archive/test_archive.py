@@ -17,8 +17,12 @@ from ma_cluster import __version__
 from ma_cluster.archive.outcomes import SCHEMA, Outcome, artefact_name
 from ma_cluster.archive.plan import (
     LARGEST_SHARD_BYTES,
+    LARGEST_SHARD_IMAGES,
     PLAN_PART_IMAGES,
+    SHARDS_WANTED,
+    Plan,
     cut,
+    largest_shard,
     read_shard,
     read_shards,
     shards,
@@ -68,7 +72,7 @@ def test_a_photograph_larger_than_a_shard_has_one_of_its_own() -> None:
     assert list(cut([1, 2 * LARGEST_SHARD_BYTES, 1, 1], 256)) == [(0, 1), (1, 2), (2, 4)]
 
 
-@pytest.mark.parametrize(("images", "expected"), [(10, {1}), (640, {10}), (PLAN_PART_IMAGES + 256, {256})])
+@pytest.mark.parametrize(("images", "expected"), [(10, {1}), (5120, {5}), (PLAN_PART_IMAGES + 256, {16})])
 def test_small_archives_have_small_shards_numbered_in_the_plans_order(
     tmp_path: Path, images: int, expected: set[int]
 ) -> None:
@@ -79,6 +83,15 @@ def test_small_archives_have_small_shards_numbered_in_the_plans_order(
     assert {shard.images for shard in found} == expected
     assert list(read_shards(dest, found)) == entries
     assert [shard.row for shard in found] == [sum(s.images for s in found[:number]) for number in range(len(found))]
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_its_own_shards(tmp_path: Path) -> None:
+    entries = [Entry(f"{number:05d}", 1, "v") for number in range(640)]
+    dest = LocalStore(tmp_path)
+    plan = write_plan(iter(entries), dest)
+    assert {shard.images for shard in shards(dest, plan)} == {1}
+    assert {shard.images for shard in shards(dest, Plan(plan.images, plan.digest))} == {10}
+    assert largest_shard(Plan(10**6, "", shards_wanted=SHARDS_WANTED)) == LARGEST_SHARD_IMAGES
 
 
 def test_a_long_listing_says_how_far_it_is(tmp_path: Path, log_lines: list[str]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from simulate_fleet import Scenario, Simulation
 
 SCRIPTS = {
     "ledger": ["--sizes", "20000", "--repeats", "1", "--cluster-shards", "2"],
@@ -28,3 +30,17 @@ def test_a_benchmark_runs_and_describes_its_machine(name: str, tmp_path: Path) -
     figures = json.loads(out.read_text())
     assert figures["benchmark"] == name
     assert figures["machine"]["cores"] >= 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_simulated_fleet_spends_its_time_on_what_is_committed_or_says_that_it_is_lost(seed: int) -> None:
+    calm = Scenario(images=2000, nodes=4, segment_s=10.0, spread=0.0)
+    whole = Simulation(calm, seed).run()
+    assert (whole.lost_s, whole.failed, whole.preemptions) == (0.0, 0, 0)
+    assert whole.useful_s == pytest.approx(2000 * 10.0)
+    assert whole.now > 2000 * 10.0 / 16
+    stormy = replace(calm, preempted_per_node_hour=2.0)
+    cut_short, once_more = Simulation(stormy, seed).run(), Simulation(stormy, seed).run()
+    assert cut_short.preemptions > 0 and cut_short.lost_s > 0 and cut_short.now > whole.now
+    assert cut_short.useful_s == pytest.approx((2000 - cut_short.failed) * 10.0)
+    assert (cut_short.now, cut_short.lost_s) == (once_more.now, once_more.lost_s)
