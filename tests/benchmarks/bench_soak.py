@@ -65,13 +65,23 @@ def main() -> None:
             threading.Thread(target=work, daemon=True).start()
         looks, began = [], time.monotonic()
         while (after_s := time.monotonic() - began) < 60 * arguments.minutes:
-            looks.append({"seconds": round(after_s, 1), **look(service.process.pid)})
+            try:
+                looks.append({"seconds": round(after_s, 1), **look(service.process.pid)})
+            except OSError:  # Ray's exporter has its turn last where the machine has others to serve
+                load.unseen += 1
+            if looks:
+                write(arguments.out, after_s / 60, load, looks)  # what is known outlives whatever ends this
             time.sleep(arguments.every)
         load.ended.set()
+
+
+def write(out: Path, minutes: float, load: Load, looks: list[dict[str, Any]]) -> None:
+    """The figures so far."""
     answers = {str(status): count for status, count in sorted(load.answers.items())}
-    report = {"benchmark": "soak", "machine": machine.describe(), "minutes": arguments.minutes, "answers": answers}
-    report |= {"jobs": dict(load.jobs), "slopes": slopes(looks), "looks": looks[:: -(-len(looks) // SHOWN)]}
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    report = {"benchmark": "soak", "machine": machine.describe(), "minutes": round(minutes, 1), "answers": answers}
+    report |= {"jobs": dict(load.jobs), "looks_in_vain": load.unseen, "slopes": slopes(looks)}
+    report |= {"looks": looks[:: -(-len(looks) // SHOWN)]}
+    out.write_text(json.dumps(report, indent=2) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +128,8 @@ class Load:
         self.answers: Counter[int] = Counter()
         self.jobs: Counter[str] = Counter()
         self.ended = threading.Event()
+        self.unseen = 0
+        """Looks that Ray did not answer."""
 
     def upload(self) -> None:
         """Photographs, one at a time; each tenth is none, and lists and metrics are asked for beside them."""
