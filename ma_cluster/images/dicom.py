@@ -38,6 +38,8 @@ _YCC = ("YBR_FULL", "YBR_FULL_422")
 _TRANSFORMED = ("YBR_RCT", "YBR_ICT")  # JPEG 2000's own, which its decoder undoes
 _COLOURS = (_GREY, _RGB, *_YCC, *_TRANSFORMED)
 _OWN = "ma_cluster"
+_CURE = "photographs are of Ophthalmic Photography 8 Bit"
+_BEFORE_KIND = 4096  # bytes of a header in which its kind stands, among the first elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ def read_dicom(data: bytes, config: ImageConfig) -> DicomPhotograph:
     settings.reading_validation_mode = IGNORE  # what is said of a header's faults would hold a patient's data
     syntax = _syntax(data)
     dataset = pydicom.dcmread(io.BytesIO(data))
+    if not dataset.get("SOPClassUID"):
+        header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)  # as packed pixels that break off hide it
+        cut = len(data) < _BEFORE_KIND or "SOPClassUID" in header
+        raise truncated() if cut else _unsupported("a file that names no kind", _CURE)
     _check_kind(dataset)
     width, height = int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0)
     check_size(width, height, config)
@@ -104,11 +110,9 @@ def _check_kind(dataset: Any) -> None:
     """Raises ImageRefusedError: unsupported, where it is no photograph, or one of other pixels than are read."""
     from pydicom.uid import UID
 
-    kind = UID(str(dataset.get("SOPClassUID") or ""))
-    if not kind:
-        raise truncated()
+    kind = UID(str(dataset.SOPClassUID))
     if kind not in DICOM_PHOTOGRAPHS:
-        raise _unsupported(f"the kind {kind.name}", "photographs are of Ophthalmic Photography 8 Bit")
+        raise _unsupported(f"the kind {kind.name}", _CURE)
     if str(dataset.get("Manufacturer", "")) == _OWN:
         raise _unsupported("the overlay of an earlier run", "leave it out")
     colours = str(dataset.get("PhotometricInterpretation") or "")

@@ -20,6 +20,7 @@ from ma_cluster.images.fundus import find_fov
 PNG_BODY = 33
 """Bytes of a PNG's signature and header: chunks may go in from here on."""
 KIND = {"u": 1, "i": 2, "f": 3}  # the sample formats of TIFF
+NO_KIND = bytes(128) + b"DICM" + struct.pack("<HH2sH20s", 2, 16, b"UI", 20, b"1.2.840.10008.1.2.1\0") + bytes(20_000)
 DICOM = bytes(128) + b"DICM" + bytes(4000)
 HEIC = struct.pack(">I4s4sI4s", 20, b"ftyp", b"heic", 0, b"mif1") + bytes(4000)
 AVIF = struct.pack(">I4s4sI4s", 20, b"ftyp", b"avif", 0, b"mif1") + bytes(4000)
@@ -167,6 +168,7 @@ def _damaged(base: np.ndarray, jpeg: bytes) -> dict[str, Odd]:
     return {
         "jpeg12.jpg": Odd(jpeg_frame(jpeg, 0xC1, 12), reason=Reason.UNSUPPORTED, says="12 bits"),
         "IM0001.dcm": Odd(DICOM, reason=Reason.CORRUPT, says="DICOM"),
+        "IM0002.dcm": Odd(NO_KIND, reason=Reason.UNSUPPORTED, says="DICOM: a file that names no kind"),
         "IMG_2041.HEIC": Odd(HEIC, reason=Reason.UNSUPPORTED, says="HEIC"),
         "IMG_2042.avif": Odd(AVIF, reason=Reason.UNSUPPORTED, says="AVIF"),
         "packed.jpg": Odd(gzip.compress(jpeg), reason=Reason.NOT_AN_IMAGE, says="unpack it"),
