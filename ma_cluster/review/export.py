@@ -24,7 +24,7 @@ from numpy import ndarray
 from ma_cluster.archive.outcomes import artefact_name
 from ma_cluster.archive.patients import to_csv
 from ma_cluster.archive.run import Run
-from ma_cluster.errors import UsageError
+from ma_cluster.errors import ObjectMissingError, UsageError
 from ma_cluster.lesions.findings import encode_mask
 from ma_cluster.review.events import GRADES, Standing
 from ma_cluster.review.reviews import Reviewed, read_reviews
@@ -33,6 +33,8 @@ from ma_cluster.storage.store import Entry, Store
 
 _VALIDATING = 5  # one group in so many validates
 _UNGRADABLE = "ungradable"
+_MARK, _TABLES = "coco.json", ("manifest.csv", "grades.csv", "lesions.csv")
+_DESCRIPTION = "reviews of run"
 
 
 @dataclass
@@ -57,9 +59,11 @@ def export_reviews(dest: Store, run: Run, out: Store, reviewers: Sequence[str] =
     """Write what was reviewed, by all or by some; what an earlier export left there is replaced.
 
     Raises:
-        UsageError: nobody has said anything, or done any photograph.
+        UsageError: nobody has said anything, or done any photograph; or files of these names lie there that are of no
+            export.
         StoreError: a mask cannot be read, or nothing be written.
     """
+    _check_place(out)
     source, done = open_source(run.source), Exported()
     for photograph in read_reviews(dest, run, reviewers):
         image = url_of(source, photograph.row["key"])
@@ -78,12 +82,35 @@ def export_reviews(dest: Store, run: Run, out: Store, reviewers: Sequence[str] =
     if not done.photographs:
         raise UsageError("no photograph is done: export follows `Done` on the page, which says that all was looked at")
     _split(done._manifest)
+    out.put(_MARK, (json.dumps(_coco(done, run)) + "\n").encode())
     out.put("manifest.csv", to_csv(done._manifest, ["image", "mask", "label", "split", "group"]))
     out.put("grades.csv", to_csv(done._grades, ["image", "grade", "group"]))
     columns = ["photograph", "reviewer", "done", "grade", "lesion", "verdict", "row", "col", "diameter_px", "note"]
     out.put("lesions.csv", to_csv(done._verdicts, columns))
-    out.put("coco.json", (json.dumps(_coco(done, run)) + "\n").encode())
     return done
+
+
+def _check_place(out: Store) -> None:
+    """Raises UsageError: what an export would replace is somebody's own, such as the list of the photographs."""
+    try:
+        told = json.loads(out.get(_MARK))
+        if _DESCRIPTION in str(told["info"]["description"]):
+            return
+        own: str | None = _MARK
+    except ObjectMissingError:
+        own = next((name for name in _TABLES if _is_there(out, name)), None)
+    except (ValueError, TypeError, LookupError, RecursionError):
+        own = _MARK
+    if own is not None:
+        raise UsageError(f"{own} of --export is of no earlier export: give another place, or remove it")
+
+
+def _is_there(out: Store, name: str) -> bool:
+    try:
+        out.head(name)
+    except ObjectMissingError:
+        return False
+    return True
 
 
 def consensus(masks: Sequence[Bool[ndarray, "h w"]]) -> Bool[ndarray, "h w"]:
@@ -184,7 +211,7 @@ def _annotations(mask: Bool[ndarray, "h w"]) -> list[dict[str, Any]]:
 
 def _coco(done: Exported, run: Run) -> dict[str, Any]:
     return {
-        "info": {"description": f"reviews of run {run.id}"},
+        "info": {"description": f"{_DESCRIPTION} {run.id}"},
         "licenses": [],
         "categories": [{"id": 1, "name": "microaneurysm", "supercategory": "lesion"}],
         "images": done._images,

@@ -124,6 +124,15 @@ def test_what_is_exported_is_a_data_set(dest: LocalStore, tmp_path: Path) -> Non
     assert (again.photographs, again.lesions) == (2, 3)
 
 
+@pytest.mark.parametrize("name", ["manifest.csv", "grades.csv", "lesions.csv", "coco.json"])
+def test_an_export_replaces_nothing_but_an_export(dest: LocalStore, tmp_path: Path, name: str) -> None:
+    out = LocalStore(tmp_path / "out")
+    out.put(name, b"[]")
+    with pytest.raises(UsageError, match=f"{name} of --export is of no earlier export"):
+        export_reviews(dest, the_run(dest), out)
+    assert [(entry.key, out.get(entry.key)) for entry in out.list()] == [(name, b"[]")]
+
+
 @pytest.mark.parametrize("other", [b"<html>", encode_mask(np.ones((40, 50), dtype=bool))], ids=["none", "another"])
 def test_a_mask_that_is_not_the_photographs_is_named(dest: LocalStore, other: bytes) -> None:
     key = next(iter(read_reviews(dest, the_run(dest)))).row["mask_key"]
