@@ -97,7 +97,7 @@ class DicomWeb:
         self._limits = limits or NetworkLimits()
         self._patience = Patience(self._limits, _FAULTS)
         self.skipped = 0
-        """Instances of the latest listing that are no photographs: results, reports, other kinds."""
+        """Instances of the latest listing that are no photographs: results, reports, other kinds; or without UIDs."""
 
     @cached_property
     def _pool(self) -> urllib3.PoolManager:
@@ -114,13 +114,15 @@ class DicomWeb:
         while page := self._found("instances", {"limit": self._page, "offset": offset}, self._query):
             before = len(seen)
             for item in page:
-                entry = _entry(item)
-                if entry.key not in seen:
-                    seen.add(entry.key)
-                    if _is_photograph(item):
-                        yield entry
+                key = _key(item)
+                if key not in seen:
+                    seen.add(key)
+                    if _KEY.fullmatch(key) and _is_photograph(item):
+                        yield Entry(key, 0, _first(item, _INSTANCE))
                     else:
                         self.skipped += 1
+            if not any(map(_KEY.fullmatch, seen)):
+                raise StoreError("the DICOMweb server lists instances without their UIDs; check the URL")
             if len(seen) == before:  # a server that knows no offset
                 if len(page) == self._page:  # but a limit: what lies behind it cannot be had
                     raise StoreError(
@@ -148,24 +150,27 @@ class DicomWeb:
         return self._patience.ask("read", lambda: _part(*self._answer("GET", path, {"Accept": accept}, most=most)))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Send an instance, whose key follows from its own UIDs; False where the server has it.
-
-        Raises:
-            StoreError: the server does not take it.
-        """
-        try:
-            self.head(key)
+        """Send an instance, whose key follows from its own UIDs; False where the server has it. Raises StoreError."""
+        if self._has(key):
             return False
-        except ObjectMissingError:
-            pass
         head = f"--{_BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         body = head + data + f"\r\n--{_BOUNDARY}--\r\n".encode()
         headers = {"Content-Type": f"{_PART10}; boundary={_BOUNDARY}", "Accept": _JSON}
         send = partial(self._answer, "POST", f"{self._base}/studies", headers, body=body, most=_LARGEST_ANSWER)
         _, answer = self._patience.ask("store", send)
-        stored = _json(answer) if answer else {}
-        if isinstance(stored, dict) and stored.get(_FAILED, {}).get("Value"):
+        try:
+            stored = _json(answer) if answer else {}
+        except ProtocolError:  # XML, or words: whether it is there tells
+            stored = {} if self._has(key) else {_FAILED: {"Value": ["all"]}}
+        if isinstance(stored, dict) and _first(stored, _FAILED):
             raise StoreError("the DICOMweb server refused to store a result; its log says why")
+        return True
+
+    def _has(self, key: str) -> bool:
+        try:
+            self.head(key)
+        except ObjectMissingError:
+            return False
         return True
 
     def _found(self, path: str, fields: dict[str, Any], query: str = "") -> Sequence[dict[str, Any]]:
@@ -254,12 +259,10 @@ def _part(content_type: str, body: bytes) -> bytes:
     return body[begin + 4 : end]
 
 
-def _entry(item: dict[str, Any]) -> Entry:
+def _key(item: dict[str, Any]) -> str:
+    """Of an instance, by its UIDs; one that is no key where they are none."""
     study, series, instance = (_first(item, tag) for tag in (_STUDY, _SERIES, _INSTANCE))
-    key = f"studies/{study}/series/{series}/instances/{instance}"
-    if not _KEY.fullmatch(key):
-        raise StoreError("the DICOMweb server lists an instance without its UIDs; check the URL")
-    return Entry(key, 0, instance)
+    return f"studies/{study}/series/{series}/instances/{instance}"
 
 
 def _is_photograph(item: dict[str, Any]) -> bool:

@@ -148,6 +148,9 @@ class Archive:
     instances: int = 0
     knows_limit: bool = True
     knows_offset: bool = True
+    nameless: tuple[int, ...] = ()
+    stored: bytes | None = None
+    """What is answered to whoever sends an instance, which is listed from then on; None where nobody may."""
     authorizations: list[str | None] = field(default_factory=list)
     port: int = 0
 
@@ -155,7 +158,10 @@ class Archive:
         begin = int(asked["offset"][0]) if self.knows_offset else 0
         end = begin + int(asked["limit"][0]) if self.knows_limit else None
         tags = ("0020000D", "0020000E", "00080018")
-        return [{tag: {"Value": [f"1.2.{number}"]} for tag in tags} for number in range(self.instances)[begin:end]]
+        return [
+            {} if number in self.nameless else {tag: {"Value": [f"1.2.{number}"]} for tag in tags}
+            for number in range(self.instances)[begin:end]
+        ]
 
 
 @pytest.fixture
@@ -166,7 +172,16 @@ def archive() -> Iterator[Archive]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             told.authorizations.append(self.headers.get("Authorization"))
-            body = json.dumps(told.page(parse_qs(urlsplit(self.path).query))).encode()
+            asked = {"limit": ["100"], "offset": ["0"]} | parse_qs(urlsplit(self.path).query)
+            self._answer(json.dumps(told.page(asked)).encode())
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            assert told.stored is not None
+            told.instances += b"refused" not in told.stored
+            self._answer(told.stored)
+
+        def _answer(self, body: bytes) -> None:
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -182,6 +197,32 @@ def archive() -> Iterator[Archive]:
         yield told
         server.shutdown()
         thread.join()
+
+
+def test_an_instance_without_uids_costs_no_other(archive: Archive) -> None:
+    archive.instances, archive.nameless = 5, (0, 3)
+    web = DicomWeb(f"dicomweb+http://127.0.0.1:{archive.port}/web", page=2)
+    assert [entry.etag for entry in web.list()] == ["1.2.1", "1.2.2", "1.2.4"]
+    assert web.skipped == 1, "what cannot be told apart is counted once"
+    archive.nameless = tuple(range(5))
+    with pytest.raises(StoreError, match="without their UIDs; check the URL"):
+        list(web.list())
+
+
+@pytest.mark.parametrize("answered", [b"<NativeDicomModel/>", b"stored", b"[]", b'{"00081198": []}', b"null"])
+def test_an_answer_that_is_not_as_it_should_be_loses_no_result(archive: Archive, answered: bytes) -> None:
+    archive.stored = answered
+    web = DicomWeb(f"dicomweb+http://127.0.0.1:{archive.port}/web", HASTY)
+    key = "studies/1.2.0/series/1.2.0/instances/1.2.0"
+    assert web.create(key, b"a result")
+    assert not web.create(key, b"a result")
+
+
+def test_an_answer_of_words_behind_which_nothing_is_stored_is_an_error(archive: Archive) -> None:
+    archive.stored = b"<html>refused: log in</html>"
+    web = DicomWeb(f"dicomweb+http://127.0.0.1:{archive.port}/web", HASTY)
+    with pytest.raises(StoreError, match="refused to store"):
+        web.create("studies/1.2.0/series/1.2.0/instances/1.2.0", b"a result")
 
 
 @pytest.mark.parametrize(
