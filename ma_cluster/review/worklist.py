@@ -16,6 +16,7 @@ import tempfile
 import threading
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import pyarrow.compute as pc
 
 from ma_cluster.archive.retry import retries
 from ma_cluster.archive.run import Run, committed, read_outcomes
-from ma_cluster.errors import ObjectMissingError, PartDamagedError, UsageError
+from ma_cluster.errors import ObjectMissingError, PartDamagedError, StoreError, UsageError
 from ma_cluster.review.events import Event, read_events, standing
 from ma_cluster.storage.identity import is_date
 from ma_cluster.storage.store import Store
@@ -92,7 +93,7 @@ class Worklist:
         self._index = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._index.create_function("is_date", 1, is_date, deterministic=True)
         self._index.create_function("folded", 1, _folded, deterministic=True)
-        self._index.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
+        self._index.executescript("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF;" + _TABLES)
         self._lock, self._following = threading.RLock(), threading.Lock()
         self._parts: set[tuple[int, int]] = set()
         self._keys: set[str] = set()
@@ -142,14 +143,27 @@ class Worklist:
             urgency = _URGENCY.get(row["triage"] or ("none" if row["status"] == "scored" else ""), 3)
             values.append([self.id_of(row["key"]), urgency, retry, part, *(row[name] for name in COLUMNS)])
         places, others = ", ".join("?" * len(names)), ", ".join(f"{name} = excluded.{name}" for name in names[1:])
-        with self._lock:
-            self._index.execute("BEGIN")
+        with self._changing():
             self._index.executemany(
                 f"INSERT INTO photographs ({', '.join(names)}) VALUES ({places}) "
                 f"ON CONFLICT (id) DO UPDATE SET {others} WHERE excluded.retry >= retry",
                 values,
             )
-            self._index.execute("COMMIT")
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """All of it, or nothing; raises StoreError where the temporary folder has no room."""
+        with self._lock:
+            self._index.execute("BEGIN")
+            try:
+                yield
+                self._index.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._index.in_transaction:  # a full disk has ended it already
+                    self._index.execute("ROLLBACK")
+                raise StoreError(
+                    f"the worklist's index, in {tempfile.gettempdir()}: {error}; free some space"
+                ) from error
 
     def id_of(self, key: str) -> str:
         """What a photograph is called on the page: no key stands in an address, or in a log."""
@@ -157,11 +171,10 @@ class Worklist:
 
     def note(self, events: Iterable[Event]) -> None:
         """Take in events that are kept."""
-        with self._lock:
+        with self._changing():
             touched = set()
             for event in events:
                 row = event.object_key, self.id_of(event.key), event.reviewer, event.model_dump_json(exclude_none=True)
-                self._keys.add(event.object_key)
                 if self._index.execute("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?)", row).rowcount:
                     touched.add(row[1:3])
             for photograph, reviewer in touched:

@@ -170,6 +170,25 @@ def test_a_damaged_part_hides_no_decision_and_is_taken_in_once_it_is_whole(tmp_p
         assert keys(found, Query(state="done", reviewer="ada")) == ["eye-1.jpg"]
 
 
+def test_a_full_disk_takes_nothing_away_once_there_is_room(tmp_path: Path) -> None:
+    dest = small_run(tmp_path, 3, 300)
+    run = read_run(dest)
+    assert run is not None
+    with closing(Worklist(dest, run)) as found:
+        events = [done(found, f"{'x' * 3000}-{number}", number=number) for number in range(20)]
+        for event in events:
+            append(dest, event)
+        (least,) = found._index.execute("PRAGMA page_count").fetchone()
+        for room in (0, 5):
+            found._index.execute(f"PRAGMA max_page_count = {least + room}")
+            with pytest.raises(StoreError, match="free some space"):
+                found.follow()
+        found._index.execute("PRAGMA max_page_count = 100000")
+        found.follow()
+        assert found.page(Query(), 0, 1).total == 3
+        assert found.since(0)[1] == len(events)
+
+
 def test_a_part_of_a_key_is_found_however_its_letters_are_written(tmp_path: Path) -> None:
     pixels, mask = dotted(300, 2)
     name = unicodedata.normalize("NFD", "Ä/Gérôme-Ж.jpg")
