@@ -159,11 +159,11 @@ class Worklist:
                 yield
                 self._index.execute("COMMIT")
             except sqlite3.Error as error:
-                if self._index.in_transaction:  # a full disk has ended it already
+                where = tempfile.gettempdir()
+                raise StoreError(f"the worklist's index, in {where}: {error}; free some space there") from error
+            finally:
+                if self._index.in_transaction:
                     self._index.execute("ROLLBACK")
-                raise StoreError(
-                    f"the worklist's index, in {tempfile.gettempdir()}: {error}; free some space"
-                ) from error
 
     def id_of(self, key: str) -> str:
         """What a photograph is called on the page: no key stands in an address, or in a log."""
