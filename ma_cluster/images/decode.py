@@ -174,12 +174,13 @@ def _read_other(data: bytes, config: ImageConfig) -> _Stored:
         raise truncated()
     image = _open(data)
     check_size(*image.size, config)
-    image.load()
+    pixels = deep_pixels(image, data)
+    if pixels is None:
+        image.load()
+        pixels = _to_rgb(image)
     if is_jpeg:
         refuse_damage(data)
     more_pages = getattr(image, "n_frames", 1) > 1
-    deep = deep_pixels(image, data)
-    pixels = _to_rgb(image) if deep is None else deep
     return _Stored(pixels, _orientation(image.getexif), image.info.get("icc_profile"), more_pages)
 
 

@@ -13,7 +13,7 @@ from numpy import ndarray
 from PIL import Image
 
 from ma_cluster.errors import ImageRefusedError, Reason
-from ma_cluster.images.containers import EXPORT_CURE, Page
+from ma_cluster.images.containers import EXPORT_CURE, Page, truncated
 
 _DEEP_BYTES = 2**30  # of samples of more than 8 bits: OpenCV holds them twice
 _STRIPE = 256  # rows scaled at a time
@@ -22,16 +22,24 @@ _PPM_HEADER = re.compile(rb"P6(?:\s+|#.*\n)+\d+(?:\s+|#.*\n)+\d+(?:\s+|#.*\n)+(\
 
 
 def deep_pixels(image: Image.Image, data: bytes) -> UInt8[ndarray, "h w 3"] | None:
-    """Of a JPEG 2000 or a PPM that Pillow has loaded, where it has more than 8 bits; None where not."""
+    """Of a JPEG 2000 of more than 8 bits, or a PPM of any range but 255, which Pillow reads a pixel at a time; None of
+    what Pillow reads well.
+
+    Raises:
+        ImageRefusedError: truncated, corrupt or unsupported.
+    """
     header = _JPEG_2000_HEADER.search(data) if image.format == "JPEG2000" else None
     if header is not None and header[1][0] & 0x7F >= 8:  # bits less one; the upper bit is of the sign
+        image.load()  # OpenCV does not ask whether it is whole
         return to_8_bits(deep_samples(data))
     header = _PPM_HEADER.match(data) if image.format == "PPM" else None
-    if header is not None and int(header[1]) > 255:
-        width, height = image.size
-        samples = np.frombuffer(data, ">u2", 3 * width * height, header.end()).reshape(height, width, 3)
-        return to_8_bits(samples, int(header[1]) if int(header[1]) < 0xFFFF else None)
-    return None
+    if header is None or (top := int(header[1])) == 255:
+        return None
+    (width, height), kind = image.size, np.dtype(np.uint8 if top < 256 else ">u2")
+    if len(data) < header.end() + 3 * width * height * kind.itemsize:
+        raise truncated()
+    samples = np.frombuffer(data, kind, 3 * width * height, header.end()).reshape(height, width, 3)
+    return to_8_bits(samples.astype(kind.newbyteorder("=")), top if top < 0xFFFF else None)
 
 
 def deep_samples(data: bytes, page: Page | None = None) -> Shaped[ndarray, "..."]:

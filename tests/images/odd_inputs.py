@@ -148,6 +148,8 @@ def _depths(base: np.ndarray, grey: np.ndarray) -> dict[str, Odd]:
         "rgb12in16.tif": Odd(tiff(base.astype(np.uint16) * 16), like="base.png"),
         "rgb12in16.jp2": Odd(jp2, like="base.png"),
         "rgb12in16.ppm": Odd(ppm, like="base.png"),
+        "rgb12.ppm": Odd(ppm.replace(b"65535", b"4095", 1), like="base.png"),
+        "cut.ppm": Odd(ppm[:-1], reason=Reason.TRUNCATED, says="fetch it again"),
         "rgb_signed16.tif": Odd(tiff(base.astype(np.int16) * 128), like="base.png"),
         "grey16_white_is_zero.tif": Odd(white_is_zero, like="grey8.png", flags=red_free),
         "rgba_hidden.png": Odd(encode(np.dstack([base, hidden[0]]), "PNG"), like="base.png"),
