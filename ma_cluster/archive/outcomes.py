@@ -30,7 +30,9 @@ SECONDS = {stage: f"seconds_{stage}" for stage in STAGES}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who and what a photograph shows, and when it was taken; None where nobody says it."""
+    """Who and what a photograph shows, and when it was taken; None where nobody says it, and the eye where the picture
+    is not sure of it, either.
+    """
 
     patient: str | None = None
     """The pseudonym, or the id where ids are kept."""

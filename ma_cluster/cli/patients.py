@@ -14,7 +14,9 @@ from ma_cluster.cli.app import INCOMPLETE, Dest, FieldDegrees, Model, app, detec
 def patients(dest: Dest) -> None:
     """Roll a run up to eyes and visits: DEST/patients/eyes and visits, each as .parquet and .csv.
 
-    A finished run has them already. Triage none asks for a gradable photograph of each eye that is none; whatever
+    A finished run has them already. The eye is the one that the manifest names, else the photograph's header, else the
+    one that the picture shows where that is sure; where it is not, the eye is unknown, and such photographs have a row
+    of their own: they make no visit none. Triage none asks for a gradable photograph of each eye that is none; whatever
     could not be judged is ungradable.
     """
     from ma_cluster.archive.patients import write_patients
@@ -60,8 +62,8 @@ def compare(
 def turnover(dest: Dest) -> None:
     """Compare the photographs of each eye at each two visits that a run knows by their dates.
 
-    Writes DEST/turnover.parquet, a row for each pair, and a page for each that can be registered. Exit status 3 where
-    one cannot.
+    Photographs whose eye is unknown are compared with none. Writes DEST/turnover.parquet, a row for each pair, and a
+    page for each that can be registered. Exit status 3 where one cannot.
     """
     from ma_cluster.report.console import change_line, printable
     from ma_cluster.report.turnover import turnover_of_run
