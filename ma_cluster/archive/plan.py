@@ -227,24 +227,27 @@ def plan_key(number: int) -> str:
 
 _SIDECARS = (
     *(".xml", ".json", ".txt", ".pdf", ".csv", ".tsv", ".xls", ".xlsx", ".doc", ".docx", ".md", ".log", ".ini", ".xmp"),
-    *(".thm", ".rtf", ".ods", ".pptx", ".yaml", ".yml", ".hl7", ".lnk", ".db", ".md5", ".sha256", ".crc"),
+    *(".thm", ".aae", ".rtf", ".ods", ".pptx", ".yaml", ".yml", ".hl7", ".lnk", ".db", ".md5", ".sha256", ".crc"),
 )
 _SYSTEM_FILES = frozenset(
     {".ds_store", "desktop.ini", ".localized", ".nomedia", "zbthumbnail.info", "icon\r", "_success", "dicomdir"}
+    | {".directory", ".dropbox", ".bridgesort", ".gitkeep", ".gitignore", ".keep", "autorun.inf"}
 )
+_SYSTEM_NAMES = ("._", ".nfs", ".fuse_hidden")  # begin so: of macOS, and what is deleted while somebody reads it
 _SYSTEM_FOLDERS = frozenset(
     {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", ".appledouble", ".thumbnails", ".trashes", ".git"}
     | {".spotlight-v100", ".fseventsd", ".@__thumb", "#snapshot", ".snapshot", "lost+found", ".picasaoriginals"}
-    | {"system volume information", ".trash-1000"}
+    | {"system volume information", ".trash-1000", ".temporaryitems", ".documentrevisions-v100", "@tmp", "_temporary"}
+    | {".stfolder", ".stversions", ".dropbox.cache", ".sync"}
 )
 
 
 def is_litter(key: str) -> bool:
-    """Whether a file of a folder is no photograph by its name: of Windows, macOS, a NAS or Hadoop, or a sidecar."""
+    """Whether a file of a folder is no photograph by its name: of a system, or of what copies; or a sidecar."""
     *folders, name = key.casefold().split("/")
     return (
         name in _SYSTEM_FILES
-        or name.startswith("._")
+        or name.startswith(_SYSTEM_NAMES)
         or name.endswith(("_$folder$", *_SIDECARS))
         or not _SYSTEM_FOLDERS.isdisjoint(folders)
     )

@@ -218,6 +218,8 @@ LITTER = [".DS_Store", "a/._eye.jpg", "THUMBS.DB", "desktop.ini", "@eaDir/eye.jp
 LITTER += ["day/@eaDir/eye.jpg", "__MACOSX/eye.jpg", "photos_$folder$", "eye.xml", "eye.jpg.json", "notes.TXT", "a.pdf"]
 LITTER += ["a/eye.xmp", "IMG_1.THM", "@Recycle/eye.jpg", ".@__thumb/eye.jpg", "#snapshot/eye.jpg", "Icon\r", "DICOMDIR"]
 LITTER += ["lost+found/eye.jpg", "System Volume Information/x", ".picasaoriginals/eye.jpg", "_SUCCESS", ".eye.jpg.crc"]
+LITTER += [".directory", "a/.gitkeep", ".dropbox", "IMG_1.AAE", "autorun.inf", ".nfs0000000a", ".fuse_hidden0001"]
+LITTER += ["@tmp/eye.jpg", "_temporary/0/eye.jpg", ".stversions/eye.jpg", ".dropbox.cache/x/eye.jpg"]
 
 
 @pytest.mark.parametrize("key", LITTER)
