@@ -16,12 +16,12 @@ STORE_BYTES = 200 * 2**20
 
 
 @contextmanager
-def second_node(cpus: int) -> Iterator[subprocess.Popen[bytes]]:
+def second_node(cpus: int, store_bytes: int = STORE_BYTES) -> Iterator[subprocess.Popen[bytes]]:
     """A second raylet on the loopback interface, of the Ray that is up in this process."""
     ray_command = str(Path(sys.executable).with_name("ray"))
     wanted = ray.cluster_resources()["CPU"] + cpus
     command = [ray_command, "start", f"--address={ray.get_runtime_context().gcs_address}", "--block"]
-    command += ["--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", f"--object-store-memory={STORE_BYTES}"]
+    command += ["--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", f"--object-store-memory={store_bytes}"]
     node = subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr)
     try:
         deadline = time.monotonic() + 120

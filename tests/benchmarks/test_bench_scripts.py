@@ -14,6 +14,7 @@ from simulate_fleet import Scenario, Simulation
 SCRIPTS = {
     "ledger": ["--sizes", "20000", "--repeats", "1", "--cluster-shards", "2"],
     "keys": ["--sizes", "200", "400"],
+    "rate": ["--photographs", "4", "--raylets", "1"],
     "plan": ["--photographs", "2"],
     "poison": ["--photographs", "10"],
     "soak": ["--minutes", "0.3", "--every", "3", "--job-every", "5"],
