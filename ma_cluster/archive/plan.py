@@ -31,7 +31,7 @@ LARGEST_SHARD_BYTES = 2**30
 """A shard of larger photographs has fewer of them, one at least: what is lost with a worker is bounded, too."""
 SHARDS_WANTED = 1024
 """An archive is cut into at least so many shards where it has the images, so that a fleet is evenly loaded, and a lost
-node costs little where the end is near (benchmarks/results/fleet_simulation.json)."""
+node costs little where the end is near (tests/benchmarks/simulate_fleet.py)."""
 _LATER = frozenset(
     {"field_degrees", "no_surround", "fault", "patient", "eye", "visit"}
 )  # which plans of earlier versions do not have

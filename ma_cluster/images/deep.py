@@ -18,7 +18,7 @@ from ma_cluster.images.containers import EXPORT_CURE, Page, truncated
 _DEEP_BYTES = 2**30  # of samples of more than 8 bits: OpenCV holds them twice
 _STRIPE = 256  # rows scaled at a time
 _JPEG_2000_HEADER = re.compile(rb"\xff\x4f\xff\x51.{38}(.)", re.DOTALL)  # up to the depth of the first component
-_PPM_HEADER = re.compile(rb"P6(?:\s+|#.*\n)+\d+(?:\s+|#.*\n)+\d+(?:\s+|#.*\n)+(\d{1,5})\s")
+_PPM_HEADER = re.compile(rb"P6(?:(?:\s|#[^\r\n]*[\r\n])+\d+){2}(?:\s|#[^\r\n]*[\r\n])+(\d{1,5})\s")
 
 
 def deep_pixels(image: Image.Image, data: bytes) -> UInt8[ndarray, "h w 3"] | None:

@@ -49,6 +49,7 @@ ENCODED = {
     "webp": encode(PIXELS, "WEBP", quality=90),
     "jpeg 2000": encode(PIXELS, "JPEG2000"),
     "ppm": encode(PIXELS, "PPM"),
+    "padded ppm": b"P6%s%d %d # of a camera\r255\n" % (b" " * 60, *IMAGE.size) + PIXELS.tobytes(),
 }
 
 
@@ -58,7 +59,7 @@ def refusal(data: bytes, config: ImageConfig = CONFIG) -> Reason:
     return caught.value.reason
 
 
-@pytest.mark.parametrize("kind", ["png", "tiff", "lzw tiff", "deflate tiff", "bmp", "ppm"])
+@pytest.mark.parametrize("kind", ["png", "tiff", "lzw tiff", "deflate tiff", "bmp", "ppm", "padded ppm"])
 def test_lossless_formats_give_the_pixels(kind: str) -> None:
     assert (decode(ENCODED[kind], CONFIG).pixels == PIXELS).all()
 
