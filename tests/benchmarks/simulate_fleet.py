@@ -1,4 +1,4 @@
-"""An archive run on spot nodes as discrete events: `simulate_fleet.py --out FILE.json`.
+"""An archive run on spot nodes as discrete events: `simulate_fleet.py --out FILE.json [--check]`.
 
 The shards, the workers and what each has in flight are the real ones (archive/plan.py, cluster/fleet), the seconds of
 a stage those that `bench detect` measured. Nodes are taken away at random and come back, some are slow, the store
@@ -6,7 +6,8 @@ delivers so many bytes a second. A photograph whose node goes is tried again, an
 `ShardScorer`; a worker whose node goes begins its uncommitted shards anew. Not simulated: what Ray itself takes.
 
 `ideal` is the time were all Segmenters busy with whole photographs to the end; `lost` is Segmenters' time that was
-spent on what came to nothing, over all that was spent.
+spent on what came to nothing, over all that was spent. --check lets a small run on a real Ray lose a worker, with
+networks that sleep, and simulates the same.
 """
 
 from __future__ import annotations
@@ -258,10 +259,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=Scenario().images)
+    parser.add_argument("--check", action="store_true", help="beside a small run on a real Ray that loses a worker")
     given = parser.parse_args()
     rows = [row(name, changes, given.images, given.seeds) for name, changes in SCENARIOS.items()]
     report: dict[str, Any] = {"benchmark": "fleet_simulation", "machine": machine.describe()}
     report |= {"seeds": given.seeds, "defaults": _plain(Scenario(images=given.images)), "scenarios": rows}
+    report |= {"check": check(given.seeds)} if given.check else {}
     given.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
@@ -285,6 +288,35 @@ def row(name: str, changes: dict[str, Any], images: int, seeds: int) -> dict[str
         ],
         "preemptions": statistics.mean(run.preemptions for run in runs),
         "failed_per_million": statistics.mean(run.failed for run in runs) / images * 1e6,
+    }
+
+
+def check(seeds: int) -> dict[str, Any]:
+    """A run on a real Ray, whole, and again with a worker killed half way, beside the same in simulation."""
+    import bench_rate
+
+    images, network_s = 1536, 0.15
+    scenario = Scenario(images=images, nodes=1, segmenters_per_node=4, read_s=0.0, segment_s=network_s, spread=0.0)
+    whole = Simulation(scenario, 0).run()
+    measured = bench_rate.lose_a_worker(images, round(1000 * network_s))
+    up_s = measured["whole"]["first_commit_s"] - whole.first_commit_s
+    slower = (measured["whole"]["seconds"] - up_s) / whole.now  # Serve, and what else the machine does
+    kill_s = measured["killed"]["killed_s"] - up_s
+    scenario = replace(scenario, segment_s=network_s * slower, noticed_s=up_s)
+    killed = []
+    for seed in range(4 * seeds):
+        run = Simulation(scenario, seed)
+        moment = kill_s * run.rng.uniform(0.9, 1.1)
+        run.after(moment, lambda run=run: run.lose_worker(run.rng.choice(run.workers)))  # type: ignore[misc]
+        killed.append(run.run())
+    again = [run.again for run in killed]
+    return measured | {
+        "simulated": {
+            "whole_over_measured": (whole.now + up_s) / measured["whole"]["seconds"],
+            "slower": slower,
+            "killed_over_measured": (statistics.mean(run.now for run in killed) + up_s) / measured["killed"]["seconds"],
+            "again": {"least": min(again), "mean": statistics.mean(again), "most": max(again)},
+        }
     }
 
 
