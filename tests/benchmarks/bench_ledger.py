@@ -51,9 +51,7 @@ def measure(size: int, repeats: int) -> dict[str, Any]:
     ids, losses = rng.integers(size, size=_BATCH), rng.random(_BATCH, dtype=np.float32)
     tracemalloc.start()
     table = LossTable(size)
-    for start in range(0, size, _BATCH):
-        part = np.arange(start, min(start + _BATCH, size))
-        table.update(part, rng.gamma(0.5, size=len(part)).astype(np.float32))
+    fill(table, size, rng)
     before = tracemalloc.get_traced_memory()[0]
     tracemalloc.reset_peak()
     table.draw(_BATCH, rng)
@@ -94,7 +92,7 @@ def measure_ledger(size: int, shards: int, repeats: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     ids, losses = rng.integers(size, size=_BATCH), rng.random(_BATCH, dtype=np.float32)
     ledger = LossLedger.create(size, shards=shards)
-    ledger.update(ids, losses)
+    fill(ledger, size, rng)
     row = {
         "shards": shards,
         "draws_per_second": _per_second(lambda: ledger.draw(_BATCH, 0, 0), repeats),
@@ -102,6 +100,13 @@ def measure_ledger(size: int, shards: int, repeats: int) -> dict[str, Any]:
     }
     ledger.close()
     return row
+
+
+def fill(table: Any, size: int, rng: np.random.Generator) -> None:
+    """A loss for every patch."""
+    for start in range(0, size, _BATCH):
+        part = np.arange(start, min(start + _BATCH, size))
+        table.update(part, rng.gamma(0.5, size=len(part)).astype(np.float32))
 
 
 def _numpy_choice(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
