@@ -15,9 +15,12 @@ import dataclasses
 import io
 import json
 import logging
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any
 
 import pyarrow as pa
@@ -28,7 +31,7 @@ from ma_cluster.archive.retry import latest_outcomes
 from ma_cluster.archive.run import Run, to_json, undecided
 from ma_cluster.errors import ObjectMissingError, RunConflictError, Status, Triage, UsageError
 from ma_cluster.storage.identity import SALT_VARIABLE, Pseudonyms, salts
-from ma_cluster.storage.parquet import to_parquet
+from ma_cluster.storage.parquet import parquet_writer
 from ma_cluster.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ COUNTS = "patients/counts.json"
 _EYES = ("R", "L")
 _SOURCES = ("picture", "dicom", "manifest")  # the least sure first
 _COLUMNS = ["patient", "visit", "eye", "eye_source", "status", "gradable", "lesion_count", "image_score", "triage"]
+_ROWS = 10_000  # of a table that memory holds at a time
 _COMMON = [
     described("photographs", pa.int32(), "", "planned, whatever became of them"),
     described("gradable", pa.int32(), "", "scored ones on which a lack of lesions means something"),
@@ -89,7 +93,7 @@ class Tally:
     def add(self, row: Mapping[str, Any]) -> None:
         """One photograph: the columns of its outcome; status None is one that has none yet."""
         scored = row["status"] == Status.SCORED
-        gradable = scored and row["gradable"] is True
+        gradable = scored and bool(row["gradable"])
         self.photographs += 1
         self.gradable += gradable
         self.refused += row["status"] == Status.REFUSED
@@ -122,32 +126,38 @@ class Tally:
         self.eye_source = min(known, key=_SOURCES.index, default=None)
 
 
-@dataclass(slots=True)
 class Rollup:
-    """Eyes and visits of a run, in the order of patient and visit."""
+    """Eyes and visits of a run, in the order of patient and visit.
 
-    by_eye: dict[tuple[str, str, str], Tally] = field(default_factory=dict)
-    """By patient, visit and eye, each "" where it is not known."""
+    Its photographs lie in a temporary file, as those of a large archive would fill the memory.
+    """
+
+    def __init__(self) -> None:
+        self._file = sqlite3.connect("", isolation_level=None)
+        self._file.execute("pragma journal_mode = off")
+        self._file.execute(f"create table photographs ({', '.join(_COLUMNS)})")
 
     def add(self, row: Mapping[str, Any]) -> None:
         """One photograph: the columns of its outcome; one without a patient is nobody's."""
         if row["patient"]:
-            key = row["patient"], row["visit"] or "", row["eye"] or ""
-            self.by_eye.setdefault(key, Tally()).add(row)
+            values = [row["patient"], row["visit"] or "", row["eye"] or "", *(row[name] for name in _COLUMNS[3:])]
+            self._file.execute(f"insert into photographs values ({', '.join('?' * len(values))})", values)
+
+    def patients(self) -> Iterator[str]:
+        """Each once."""
+        return (patient for (patient,) in self._file.execute("select distinct patient from photographs"))
 
     def eyes(self) -> Iterator[dict[str, Any]]:
         """The rows of `EYES`."""
-        for (patient, visit, eye), tally in sorted(self.by_eye.items()):
+        for (patient, visit, eye), tally in self._tallies():
             todo = tally.triage if eye or tally.triage is Triage.REFER else Triage.UNGRADABLE
             known = {"patient": patient, "visit": visit or None, "eye": eye or None}
             yield known | dataclasses.asdict(tally) | {"triage": todo.value}
 
     def visits(self) -> Iterator[dict[str, Any]]:
         """The rows of `VISITS`."""
-        visits: dict[tuple[str, str], dict[str, Tally]] = {}
-        for (patient, visit, eye), tally in sorted(self.by_eye.items()):
-            visits.setdefault((patient, visit), {})[eye] = tally
-        for (patient, visit), eyes in visits.items():
+        for (patient, visit), of_one in groupby(self._tallies(), lambda pair: pair[0][:2]):
+            eyes = {eye: tally for (*_, eye), tally in of_one}
             whole = Tally()
             for tally in eyes.values():
                 whole.join(tally)
@@ -157,6 +167,19 @@ class Rollup:
             known = {"patient": patient, "visit": visit or None, "triage": todo.value}
             said = {"eyes": " ".join(eye for eye in _EYES if eye in eyes), "lacking": " ".join(lacking)}
             yield dataclasses.asdict(whole) | known | said
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()
+
+    def _tallies(self) -> Iterator[tuple[tuple[str, str, str], Tally]]:
+        """By patient, visit and eye, each "" where it is not known."""
+        rows = self._file.execute("select * from photographs order by patient, visit, eye")
+        for key, of_one in groupby(rows, lambda row: row[:3]):
+            tally = Tally()
+            for row in of_one:
+                tally.add(dict(zip(_COLUMNS, row, strict=True)))
+            yield key, tally
 
 
 def keep_pseudonyms(dest: Store, run: Run, pseudonyms: Pseudonyms) -> Run:
@@ -200,25 +223,39 @@ def write_patients(dest: Store, run: Run) -> dict[str, Any]:
         PartDamagedError: a part is damaged, or foreign.
         StoreError: the destination cannot be written.
     """
-    found = Rollup()
-    for table in latest_outcomes(dest, run, _COLUMNS):
-        for row in table.to_pylist():
-            found.add(row)
-    for entry in undecided(dest, run):
-        named = {"patient": entry.patient, "visit": entry.visit, "eye": entry.eye}
-        found.add(dict.fromkeys(_COLUMNS) | named | {"eye_source": "manifest" if entry.eye else None})
-    if not found.by_eye:
-        raise UsageError("the run knows no patients: give it a manifest with the column `patient`, or DICOM files")
-    patients = {patient for patient, *_ in found.by_eye}
-    if len(salts(patients)) > 1:
-        log.warning("patients of this run have pseudonyms of several salts: one person may be two; keep to one salt")
-    eyes, visits = list(found.eyes()), list(found.visits())
-    for name, rows, schema in (("eyes", eyes, EYES), ("visits", visits, VISITS)):
-        dest.put(f"patients/{name}.parquet", to_parquet(pa.Table.from_pylist(rows, schema=schema)))
-        dest.put(f"patients/{name}.csv", to_csv(rows, schema.names))
-    counts = {"patients": len(patients), "visits": _by_triage(visits), "eyes": _by_triage(eyes)}
+    with closing(Rollup()) as found:
+        for table in latest_outcomes(dest, run, _COLUMNS):
+            for row in table.to_pylist():
+                found.add(row)
+        for entry in undecided(dest, run):
+            named = {"patient": entry.patient, "visit": entry.visit, "eye": entry.eye}
+            found.add(dict.fromkeys(_COLUMNS) | named | {"eye_source": "manifest" if entry.eye else None})
+        patients = sum(1 for _ in found.patients())
+        if not patients:
+            raise UsageError("the run knows no patients: give it a manifest with the column `patient`, or DICOM files")
+        if len(salts(found.patients())) > 1:
+            log.warning(
+                "patients of this run have pseudonyms of several salts: one person may be two; keep to one salt"
+            )
+        visits = _write(dest, "patients/visits", found.visits(), VISITS)
+        eyes = _write(dest, "patients/eyes", found.eyes(), EYES)
+    counts = {"patients": patients, "visits": visits, "eyes": eyes}
     dest.put(COUNTS, (json.dumps(counts, indent=2) + "\n").encode())
     return counts
+
+
+def _write(dest: Store, name: str, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> dict[str, int]:
+    """A table as Parquet and as CSV; how many rows have each triage."""
+    table, text, counted = io.BytesIO(), io.BytesIO(), Counter[Triage]()
+    text.write(to_csv([], schema.names))
+    with parquet_writer(table, schema) as out:
+        while some := list(islice(rows, _ROWS)):
+            out.write_table(pa.Table.from_pylist(some, schema=schema))
+            text.write(to_csv(some, schema.names, header=False))
+            counted.update(row["triage"] for row in some)
+    dest.put(f"{name}.parquet", table.getvalue())
+    dest.put(f"{name}.csv", text.getvalue())
+    return {todo.value: counted[todo] for todo in Triage}
 
 
 def read_counts(dest: Store) -> dict[str, Any] | None:
@@ -230,16 +267,12 @@ def read_counts(dest: Store) -> dict[str, Any] | None:
         return None
 
 
-def _by_triage(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    counted = Counter(row["triage"] for row in rows)
-    return {todo.value: counted[todo] for todo in Triage}
-
-
-def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
-    """Rows as CSV with a header, each with all columns; a spreadsheet runs none of them."""
+def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, header: bool = True) -> bytes:
+    """Rows as CSV, each with all columns; a spreadsheet runs none of them."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(columns)
+    if header:
+        writer.writerow(columns)
     writer.writerows([_cell(row[name]) for name in columns] for row in rows)
     return out.getvalue().encode()
 

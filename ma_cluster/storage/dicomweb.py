@@ -36,7 +36,7 @@ from urllib3.exceptions import (
 from ma_cluster.errors import ObjectChangedError, ObjectMissingError, StoreError, UsageError
 from ma_cluster.image_config import DICOM_PHOTOGRAPHS
 from ma_cluster.storage.network import Faults, NetworkLimits, Patience, read_body
-from ma_cluster.storage.store import Entry
+from ma_cluster.storage.store import Entry, KeySet
 
 SCHEME = "dicomweb+"
 OWN_SERIES = "ma_cluster, research only"
@@ -105,32 +105,31 @@ class DicomWeb:
         return urllib3.PoolManager(maxsize=32, timeout=timeout, retries=False)
 
     def list(self) -> Iterator[Entry]:
-        """The photographs, page by page; memory holds their keys, as a server may repeat one while it grows.
+        """The photographs, page by page, each once: a server may repeat one while it grows.
 
         Raises:
             StoreError: the server does not answer, or gives its first page again and again.
         """
-        self.skipped, offset, seen = 0, 0, set[str]()
-        while page := self._found("instances", {"limit": self._page, "offset": offset}, self._query):
-            before = len(seen)
-            for item in page:
-                key = _key(item)
-                if key not in seen:
-                    seen.add(key)
-                    if _KEY.fullmatch(key) and _is_photograph(item):
+        self.skipped, offset, named = 0, 0, False
+        with closing(KeySet()) as seen:
+            while page := self._found("instances", {"limit": self._page, "offset": offset}, self._query):
+                fresh = [(key, item) for item in page if seen.add(key := _key(item))]
+                for key, item in fresh:
+                    if (is_key := _KEY.fullmatch(key) is not None) and _is_photograph(item):
                         yield Entry(key, 0, _first(item, _INSTANCE))
                     else:
                         self.skipped += 1
-            if not any(map(_KEY.fullmatch, seen)):
-                raise StoreError("the DICOMweb server lists instances without their UIDs; check the URL")
-            if len(seen) == before:  # a server that knows no offset
-                if len(page) == self._page:  # but a limit: what lies behind it cannot be had
-                    raise StoreError(
-                        f"the DICOMweb server knows no offset: it lists its first {self._page} instances alone; narrow"
-                        " the query to fewer, such as a day (StudyDate), or name them in a manifest"
-                    )
-                return
-            offset += len(page)
+                    named |= is_key
+                if not named:
+                    raise StoreError("the DICOMweb server lists instances without their UIDs; check the URL")
+                if not fresh:  # a server that knows no offset
+                    if len(page) == self._page:  # but a limit: what lies behind it cannot be had
+                        raise StoreError(
+                            f"the DICOMweb server knows no offset: it lists its first {self._page} instances alone;"
+                            " narrow the query to fewer, such as a day (StudyDate), or name them in a manifest"
+                        )
+                    return
+                offset += len(page)
 
     def head(self, key: str) -> Entry:
         """The instance as a listing shows it. Raises ObjectMissingError: it is not there."""

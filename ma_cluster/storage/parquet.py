@@ -18,8 +18,14 @@ DAMAGED = (pa.ArrowException, OSError)
 def to_parquet(table: pa.Table) -> bytes:
     """The table as one file, with a checksum of each page."""
     out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd", write_page_checksum=True)
+    with parquet_writer(out, table.schema) as writer:
+        writer.write_table(table)
     return out.getvalue()
+
+
+def parquet_writer(out: io.BytesIO, schema: pa.Schema) -> pq.ParquetWriter:
+    """What writes tables one after the other as one file, with a checksum of each page."""
+    return pq.ParquetWriter(out, schema, compression="zstd", write_page_checksum=True)
 
 
 def open_parquet(data: bytes) -> pq.ParquetFile:
