@@ -105,6 +105,9 @@ class LossTable:
         for start in range(0, self.size, _CHUNK):
             part = self.losses[start : start + _CHUNK]
             kept = np.concatenate([kept, start + np.flatnonzero(part != np.float32(max(besides, FLOOR)))])
+            if 0 < count < len(kept):  # sorting all of a chunk takes longer than to look for the last that stays
+                costs = self._losses[kept]
+                kept = kept[costs >= np.partition(costs, -count)[-count]]
             kept = kept[np.argsort(-self._losses[kept], kind="stable")[:count]]
         return kept, self._losses[kept]
 
