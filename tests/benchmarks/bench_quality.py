@@ -119,7 +119,7 @@ def row(detector: Detector, sure: float, pixels: Photograph, mask: Bool[ndarray,
     size = mask.shape[1], mask.shape[0]
     called = cv2.resize(detection.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
     every, surely = agree(called, mask), np.zeros(detection.mask.shape, dtype=bool)
-    surest = [one for one in detection.lesions if one.score_max >= sure]
+    surest = [one for one in detection.lesions if one.score >= sure]
     for one in surest:
         top, left, bottom, right = one.bbox
         surely[top:bottom, left:right] = detection.mask[top:bottom, left:right]
