@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ma_cluster.archive import patients
 from ma_cluster.archive.outcomes import Identity, Outcome, identify
 from ma_cluster.archive.patients import EYES, VISITS, Rollup, keep_pseudonyms, write_patients
 from ma_cluster.archive.plan import read_shard, shards
@@ -47,11 +49,12 @@ def photograph(kind: dict[str, Any], eye: str | None, visit: str | None = "1", p
     return known | {"lesion_count": 0, "image_score": None} | kind
 
 
-def rolled_up(rows: list[dict[str, Any]]) -> Rollup:
-    found = Rollup()
-    for row in rows:
-        found.add(row)
-    return found
+def rolled_up(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of eyes and visits."""
+    with closing(Rollup()) as found:
+        for row in rows:
+            found.add(row)
+        return list(found.eyes()), list(found.visits())
 
 
 PHOTOGRAPHS = st.lists(
@@ -68,13 +71,13 @@ PHOTOGRAPHS = st.lists(
 
 @given(PHOTOGRAPHS)
 def test_no_ungradable_eye_ends_in_none(rows: list[dict[str, Any]]) -> None:
-    found = rolled_up(rows)
-    for row in found.eyes():
+    eyes, visits = rolled_up(rows)
+    for row in eyes:
         own = [each for each in rows if all(each[name] == row[name] for name in ("patient", "visit", "eye"))]
         if row["triage"] == Triage.NONE:
             assert any(each["gradable"] and each["triage"] == "none" for each in own)
             assert not any(each["triage"] == "refer" or each["status"] in ("failed", None) for each in own)
-    for row in found.visits():
+    for row in visits:
         own = [each for each in rows if all(each[name] == row[name] for name in ("patient", "visit"))]
         refers = any(each["triage"] == "refer" for each in own)
         assert (row["triage"] == Triage.REFER) is refers
@@ -86,9 +89,8 @@ def test_no_ungradable_eye_ends_in_none(rows: list[dict[str, Any]]) -> None:
 @given(PHOTOGRAPHS)
 def test_every_photograph_is_counted_once_and_order_does_not_matter(rows: list[dict[str, Any]]) -> None:
     found = rolled_up(rows)
-    for of in (Rollup.eyes, Rollup.visits):
-        assert sum(row["photographs"] for row in of(found)) == len(rows)
-        assert list(of(found)) == list(of(rolled_up(rows[::-1])))
+    assert [sum(row["photographs"] for row in of) for of in found] == [len(rows)] * 2
+    assert found == rolled_up(rows[::-1])
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_a_visit_is_none_where_both_eyes_are(
     right: list[dict[str, Any]], left: list[dict[str, Any]], todo: str, lacking: str
 ) -> None:
     rows = [photograph(kind, "R") for kind in right] + [photograph(kind, "L") for kind in left]
-    (visit,) = rolled_up(rows).visits()
+    _, (visit,) = rolled_up(rows)
     assert (visit["triage"], visit["lacking"]) == (todo, lacking)
 
 
@@ -117,7 +119,7 @@ def test_a_visit_is_none_where_both_eyes_are(
 )
 def test_a_visit_says_how_sure_its_eyes_are(right: str, left: str | None, least: str) -> None:
     rows = [photograph(NONE, "R") | {"eye_source": right}, photograph(NONE, left and "L") | {"eye_source": left}]
-    (visit,) = rolled_up(rows).visits()
+    _, (visit,) = rolled_up(rows)
     assert visit["eye_source"] == least and "eye_source" in VISITS.names
 
 
@@ -146,7 +148,11 @@ def scored_run(tmp_path: Path, rows: list[str], committed: int = 10**6) -> Local
 ROWS = ["a.jpg,=p,R,2024-05-01", "b.jpg,=p,L,2024-05-01", "c.jpg,q,R,1", "late.jpg,q,L,1", "d.jpg,,,"]
 
 
-def test_a_run_that_knows_patients_says_at_its_end_what_is_to_be_done_with_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_a_time", [1, 10_000])
+def test_a_run_that_knows_patients_says_at_its_end_what_is_to_be_done_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    monkeypatch.setattr(patients, "_ROWS", at_a_time)
     dest = scored_run(tmp_path, ROWS)
     finish_run(dest, open_run(dest.url)[1])
     eyes = pq.read_table(Path(dest.url) / "patients/eyes.parquet")
