@@ -32,7 +32,7 @@ from ma_cluster.archive.run import Run, to_json, undecided
 from ma_cluster.errors import ObjectMissingError, RunConflictError, Status, Triage, UsageError
 from ma_cluster.storage.identity import SALT_VARIABLE, Pseudonyms, salts
 from ma_cluster.storage.parquet import parquet_writer
-from ma_cluster.storage.store import Store
+from ma_cluster.storage.store import Store, temporary_room
 
 log = logging.getLogger(__name__)
 COUNTS = "patients/counts.json"
@@ -221,9 +221,9 @@ def write_patients(dest: Store, run: Run) -> dict[str, Any]:
     Raises:
         UsageError: the run knows no patients.
         PartDamagedError: a part is damaged, or foreign.
-        StoreError: the destination cannot be written.
+        StoreError: the destination cannot be written, or the temporary folder is full.
     """
-    with closing(Rollup()) as found:
+    with temporary_room(), closing(Rollup()) as found:
         for table in latest_outcomes(dest, run, _COLUMNS):
             for row in table.to_pylist():
                 found.add(row)
@@ -247,11 +247,10 @@ def write_patients(dest: Store, run: Run) -> dict[str, Any]:
 def _write(dest: Store, name: str, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> dict[str, int]:
     """A table as Parquet and as CSV; how many rows have each triage."""
     table, text, counted = io.BytesIO(), io.BytesIO(), Counter[Triage]()
-    text.write(to_csv([], schema.names))
     with parquet_writer(table, schema) as out:
         while some := list(islice(rows, _ROWS)):
             out.write_table(pa.Table.from_pylist(some, schema=schema))
-            text.write(to_csv(some, schema.names, header=False))
+            text.write(to_csv(some, schema.names, header=not text.tell()))
             counted.update(row["triage"] for row in some)
     dest.put(f"{name}.parquet", table.getvalue())
     dest.put(f"{name}.csv", text.getvalue())

@@ -101,14 +101,14 @@ class LossTable:
         Patches whose loss is exactly `besides`, which is the one that all begin with, are left out: nothing is known
         of them.
         """
-        kept = np.empty(0, np.int64)
+        unknown = np.float32(max(besides, FLOOR))
+        kept, least = np.empty(0, np.int64), np.float32(-1)
         for start in range(0, self.size, _CHUNK):
             part = self.losses[start : start + _CHUNK]
-            kept = np.concatenate([kept, start + np.flatnonzero(part != np.float32(max(besides, FLOOR)))])
-            if 0 < count < len(kept):  # sorting all of a chunk takes longer than to look for the last that stays
-                costs = self._losses[kept]
-                kept = kept[costs >= np.partition(costs, -count)[-count]]
+            kept = np.concatenate([kept, start + np.flatnonzero((part != unknown) & (part > least))])
             kept = kept[np.argsort(-self._losses[kept], kind="stable")[:count]]
+            if 0 < count == len(kept):
+                least = self._losses[kept[-1]]  # of equal ones the earlier stays
         return kept, self._losses[kept]
 
     def draw(self, count: int, rng: np.random.Generator) -> Int64[ndarray, "count"]:

@@ -11,6 +11,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -122,8 +123,9 @@ class KeySet:
         self._file.execute("create table keys (key blob primary key) without rowid")
 
     def add(self, key: str) -> bool:
-        """False where it was there already."""
-        return self._file.execute("insert or ignore into keys values (?)", (_stored(key),)).rowcount == 1
+        """False where it was there already. Raises StoreError: the temporary folder is full."""
+        with temporary_room():
+            return self._file.execute("insert or ignore into keys values (?)", (_stored(key),)).rowcount == 1
 
     def __contains__(self, key: object) -> bool:
         return self._file.execute("select 1 from keys where key = ?", (_stored(key),)).fetchone() is not None
@@ -131,6 +133,15 @@ class KeySet:
     def close(self) -> None:
         """Delete the file."""
         self._file.close()
+
+
+@contextmanager
+def temporary_room() -> Iterator[None]:
+    """Around what SQLite keeps in a temporary file. Raises StoreError: the file cannot grow."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(f"the temporary folder is full ({error}): free some of it, or set TMPDIR") from error
 
 
 def _stored(key: object) -> bytes:

@@ -31,6 +31,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ray
 from PIL import Image
@@ -41,6 +42,7 @@ from processes import descendants, kill
 from second_node import second_node
 
 from ma_cluster import machine
+from ma_cluster.archive import plan
 from ma_cluster.archive.run import begin_run, pending
 from ma_cluster.archive.shard_scorer import Segmentation
 from ma_cluster.cluster.fleet.replicas import Fleet, Model, Reader
@@ -180,12 +182,13 @@ def score(case: Case, source: LocalStore, dest: Path, on_progress: OnProgress) -
     return began
 
 
-def lose_a_worker(photographs: int, network_ms: int) -> dict[str, Any]:
+def lose_a_worker(photographs: int, network_ms: int, shards: int) -> dict[str, Any]:
     """A run without pixels, whole, and again with a worker killed half way: seconds, and photographs scored again."""
     case, found = Case("nothing", network_ms, photographs), dict[str, Any]()
     with tempfile.TemporaryDirectory(prefix="ma-rate-") as name, ExitStack() as nodes:
         source = write_photographs(Path(name, "source"), photographs)
         start(1, nodes)
+        nodes.enter_context(mock.patch.object(plan, "SHARDS_WANTED", shards))  # as an archive of many more has them
         score(replace(case, photographs=32), source, Path(name, "warm-up"), print)
         for way in ("whole", "killed"):
             commits, killed = list[float](), list[float]()
@@ -200,7 +203,7 @@ def lose_a_worker(photographs: int, network_ms: int) -> dict[str, Any]:
             again = Path(name, way, "calls").stat().st_size - photographs
             found[way] = {"seconds": commits[-1] - began, "first_commit_s": commits[0] - began, "again": again}
             found[way] |= {"killed_s": killed[0] - began} if killed else {}
-    return found | {"photographs": photographs, "network_ms": network_ms}
+    return found | {"photographs": photographs, "network_ms": network_ms, "shards": shards}
 
 
 def deploy(case: Case, source: LocalStore, calls: str) -> ScoringApp:

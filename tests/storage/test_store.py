@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -345,3 +347,18 @@ def test_a_key_set_is_a_set_of_whatever_text(keys, other):
             known.add(key)
         assert all(key in found for key in known)
         assert (other in found) == (other in known)
+
+
+FILLED = """
+import resource
+from ma_cluster.storage.store import KeySet
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))
+found = KeySet()
+for number in range(10**6):
+    found.add(f"{number:0100d}")
+"""
+
+
+def test_a_full_temporary_folder_is_told() -> None:
+    done = subprocess.run([sys.executable, "-c", FILLED], capture_output=True, text=True)
+    assert "StoreError: the temporary folder is full" in done.stderr
