@@ -133,6 +133,14 @@ def test_an_orientation_that_does_not_exist_is_ignored(orientation: int) -> None
     assert (decode(encode(IMAGE, "PNG", exif=exif), CONFIG).pixels == PIXELS).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize(("quality", "flags"), [(8, (Flag.COARSE,)), (30, (Flag.COARSE,)), (50, ()), (95, ())])
+def test_a_jpeg_whose_steps_are_large_is_told_as_coarse(
+    quality: int, flags: tuple[Flag, ...], options: dict[str, bool]
+) -> None:
+    assert decode(encode(PIXELS, "JPEG", quality=quality, **options), CONFIG).flags == flags
+
+
 def test_damaged_exif_is_no_reason_to_refuse_pixels() -> None:
     data = encode(PIXELS, "JPEG", quality=90, exif=b"Exif\0\0MM\0*" + b"\xff" * 40)
     assert (decode(data, CONFIG).pixels == decode(ENCODED["jpeg"], CONFIG).pixels).all()
