@@ -42,7 +42,7 @@ class Scenario:
     nodes: int = 50
     segmenters_per_node: int = 4
     read_s: float = _DETECT["prepare"]
-    segment_s: float = sum(_DETECT[stage] for stage in ("hgn", "prn", "lesions"))
+    segment_s: float = sum(seconds for stage, seconds in _DETECT.items() if stage != "prepare")
     spread: float = 0.25
     """Standard deviation of the logarithm of what a photograph takes."""
     image_bytes: int = 2_500_000
