@@ -193,8 +193,8 @@ def _read_other(data: bytes, config: ImageConfig) -> _Stored:
 
 def _is_coarse(image: Image.Image) -> bool:
     """Whether it is a JPEG whose first table, that of the brightness, has larger steps than lesions bear."""
-    steps = getattr(image, "quantization", {}).get(0)
-    return bool(steps) and float(np.mean(steps)) > _COARSE_STEP
+    steps: list[int] = getattr(image, "quantization", {}).get(0, [])
+    return sum(steps) > _COARSE_STEP * len(steps)
 
 
 def _open(data: bytes) -> Image.Image:
