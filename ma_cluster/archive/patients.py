@@ -15,7 +15,6 @@ import dataclasses
 import io
 import json
 import logging
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -32,13 +31,14 @@ from ma_cluster.archive.run import Run, to_json, undecided
 from ma_cluster.errors import ObjectMissingError, RunConflictError, Status, Triage, UsageError
 from ma_cluster.storage.identity import SALT_VARIABLE, Pseudonyms, salts
 from ma_cluster.storage.parquet import parquet_writer
-from ma_cluster.storage.store import Store, temporary_room
+from ma_cluster.storage.store import Store, temporary_database, temporary_room
 
 log = logging.getLogger(__name__)
 COUNTS = "patients/counts.json"
 _EYES = ("R", "L")
 _SOURCES = ("picture", "dicom", "manifest")  # the least sure first
 _COLUMNS = ["patient", "visit", "eye", "eye_source", "status", "gradable", "lesion_count", "image_score", "triage"]
+_INSERT = f"insert into photographs values ({', '.join('?' * len(_COLUMNS))})"
 _ROWS = 10_000  # of a table that memory holds at a time
 _COMMON = [
     described("photographs", pa.int32(), "", "planned, whatever became of them"),
@@ -133,15 +133,14 @@ class Rollup:
     """
 
     def __init__(self) -> None:
-        self._file = sqlite3.connect("", isolation_level=None)
-        self._file.execute("pragma journal_mode = off")
+        self._file = temporary_database()
         self._file.execute(f"create table photographs ({', '.join(_COLUMNS)})")
 
     def add(self, row: Mapping[str, Any]) -> None:
         """One photograph: the columns of its outcome; one without a patient is nobody's."""
         if row["patient"]:
             values = [row["patient"], row["visit"] or "", row["eye"] or "", *(row[name] for name in _COLUMNS[3:])]
-            self._file.execute(f"insert into photographs values ({', '.join('?' * len(values))})", values)
+            self._file.execute(_INSERT, values)
 
     def patients(self) -> Iterator[str]:
         """Each once."""

@@ -39,9 +39,8 @@ from ma_cluster.images.deep import deep_pixels, deep_samples, to_8_bits
 
 FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP", "JPEG2000", "PPM")
 _UNSEEN = 3  # grey levels that a colour profile may change without being applied
-_COARSE_STEP = (
-    75.0  # libjpeg's mean step at quality 38; of 50 (58) `lite` loses no lesion, of 30 (96) 28 % (bench_quality.py)
-)
+# libjpeg's mean step at quality 38; at 50 (58) `lite` loses no outline, at 30 (96) 28 % (benchmarks/bench_quality.py)
+_COARSE_STEP = 75.0
 _METADATA_ERRORS = (OSError, SyntaxError, ValueError, struct.error, IndexError, TypeError, KeyError, EOFError)
 _DECODE_ERRORS = (*_METADATA_ERRORS, zlib.error, OverflowError, AttributeError, RuntimeError)
 

@@ -25,10 +25,10 @@ import pyarrow.compute as pc
 
 from ma_cluster.archive.retry import retries
 from ma_cluster.archive.run import Run, committed, read_outcomes
-from ma_cluster.errors import ObjectMissingError, PartDamagedError, StoreError, UsageError
+from ma_cluster.errors import ObjectMissingError, PartDamagedError, UsageError
 from ma_cluster.review.events import Event, read_events, standing
 from ma_cluster.storage.identity import is_date
-from ma_cluster.storage.store import Store
+from ma_cluster.storage.store import Store, temporary_room
 
 _MOMENT = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})")
 """How many photographs and events there were."""
@@ -153,14 +153,11 @@ class Worklist:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """All of it, or nothing; raises StoreError where the temporary folder has no room."""
-        with self._lock:
+        with self._lock, temporary_room():
             self._index.execute("BEGIN")
             try:
                 yield
                 self._index.execute("COMMIT")
-            except sqlite3.Error as error:
-                where = tempfile.gettempdir()
-                raise StoreError(f"the worklist's index, in {where}: {error}; free some space there") from error
             finally:
                 if self._index.in_transaction:
                     self._index.execute("ROLLBACK")

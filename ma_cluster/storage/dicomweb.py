@@ -115,11 +115,12 @@ class DicomWeb:
             while page := self._found("instances", {"limit": self._page, "offset": offset}, self._query):
                 fresh = [(key, item) for item in page if seen.add(key := _key(item))]
                 for key, item in fresh:
-                    if (is_key := _KEY.fullmatch(key) is not None) and _is_photograph(item):
+                    is_key = _KEY.fullmatch(key) is not None
+                    named |= is_key
+                    if is_key and _is_photograph(item):
                         yield Entry(key, 0, _first(item, _INSTANCE))
                     else:
                         self.skipped += 1
-                    named |= is_key
                 if not named:
                     raise StoreError("the DICOMweb server lists instances without their UIDs; check the URL")
                 if not fresh:  # a server that knows no offset

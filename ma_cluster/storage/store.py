@@ -118,8 +118,7 @@ class KeySet:
     """A set of keys in a temporary file, as those of a large archive would fill the memory. Threads may share it."""
 
     def __init__(self) -> None:
-        self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._file.execute("pragma journal_mode = off")
+        self._file = temporary_database()
         self._file.execute("create table keys (key blob primary key) without rowid")
 
     def add(self, key: str) -> bool:
@@ -135,13 +134,20 @@ class KeySet:
         self._file.close()
 
 
+def temporary_database() -> sqlite3.Connection:
+    """A database in a temporary file, which goes with it; `temporary_room` says where the file cannot grow."""
+    file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    file.execute("pragma journal_mode = off")
+    return file
+
+
 @contextmanager
 def temporary_room() -> Iterator[None]:
     """Around what SQLite keeps in a temporary file. Raises StoreError: the file cannot grow."""
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreError(f"the temporary folder is full ({error}): free some of it, or set TMPDIR") from error
+        raise StoreError(f"the temporary folder is full ({error}): free some space there, or set TMPDIR") from error
 
 
 def _stored(key: object) -> bytes:
