@@ -32,7 +32,7 @@ NETWORKS = ("hgn_1x", "hgn_half", "prn", "cls")
 """The networks of a model, by name; `cls` is the refinement trained without triplets."""
 JUDGE = "judge"
 """The name of the weights that judge candidates as a whole."""
-RESULT_VERSION = 7
+RESULT_VERSION = 8
 """Of the code from bytes to outcome. Raise it with a change after which the same photograph, weights and numbers may
 give another outcome: decoding, the field of view, contrast, tiling, fusion, the lesion table, a number in the code, the
 default of a number that decides; also where a plan is cut otherwise. Not for speed, messages or new columns. A run

@@ -140,7 +140,7 @@ def _read_dicom(data: bytes, config: ImageConfig) -> _Stored:
 
     photograph = read_dicom(data, config)
     acquisition = photograph.acquisition
-    return _Stored(photograph.pixels, 1, None, acquisition.frames > 1, acquisition)
+    return _Stored(photograph.pixels, 1, None, acquisition.frames > 1, acquisition, photograph.coarse)
 
 
 def _read_tiff(data: bytes, config: ImageConfig) -> _Stored:
@@ -187,10 +187,10 @@ def _read_other(data: bytes, config: ImageConfig) -> _Stored:
         refuse_damage(data)
     more_pages = getattr(image, "n_frames", 1) > 1
     profile = image.info.get("icc_profile")
-    return _Stored(pixels, _orientation(image.getexif), profile, more_pages, coarse=_is_coarse(image))
+    return _Stored(pixels, _orientation(image.getexif), profile, more_pages, coarse=is_coarse(image))
 
 
-def _is_coarse(image: Image.Image) -> bool:
+def is_coarse(image: Image.Image) -> bool:
     """Whether it is a JPEG whose first table, that of the brightness, has larger steps than lesions bear."""
     steps: list[int] = getattr(image, "quantization", {}).get(0, [])
     return sum(steps) > _COARSE_STEP * len(steps)

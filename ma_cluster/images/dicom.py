@@ -24,7 +24,7 @@ from ma_cluster.errors import ImageRefusedError, Reason
 from ma_cluster.image_config import DICOM_PHOTOGRAPHS
 from ma_cluster.images.acquisition import Acquisition, acquisition_of
 from ma_cluster.images.containers import EXPORT_CURE, check_jpeg, jpeg_refusal, refuse_damage, truncated
-from ma_cluster.images.decode import check_size
+from ma_cluster.images.decode import check_size, is_coarse
 
 _HEADER_AT = 132  # behind the preamble and what marks it
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
@@ -48,6 +48,8 @@ class DicomPhotograph:
 
     pixels: UInt8[ndarray, "h w 3"]
     acquisition: Acquisition
+    coarse: bool
+    """See `is_coarse`."""
 
 
 def read_dicom(data: bytes, config: ImageConfig) -> DicomPhotograph:
@@ -72,10 +74,10 @@ def read_dicom(data: bytes, config: ImageConfig) -> DicomPhotograph:
     check_size(width, height, config)
     if "PixelData" not in dataset:
         raise truncated()
-    pixels = _pixels(dataset, syntax)
+    pixels, coarse = _pixels(dataset, syntax)
     if pixels.shape[:2] != (height, width):
         raise ImageRefusedError(Reason.CORRUPT, "the DICOM header tells another size than its pixels have")
-    return DicomPhotograph(pixels, acquisition_of(dataset))
+    return DicomPhotograph(pixels, acquisition_of(dataset), coarse)
 
 
 def dicom_size(data: bytes) -> tuple[int, int]:
@@ -127,18 +129,18 @@ def _unsupported(what: str, cure: str) -> ImageRefusedError:
     return ImageRefusedError(Reason.UNSUPPORTED, f"DICOM: {what} is not read; {cure}")
 
 
-def _pixels(dataset: Any, syntax: str) -> UInt8[ndarray, "h w 3"]:
-    """The first frame as RGB."""
+def _pixels(dataset: Any, syntax: str) -> tuple[UInt8[ndarray, "h w 3"], bool]:
+    """The first frame as RGB, and whether it is coarse."""
     colours = str(dataset.PhotometricInterpretation)
     if syntax in (*_NATIVE, *_OTHERS):
         from pydicom.pixels.utils import pixel_array
 
-        return _to_rgb(np.asarray(pixel_array(dataset, index=0, raw=True)), colours)
+        return _to_rgb(np.asarray(pixel_array(dataset, index=0, raw=True)), colours), False
     from pydicom.encaps import get_frame
 
     frame = get_frame(dataset.PixelData, 0, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
     if syntax in _LOSSLESS_JPEG:
-        return _to_rgb(_lossless_jpeg(frame, grey=colours == _GREY), colours)
+        return _to_rgb(_lossless_jpeg(frame, grey=colours == _GREY), colours), False
     image = Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000"))
     if image.size != (dataset.Columns, dataset.Rows):
         raise ImageRefusedError(Reason.CORRUPT, "the DICOM header tells another size than its pixels have")
@@ -149,9 +151,9 @@ def _pixels(dataset: Any, syntax: str) -> UInt8[ndarray, "h w 3"]:
         image.load()
         refuse_damage(frame)
         rgb = image if image.mode == "YCbCr" else image.convert("RGB")
-        return np.array(rgb, dtype=np.uint8)
+        return np.array(rgb, dtype=np.uint8), is_coarse(image)
     image.load()
-    return _to_rgb(np.array(image, dtype=np.uint8), colours)
+    return _to_rgb(np.array(image, dtype=np.uint8), colours), False
 
 
 def _named_rgb(image: Any) -> bool:

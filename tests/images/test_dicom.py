@@ -60,6 +60,14 @@ def test_a_jpeg_in_dicom_is_the_jpeg() -> None:
     np.testing.assert_array_equal(decode(dicom_file(RGB, "jpeg"), IMAGE).pixels, jpeg)
 
 
+@pytest.mark.parametrize(("quality", "flags"), [(30, (Flag.COARSE,)), (50, ())])
+def test_a_jpeg_in_dicom_is_told_as_coarse_as_any(quality: int, flags: tuple[Flag, ...]) -> None:
+    dataset = photograph_dataset(RGB, PhotometricInterpretation="YBR_FULL_422")
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.PixelData = encapsulate([encode(RGB, "JPEG", quality=quality)])
+    assert decode(written(dataset), IMAGE).flags == flags
+
+
 @pytest.mark.parametrize("names", [b"RGB", b"\x00\x01\x02"])
 def test_an_rgb_jpeg_without_markers_gives_its_colours_whatever_its_components_are_called(names: bytes) -> None:
     jpeg = encode(RGB, "JPEG", quality=95, keep_rgb=True)
