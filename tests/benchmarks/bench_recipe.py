@@ -122,9 +122,8 @@ def look(trained: tuple[Recipe, str], data: str, healthy: str) -> list[Photograp
         tiling = Tiling(height, width, recipe.detector.tile_px, recipe.detector.halo_px)
         probability = probability_maps(model, photograph.enhanced, photograph.fov, tiling)[0]
         counts = LesionCounts.of(probability, label(photograph.lesion))
-        annotated = sample.mask is not None
-        pixels = {ROW: coarse(PixelCounts.of(probability, photograph.lesion))} if annotated else {}
-        return Photograph(number, sample.name, not annotated, 0, pixels, {ROW: counts})
+        pixels = coarse(PixelCounts.of(probability, photograph.lesion))
+        return Photograph(number, sample.name, sample.mask is None, 0, {ROW: pixels}, {ROW: counts})
 
     samples = read_split(data, recipe.split, "validation", healthy)
     return [of(number, sample) for number, sample in enumerate(samples, 1)]
@@ -140,7 +139,7 @@ def figures(folder: Path) -> dict[str, Any]:
         part, fold, seed = name.rsplit("_", 2)
         other = f"{WHOLE}_{fold}_{seed if part != WHOLE else 1}"
         if other in runs and other != name:
-            differences[name] = {"more_than": name, "of": other} | difference(runs[other], photographs)
+            differences[name] = {"whole": other} | difference(runs[other], photographs)
     return {
         "runs": {name: of_run(photographs) for name, photographs in runs.items()},
         "folds": {"photographs": len(pooled), "runs": len(of_folds)} | _precision(pooled) if pooled else None,
