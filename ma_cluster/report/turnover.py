@@ -34,7 +34,7 @@ from ma_cluster.archive.retry import latest_outcomes
 from ma_cluster.archive.run import Run
 from ma_cluster.archive.summary import open_run
 from ma_cluster.config import ImageConfig, KnownField
-from ma_cluster.errors import ImageError, Status, StoreError, UsageError
+from ma_cluster.errors import ImageError, ObjectChangedError, ObjectMissingError, Status, UsageError
 from ma_cluster.images.acquisition import Acquisition
 from ma_cluster.images.reading import read_bytes
 from ma_cluster.images.registration import View, read_view, register
@@ -64,6 +64,9 @@ SCHEMA = pa.schema(
         described("key_before", pa.string(), "", "photograph of the earlier visit"),
         described("key_after", pa.string(), "", "photograph of the later visit"),
         described("registered", pa.bool_(), "", "whether they show common places"),
+        described(
+            "detail", pa.string(), "", "why they were not, and how many of the photographs could not be read again"
+        ),
         described("residual_px", pa.float64(), "px", "of the registration, median, canonical 1x"),
         described("overlap", pa.float64(), "1", "share of the earlier field that the later one shows"),
         described("years", pa.float64(), "a", "between the visits"),
@@ -147,7 +150,7 @@ def turnover_of_run(dest_url: str, on_pair: Callable[[dict[str, Any]], None]) ->
 
     Raises:
         UsageError: there is no run, or it knows no eye of a patient at two visits that are dates.
-        StoreError: the destination cannot be written.
+        StoreError: the source does not answer, or the destination cannot be written; there is no table then.
     """
     dest, run = open_run(dest_url)
     eyes = _by_eye_and_visit(dest, run)
@@ -163,11 +166,12 @@ def turnover_of_run(dest_url: str, on_pair: Callable[[dict[str, Any]], None]) ->
         read = lru_cache(_KEPT)(partial(_read, open_source(run.source), pool))
         for (patient, eye), before, after in pairs:
             shots = [[read(photograph) for photograph in eyes[patient, eye][visit]] for visit in (before, after)]
-            known = {"patient": patient, "eye": eye, "before": before, "after": after}
+            known = {"patient": patient, "eye": eye, "before": before, "after": after} | _unread(shots)
             for first, second, change in _matched(*shots):
                 row = known | {"key_before": first, "key_after": second}
-                rows.append(row | _figures(dest, len(rows), row, change))
-                on_pair(rows[-1])
+                row = _figures(dest, len(rows), row, change) | row
+                rows.append({name: row.get(name) for name in SCHEMA.names})  # its lesions would fill the memory
+                on_pair(row)
     finally:
         pool.close()
     dest.put(TABLE, to_parquet(pa.Table.from_pylist(rows, schema=SCHEMA)))
@@ -206,14 +210,22 @@ def _dates(dest: Store, run: Run) -> dict[tuple[str, str], set[str]]:
 
 
 def _read(source: Source, pool: DecodePool, photograph: Photograph) -> tuple[str, Shot | None]:
-    """A photograph with its key; None where it cannot be read any more."""
+    """A photograph with its key; None where it is gone, was replaced or cannot be decoded any more."""
     try:
         decoded = pool.decode(source.get(photograph.key, max_bytes=ImageConfig().max_bytes, etag=photograph.etag))
         view = _view(decoded.pixels, photograph.field, decoded.acquisition)
-    except (ImageError, StoreError) as error:
+    except (ImageError, ObjectMissingError, ObjectChangedError) as error:
         log.warning("a photograph cannot be compared: %s", error)
         return photograph.key, None
     return photograph.key, Shot(Taken(view, photograph.lesions, (), photograph.gradable), decoded.pixels)
+
+
+def _unread(shots: Sequence[Sequence[tuple[str, Shot | None]]]) -> dict[str, str]:
+    """What a row says of photographs of its visits that could not be read again; nothing where all could."""
+    read = [shot is not None for visit in shots for _, shot in visit]
+    if all(read):
+        return {}
+    return {"detail": f"{read.count(False)} of the visits' {len(read)} photographs could not be read again"}
 
 
 def _matched(
@@ -246,7 +258,7 @@ def _figures(dest: Store, number: int, row: dict[str, Any], found: tuple[Change,
         return values
     page = f"turnover/{number:05d}.html"
     dest.put(page, page_of(*found, values | row).encode())
-    return {**values, **{f"{name}_count": len(values[name]) for name in _COLOURS}, "page": page}
+    return values | {f"{name}_count": len(values[name]) for name in _COLOURS} | {"page": page}
 
 
 def page_of(change: Change, before: Shot, after: Shot, values: dict[str, Any]) -> str:

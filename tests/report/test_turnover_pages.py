@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ma_cluster.archive.plan import read_shard, shards
 from ma_cluster.archive.run import begin_run, commit
 from ma_cluster.archive.summary import open_run
 from ma_cluster.config import ImageConfig
-from ma_cluster.errors import Triage, UsageError
+from ma_cluster.errors import StoreError, Triage, UsageError
 from ma_cluster.images.fundus import find_fov
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Facts
@@ -127,6 +128,30 @@ def test_a_run_that_knows_an_eye_at_two_visits_has_its_turnover(shots: tuple[byt
     assert row["turnover_per_year"] == pytest.approx((counts[1] + counts[2]) / row["years"])
     assert len(heard) == 1 and 2 * counts[0] + sum(counts[1:]) == 3
     assert len(Loads(dest.get(row["page"]).decode()).circles) == 3
+
+
+def test_a_photograph_that_is_gone_is_said_to_be_and_not_taken_for_another_eye(
+    shots: tuple[bytes, bytes], tmp_path: Path
+) -> None:
+    dest = run_of(tmp_path, shots, ["early.jpg,p,R,2023-01-01,", "late.jpg,p,R,2024-01-01,"])
+    (tmp_path / "archive" / "late.jpg").unlink()
+    heard: list[dict[str, Any]] = []
+    turnover_of_run(dest.url, heard.append)
+    (row,) = pq.read_table(Path(dest.url) / "turnover.parquet").to_pylist()
+    assert row["registered"] is False and row["new_count"] is None
+    assert row["detail"] == heard[0]["detail"] == "1 of the visits' 2 photographs could not be read again"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has a file that opens and cannot be read")
+def test_an_outage_of_the_source_ends_it_and_is_not_taken_for_another_eye(
+    shots: tuple[bytes, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "late.jpg").symlink_to("/proc/self/mem")
+    dest = run_of(tmp_path, shots, ["early.jpg,p,R,2023-01-01,", "late.jpg,p,R,2024-01-01,"])
+    with pytest.raises(StoreError, match="cannot be read"):
+        turnover_of_run(dest.url, print)
+    assert not (Path(dest.url) / "turnover.parquet").exists()
 
 
 def test_visits_that_are_labels_have_no_order_and_are_not_compared(
