@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from heapq import heappush, heappushpop
 from math import isfinite
@@ -41,6 +42,7 @@ COUNTED = [
 """Columns that `count_outcomes` reads."""
 _RATE_PARTS = 50
 """Latest shards over which the rate is taken: an interruption long ago does not slow it."""
+_READS = 8  # shards counted at a time: they wait for the store, not for a core
 _NUMBER = re.compile(r"\b\d+(\.\d+)?\b")
 
 
@@ -159,18 +161,35 @@ def read_status(dest_url: str) -> RunStatus:
 
 def status_of(dest: Store, run: Run, parts: Iterable[Counts]) -> RunStatus:
     """The status of a run whose committed shards have these counts; memory holds one of them at a time."""
-    counts, latest = Counts(), list[tuple[float, int]]()
+    tally = Tally()
     for part in parts:
-        counts += part
+        tally.add(part)
+    return tally.status(dest, run, len(retries(dest)))
+
+
+@dataclass(slots=True)
+class Tally:
+    """What committed shards add up to, one after the other."""
+
+    counts: Counts = field(default_factory=Counts)
+    latest: list[tuple[float, int]] = field(default_factory=list)
+    """A heap of the latest commits, each its time and its photographs."""
+
+    def add(self, part: Counts) -> None:
+        """One more shard."""
+        self.counts += part
         if isfinite(part.committed_at):
-            keep = heappush if len(latest) < _RATE_PARTS else heappushpop
-            keep(latest, (part.committed_at, part.images))
-    in_order: dict[str, Any] = {
-        name: Counter(dict(sorted(getattr(counts, name).items())))
-        for name in ("statuses", "reasons", "triage", "flags")
-    }
-    patients = read_counts(dest) if counts.identified else None
-    return RunStatus(run, replace(counts, **in_order), len(retries(dest)), _rate(sorted(latest)), patients)
+            keep = heappush if len(self.latest) < _RATE_PARTS else heappushpop
+            keep(self.latest, (part.committed_at, part.images))
+
+    def status(self, dest: Store, run: Run, retried: int) -> RunStatus:
+        """Of the run whose shards they are, which was retried so often."""
+        in_order: dict[str, Any] = {
+            name: Counter(dict(sorted(getattr(self.counts, name).items())))
+            for name in ("statuses", "reasons", "triage", "flags")
+        }
+        patients = read_counts(dest) if self.counts.identified else None
+        return RunStatus(run, replace(self.counts, **in_order), retried, _rate(sorted(self.latest)), patients)
 
 
 def _rate(latest: Sequence[tuple[float, int]]) -> float | None:
@@ -185,9 +204,10 @@ def count_parts(dest: Store, run: Run) -> Iterator[Counts]:
     return (count_outcomes(outcomes) for outcomes in latest_outcomes(dest, run, COUNTED))
 
 
-def count_part(dest: Store, run: Run, number: int) -> Counts:
-    """Counts of one committed shard of a run without retries."""
-    return count_outcomes(read_outcomes(dest, run, number, COUNTED))
+def count_shards(dest: Store, run: Run, numbers: Iterable[int]) -> Iterator[Counts]:
+    """Counts of some committed shards of a run without retries."""
+    with ThreadPoolExecutor(_READS) as readers:
+        yield from readers.map(lambda number: count_outcomes(read_outcomes(dest, run, number, COUNTED)), numbers)
 
 
 def count_outcomes(outcomes: pa.Table) -> Counts:

@@ -23,7 +23,7 @@ from ma_cluster.archive.outcomes import Outcome, identify
 from ma_cluster.archive.retry import retries
 from ma_cluster.archive.run import Run, committed, read_run
 from ma_cluster.archive.shard_scorer import Reading, Recorder, Segmentation
-from ma_cluster.archive.summary import Counts, count_part, count_parts, read_status
+from ma_cluster.archive.summary import RunStatus, Tally, count_parts, count_shards
 from ma_cluster.bundle import Bundle
 from ma_cluster.config import KnownField, OperatingPoint, ScoreOptions
 from ma_cluster.errors import ImageError, MaClusterError, Reason, Status, StoreError, WorkerLostError
@@ -136,8 +136,8 @@ class FleetService:
         job = self._jobs.get(job_id)
         known = self._known(job, self._running()) | {"status": None, "log": self._jobs.log(job_id)}
         try:
-            planned = job.run() is not None
-            return known | {"status": read_status(job.destination).to_json() if planned else None}
+            status = None if job.run() is None else self._metrics.status(job.destination)
+            return known | {"status": status and status.to_json()}
         except MaClusterError as error:
             return known | {"error": job.error or str(error)}
 
@@ -171,7 +171,8 @@ def _fault(job: ArchiveJob, found: Run | MaClusterError | None) -> dict[str, str
 
 class Looks(Generic[_Found]):
     """Looks at destinations, for some seconds at most. Each store has threads of its own: one that is down, and takes
-    minutes to say so, holds up no other, and is not asked again meanwhile.
+    minutes to say so, holds up no other, and is not asked again meanwhile. What it says in the end is told at the
+    next call, as it may never be quicker.
     """
 
     def __init__(self, look: Callable[[str], _Found], within_s: float = _WITHIN_S) -> None:
@@ -185,11 +186,15 @@ class Looks(Generic[_Found]):
         with self._beginning:
             looks = {url: self._begun(url) for url in urls}
         wait(looks.values(), self._within_s)
-        return {url: self._found(look) for url, look in looks.items()}
+        found = {url: self._found(look) for url, look in looks.items()}
+        with self._beginning:
+            for url in [url for url, look in looks.items() if look.done() and self._under_way.get(url) is look]:
+                del self._under_way[url]
+        return found
 
     def _begun(self, url: str) -> Future[_Found]:
         under_way = self._under_way.get(url)
-        if under_way is None or under_way.done():
+        if under_way is None:
             store = "/".join(url.split("/")[:3]) if "://" in url else "local"
             threads = self._threads.setdefault(store, ThreadPoolExecutor(_LOOKS))
             under_way = self._under_way[url] = threads.submit(self._look, url)
@@ -213,8 +218,8 @@ class ArchiveMetrics(Collector):
 
     def __init__(self, destinations: Callable[[], Iterable[str]]) -> None:
         self._destinations = destinations
-        self._counts: dict[str, _RunCounts] = {}
-        self._looks = Looks(self._count)
+        self._followed: dict[str, _Followed] = {}
+        self._looks = Looks(self.status)
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -225,55 +230,55 @@ class ArchiveMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """One scrape. A run whose store does not answer is left out, so that its series end and an alert can say so."""
         images, remaining, ungradable = _families()
-        for counted in self._looks(set(self._destinations())).values():
-            if isinstance(counted, MaClusterError):
-                log.warning("an archive is not counted: %s", counted)
-                continue
-            run, counts = counted
-            if run is None:
-                continue
-            for status in Status:
-                images.add_metric([run.id, status], counts.statuses[status])
-            remaining.add_metric([run.id], run.plan.images - counts.images)
-            ungradable.add_metric([run.id], counts.ungradable)
+        for found in self._looks(set(self._destinations())).values():
+            if isinstance(found, MaClusterError):
+                log.warning("an archive is not counted: %s", found)
+            elif found is not None:
+                for status in Status:
+                    images.add_metric([found.run.id, status], found.counts.statuses[status])
+                remaining.add_metric([found.run.id], found.remaining)
+                ungradable.add_metric([found.run.id], found.counts.ungradable)
         yield from (images, remaining, ungradable)
 
-    def _count(self, url: str) -> tuple[Run | None, Counts]:
-        return self._counts.setdefault(url, _RunCounts(open_store(url))).now()
+    def status(self, url: str) -> RunStatus | None:
+        """Of the run at a destination, None before it is planned; only what is new since the last time is read."""
+        return self._followed.setdefault(url, _Followed(open_store(url))).status()
 
     def text(self) -> bytes:
         """In Prometheus's text format."""
         return generate_latest(self._registry)
 
 
-class _RunCounts:
-    """Counts at one destination. A part never changes, so each is read once; with retries all are counted anew as they
-    grow, and so they are where another run has taken the place of the first.
+class _Followed:
+    """The run at one destination, as it grows. A part never changes, so each is read once; all are counted anew where
+    retries grow, where parts were put aside, and where another run has taken the place of the first.
     """
 
     def __init__(self, dest: Store) -> None:
-        self._dest = dest
+        self._dest, self._counting = dest, threading.Lock()
         self._begun: str | None = None
         self._retried: list[int] = []
         self._parts: set[int] = set()
-        self._counts = Counts()
+        self._tally = Tally()
 
-    def now(self) -> tuple[Run | None, Counts]:
-        """The run, None before it is planned, and its counts."""
-        run = read_run(self._dest)
-        if run is None:
-            return None, self._counts
-        if run.started != self._begun:
-            self._begun, self._retried, self._parts, self._counts = run.started, [], set(), Counts()
-        parts = committed(self._dest)
-        retried = [len(committed(parts)) for parts, _ in retries(self._dest)]
-        if retried != self._retried or (retried and parts != self._parts):
-            self._counts = sum(count_parts(self._dest, run), Counts())
-        elif not retried:
-            new = (count_part(self._dest, run, number) for number in sorted(parts - self._parts))
-            self._counts = sum(new, self._counts)
-        self._parts, self._retried = parts, retried
-        return run, self._counts
+    def status(self) -> RunStatus | None:
+        """Its status, None before it is planned."""
+        with self._counting:  # whoever asks meanwhile finds it counted
+            run = read_run(self._dest)
+            return None if run is None else self._count(run)
+
+    def _count(self, run: Run) -> RunStatus:
+        parts, retried = committed(self._dest), [len(committed(retry)) for retry, _ in retries(self._dest)]
+        grown = self._parts == parts if retried else self._parts <= parts
+        if run.started != self._begun or retried != self._retried or not grown:
+            self._parts, self._tally = set(), Tally()
+        tally = Tally(self._tally.counts, [*self._tally.latest])  # a store that fails half way leaves the old one
+        if parts != self._parts:
+            new = count_parts(self._dest, run) if retried else count_shards(self._dest, run, parts - self._parts)
+            for counts in new:
+                tally.add(counts)
+        self._begun, self._retried, self._parts, self._tally = run.started, retried, parts, tally
+        return tally.status(self._dest, run, len(retried))
 
 
 def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:

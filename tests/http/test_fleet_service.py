@@ -17,9 +17,9 @@ from PIL import Image
 
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.retry import begin_retry
-from ma_cluster.archive.run import pending, read_run
+from ma_cluster.archive.run import outcomes_key, pending, read_run
 from ma_cluster.archive.shard_scorer import Reading, Segmentation
-from ma_cluster.archive.summary import finish_run
+from ma_cluster.archive.summary import finish_run, read_status
 from ma_cluster.bundle import load_bundle
 from ma_cluster.config import KnownField, OperatingPoint
 from ma_cluster.errors import Reason
@@ -179,6 +179,64 @@ def test_one_destination_that_never_answers_costs_the_others_nothing() -> None:
         assert "cannot be read" in str(found["odd"])
     assert threading.active_count() < 40
     stuck.set()
+
+
+def test_a_look_that_ends_after_the_limit_is_told_at_the_next_call() -> None:
+    going_on, looked = threading.Semaphore(0), threading.Semaphore(0)
+    count = 0
+
+    def look(url: str) -> int:
+        nonlocal count
+        count += 1
+        number = count
+        going_on.acquire(timeout=20)
+        looked.release()
+        return number
+
+    looks = Looks(look, within_s=0.2)
+    for number in (1, 2):
+        assert "did not answer" in str(looks(["slow"])["slow"])
+        going_on.release()
+        looked.acquire(timeout=20)
+        time.sleep(0.1)  # until its thread has noted the answer
+        assert looks(["slow"]) == {"slow": number}
+
+
+def test_a_job_is_told_of_as_its_run_stands_and_no_part_of_it_is_read_twice(
+    service: FleetService, jobs: ArchiveJobs, source: LocalStore, tmp_path: Path
+) -> None:
+    dest = begun(source, tmp_path / "dest")
+    job, run = jobs.request(source.url, dest.url), read_run(dest)
+    assert run is not None
+    first, second, *others = pending(dest, run)
+    for shard in (first, second):
+        assert service.archive(job.id)["status"] == read_status(dest.url).to_json()
+        decide(dest, shard, None)
+    status = service.archive(job.id)["status"]
+    assert status == read_status(dest.url).to_json() and status["images_per_second"] is not None
+    whole = dest.get(outcomes_key(first.number))
+    dest.put(outcomes_key(first.number), b"")
+    assert service.archive(job.id)["status"] == status
+    assert b'status="scored"} ' + str(float(first.images + second.images)).encode() in service.metrics()
+    dest.put(outcomes_key(first.number), whole)
+    for shard in others:
+        decide(dest, shard, Reason.STORE_ERROR)
+    finish_run(dest, run)
+    assert begin_retry(source, dest, run) is not None
+    assert service.archive(job.id)["status"] == read_status(dest.url).to_json()
+
+
+def test_parts_that_were_put_aside_and_scored_again_count_once(source: LocalStore, tmp_path: Path) -> None:
+    dest = begun(source, tmp_path / "dest")
+    run = read_run(dest)
+    assert run is not None
+    metrics, (shard, *_) = ArchiveMetrics(list), pending(dest, run)
+    for reason in (Reason.STORE_ERROR, None):
+        decide(dest, shard, reason)
+        status = metrics.status(dest.url)
+        assert status is not None and status.counts.statuses == {"failed" if reason else "scored": 1}
+        dest.move(outcomes_key(shard.number), f"damaged/{reason}")
+        assert metrics.status(dest.url) == read_status(dest.url)
 
 
 def test_metrics_follow_the_parts_and_their_retries(source: LocalStore, tmp_path: Path) -> None:
