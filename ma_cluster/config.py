@@ -218,7 +218,7 @@ IDLE: dict[str, frozenset[str]] = {
     "hgn_1x": HGN_TRAINING,
     "hgn_half": HGN_TRAINING,
     "prn": PRN_TRAINING,
-    "detector": frozenset({"roi_recall"}),  # it sets the two thresholds, which decide
+    "detector": frozenset({"roi_recall", "healthy_calls"}),  # they set the thresholds, which decide
     "grading": frozenset({"refer_sensitivity"}),  # it sets `refer_at`, which decides
 }
 """The sections of a recipe that decide a result, and their fields that do not: they train, or limit what is accepted.

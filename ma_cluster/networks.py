@@ -148,16 +148,31 @@ def tile_executor(device: str, threads: int | None, precision: Precision) -> Til
     Raises:
         UsageError: torch finds no such device, or bfloat16 is asked of a CPU.
     """
-    if torch.device(device).type == "cpu":
+    if checked_device(device).type == "cpu":
         if precision != "float32":
             raise UsageError(f"precision {precision} is for GPUs; a CPU's convolutions are float32")
         return TileExecutor(tile_map=map if threads is None else dedicate(threads))
-    if not torch.cuda.is_available():
-        raise UsageError(f"torch finds no device {device} here; leave it out to run on the CPU")
     if threads is not None:
         dedicate(threads)
     torch.backends.cudnn.allow_tf32 = precision != "float32"
     return TileExecutor(tiles=_GPU_TILES, dtype=torch.float32 if precision == "float32" else torch.bfloat16)
+
+
+def checked_device(name: str) -> torch.device:
+    """The CPU, or a GPU that is there.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"torch knows no device {name}; they are cpu, cuda, cuda:1, ...") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"torch finds no device {name} here; leave it out to run on the CPU")
+    return device
 
 
 class FlipAugmented(nn.Module):

@@ -48,8 +48,8 @@ class EvaluationRequest:
     rows: tuple[str, ...] | None = None
     """Names of the rows; None for all that the model gives."""
     healthy: str | None = None
-    """URL of a folder of photographs without lesions, on which lesions are only counted. For the validation split
-    those that the recipe names, for the test split all."""
+    """URL of photographs without lesions, a folder or a table of grades, on which lesions are only counted. For the
+    validation split those that the recipe names, for the test split all."""
     grades: str | None = None
     """URL of a table of photographs and grades; see `read_graded`. For the validation split those that validate, for
     the test split all."""
@@ -184,7 +184,7 @@ def _jobs(request: EvaluationRequest, split: SplitConfig, rows: Sequence[str]) -
     if request.split == "validation":
         healthy = [sample for sample in healthy if sample.split == "validation"]
     if request.healthy is not None and not healthy:
-        raise UsageError("no healthy photographs of this split in that folder; the recipe names those that validate")
+        raise UsageError("there are no healthy photographs of this split; the recipe names those that validate")
     pooled = [_Job(number, sample, tuple(rows)) for number, sample in enumerate(known, 1)]
     return [*pooled, *(_Job(number, sample, ()) for number, sample in enumerate(healthy, len(pooled) + 1))]
 

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from ma_cluster.config import HgnConfig
 from ma_cluster.hypotheses.frrn import kind_logits
-from ma_cluster.images.annotated import Annotated, Cuts, Marks, changed, draw_cuts, lesion_free, plain_cuts
+from ma_cluster.images.annotated import UNKNOWN, Annotated, Cuts, Marks, changed, draw_cuts, lesion_free, plain_cuts
 from ma_cluster.images.patches import LesionPool, RegionPool
 from ma_cluster.networks import Losses, Patches, Reduce, channels_first, local, normalise
 
 _PLACES_PER_IMAGE = 10**6
+_SURELY_NONE = -50.0  # a logit whose probability, and loss where there is no lesion, vanish in float32
 _HEALTHY_PLACES = 20_000  # of a photograph without lesions: each has a loss in the ledger
 
 
@@ -33,13 +34,17 @@ class HgnBatch:
 
     patches: UInt8[Tensor, "n 3 h w"]
     truth: Bool[Tensor, "n k h w"]
+    unknown: Bool[Tensor, "n k h w"] | None = None
+    """Where nobody looked for the kind: there it costs nothing, whatever is said. None: all are known everywhere."""
 
 
 def hgn_batch(patches: Patches, lesions: UInt8[ndarray, "n s s"] | UInt8[Tensor, "n s s"], kinds: int) -> HgnBatch:
-    """Patches as they are cut, in the layout that the network takes; bit k of a pixel's lesions is kind k."""
+    """Patches as they are cut, in the layout that the network takes; lesions hold the bits of `Annotated.kinds`."""
     marks = torch.as_tensor(lesions)[:, None]
-    bits = marks >> torch.arange(kinds, dtype=torch.uint8, device=marks.device)[:, None, None]
-    return HgnBatch(channels_first(patches), (bits & 1).bool())
+    bits = torch.arange(kinds, dtype=torch.uint8, device=marks.device)[:, None, None]
+    unknown = (marks >> bits + UNKNOWN & 1).bool()
+    unknown[:, 0] = False  # the bit of the last kind
+    return HgnBatch(channels_first(patches), (marks >> bits & 1).bool(), unknown)
 
 
 def hgn_losses(
@@ -59,6 +64,8 @@ def hgn_losses(
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         logits = model(normalise(batch.patches.to(device)))
     logit, truth = kind_logits(logits.float()), batch.truth.to(device)
+    if batch.unknown is not None:
+        logit = logit.masked_fill(batch.unknown.to(device), _SURELY_NONE)
     weight = {"MA": 1.0, "HE": config.haemorrhage_weight, "EX": config.exudate_weight, "SE": config.exudate_weight}
     positives = [config.lesion_weight, *[config.other_lesion_weight] * (len(config.kinds) - 1)]
     of_kinds = torch.tensor([[weight[kind] for kind in config.kinds], positives])

@@ -23,6 +23,8 @@ from ma_cluster.images.reading import MID_GREY, Prepared, read_bytes
 
 SYMMETRIES = 8
 """Flips and quarter turns of a square patch."""
+UNKNOWN = 3
+"""Bits from a kind, which is not the first of four, to the one that says that nobody looked for it."""
 _BLUR_PX, _NOISE = (0.3, 1.0), (1.0, 6.0)  # standard deviations: least and largest
 
 
@@ -36,7 +38,8 @@ class Annotated:
     proposed: Bool[ndarray, "h w"] | None = None
     """Where a hypothesis network suspects lesions; None where none was asked."""
     kinds: UInt8[ndarray, "h w"] | None = None
-    """Lesions of all kinds, bit k for kind k of KINDS, bit 0 as in `lesion`; None where others are not asked for."""
+    """Lesions of all kinds, bit k for kind k of KINDS, bit 0 as in `lesion`, and bit UNKNOWN + k where nobody looked
+    for kind k; None where others are not asked for."""
 
     def marks(self) -> Marks:
         """A copy of the masks, which keeps nothing of the photograph in memory."""
@@ -129,6 +132,8 @@ def load_annotated(
         if kind in masks:
             mask = prepared.grid.crop_mask(decode_mask(read_object(masks[kind])))
             marked |= (mask if scale == "1x" else half_scale_mask(mask)).astype(np.uint8) << bit
+        elif bit and not sample.others_known:
+            marked |= np.uint8(1 << UNKNOWN + bit)
     return replace(annotated, kinds=marked)
 
 
@@ -170,7 +175,7 @@ def cut(
     """The augmented patches and the lesions in them; mid-grey and no lesion beyond a photograph's grid.
 
     Returns:
-        The patches; and at each pixel bit 0 where there is a microaneurysm, bit k where there is another kind k.
+        The patches; and the bits of `Annotated.kinds` at each pixel.
     """
     patches = np.empty((len(cuts), size, size, 3), np.uint8)
     lesions = np.empty((len(cuts), size, size), np.uint8)
@@ -190,7 +195,7 @@ def cut(
 
 
 def planes(photograph: Annotated) -> UInt8[ndarray, "h w"]:
-    """Lesions of all kinds that are known of a photograph, bit k of each pixel for kind k."""
+    """The bits of `Annotated.kinds`, as far as they are known of a photograph."""
     return photograph.lesion.view(np.uint8) if photograph.kinds is None else photograph.kinds
 
 

@@ -45,6 +45,8 @@ class Sample:
     label: Label
     split: Split
     other_masks: tuple[str, ...] = ()
+    others_known: bool = True
+    """Whether other kinds of lesions than `mask`'s were looked for, too: what no mask outlines is then not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,7 @@ def _read_idrid(url: str, split: SplitConfig) -> Iterator[Sample]:
         if key.startswith(MASKS_FOLDER):
             name, _, kind = PurePosixPath(key).stem.rpartition("_")
             masks.setdefault(name, {})[kind] = _join(store, key)
+    looked = any({"HE", "EX", "SE"} & own.keys() for own in masks.values())
     for key in keys:
         if not (key.startswith(IMAGES_FOLDER) and key.lower().endswith(_IMAGE_SUFFIXES)):
             continue
@@ -199,7 +202,7 @@ def _read_idrid(url: str, split: SplitConfig) -> Iterator[Sample]:
         part: Split = "test" if f"/{TEST_PART}/" in key else "validation" if name in split.validation else "training"
         others = tuple(own[kind] for kind in ("HE", "EX", "SE", "OD") if kind in own)
         label: Label = "lesion" if "MA" in own else "healthy"
-        yield Sample(name, _join(store, key), own.get("MA"), label, part, others)
+        yield Sample(name, _join(store, key), own.get("MA"), label, part, others, looked)
 
 
 def _read_manifest(url: str) -> list[Sample]:
@@ -216,7 +219,8 @@ def _read_manifest(url: str) -> list[Sample]:
         group = row.get("group") or name
         if split_of.setdefault(group, part) != part:
             raise UsageError(f"row {number} of the manifest puts its group (patient) into a second split")
-        samples.append(Sample(name, _resolve(folder, image), mask and _resolve(folder, mask), label, part))
+        own, others = mask and _resolve(folder, mask), label == "healthy"  # which shows no retinopathy at all
+        samples.append(Sample(name, _resolve(folder, image), own, label, part, others_known=others))
     return samples
 
 

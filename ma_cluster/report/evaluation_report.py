@@ -91,6 +91,8 @@ def table(tally: Tally, bundle: Bundle, split: str) -> dict[str, Any]:
     """
     validated: Mapping[str, Any] = bundle.validation.get("rows", {})
     thresholds = {row: float(figures["threshold"]) for row, figures in validated.items()}
+    if validated:
+        thresholds[DETECT] = bundle.recipe.detector.threshold
     pooled = [photograph for photograph in tally.photographs if photograph.pixels]
     detector, given = bundle.recipe.detector, rows_given(bundle.weights)
     return {

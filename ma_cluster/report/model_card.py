@@ -161,7 +161,7 @@ def _figures(table: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _failures(table: Mapping[str, Any], published: Mapping[str, Any] | None) -> Iterator[str]:
-    row = table["rows"].get(f"{table['detector']['network']}_{table['detector']['fusion']}")
+    row = table["detect"]
     yield "## Where it fails"
     yield ""
     if row is not None:

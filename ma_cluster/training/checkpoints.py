@@ -240,6 +240,11 @@ def _check_about(about: Mapping[str, Any], name: str, recipe: Recipe) -> None:
     if "recipe" not in about:
         return
     own = recipe_from_dict(about["recipe"])
+    if own.split.validation != recipe.split.validation:
+        raise BundleError(
+            f"the checkpoint of {name} was trained on another fold than the others: photographs that are to calibrate "
+            "the model trained it; take checkpoints of one fold"
+        )
     for section in ("image", _SECTION[name]):
         theirs, ours = (deciding(each)[section] for each in (own, recipe))
         for key in sorted(theirs.keys() | ours.keys()):

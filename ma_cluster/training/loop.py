@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ma_cluster.bundle import load_weights
+from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.scoring import average_precision
 from ma_cluster.networks import WeightAverage, build_optimizer, descend, learning_rate
 from ma_cluster.refinement.selection import probability_of_error
@@ -251,8 +252,17 @@ class Meter:
         return time.monotonic() - self._begun
 
     def progress(self) -> Progress:
-        """As of now, once the device has done what it was told."""
+        """As of now, once the device has done what it was told.
+
+        Raises:
+            UsageError: the network has diverged.
+        """
         means = {term: value.item() / self._done for term, value in self._sums.items()}
+        if not all(map(math.isfinite, means.values())):
+            raise UsageError(
+                f"the network diverged after step {self._steps.start}: its loss is no number any more. The checkpoints "
+                "are as they were: go on from the last, or begin again, with a lower --learning-rate"
+            )
         step, pace = self._steps.start + self._done, self._done / self.seconds
         return Progress(step, self._total, means, self._patches * pace, (self._total - step) / pace)
 

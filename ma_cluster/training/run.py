@@ -50,7 +50,8 @@ class TrainRequest:
     recipe: Recipe
     """Of the whole model; the network's own part says how it trains."""
     healthy: str | None = None
-    """URL of a folder of photographs without retinopathy, used beside the data set's lesion-free regions."""
+    """URL of photographs without retinopathy, a folder or a table of grades: a hypothesis network draws its healthy and
+    hard shares from them, the refinement its negatives as its recipe says."""
     hgn_half: str | None = None
     """URL of a checkpoint of the 0.5x hypothesis network. Where it suspects lesions that are none, the refinement then
     takes its healthy patches, and a hypothesis network a share of its mini-batches; else from anywhere."""
@@ -86,7 +87,8 @@ class TrainRequest:
     """Steps between two checkpoints with validation; for the refinement also between two refreshes and draws, by
     default the recipe's `refresh_steps`."""
     selective: bool = True
-    """Negatives by their loss; False draws them uniformly (the ablation). The HGNs have none."""
+    """The refinement's negatives by their loss; False draws them uniformly (the ablation). A hypothesis network's hard
+    places are by their loss whatever this says."""
     batch_norm: BatchNorm = "batch"
     """Whose statistics batch norm uses."""
     ledger_shards: int = 1
@@ -223,8 +225,13 @@ class TrainFolder:
         return about
 
     @property
+    def step(self) -> int | None:
+        """Of `last`, which a run goes on from; None where there is none yet."""
+        return self.restore({})
+
+    @property
     def epochs(self) -> tuple[Epoch, ...]:
-        """The records of all epochs that `last` has seen."""
+        """The records of all epochs, as they are written before `last`: of a run cut short there, one more than it."""
         try:
             records = json.loads(open_store(self.url).get(_LOG))
         except ObjectMissingError:
@@ -248,7 +255,7 @@ class TrainFolder:
         """Keep examples, the costliest first, instead of those of the epoch before."""
         open_store(self.url).put(_COSTLIEST, json.dumps([asdict(example) for example in examples]).encode())
 
-    def restore(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int | None:
+    def restore(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None = None) -> int | None:
         """Weights of networks, by their names in `save`, and optimiser as of `last`, and its step; None where there is
         none yet.
 

@@ -48,6 +48,7 @@ SCORE_ROWS = 512
 AFFORDABLE = 200_000
 """Pools up to this size are scored whole at the end of the first epoch; of larger ones never-scored patches keep the
 loss they began with, 1, and are drawn until their turn comes."""
+_ABOVE_ALL = float(np.nextafter(np.float32(1), np.float32(2)))  # a probability of error may well be 1
 Scored = tuple[Int64[ndarray, "_"], Float32[ndarray, "_"]]
 """Ids of patches and what the ledger is to keep of them, as many."""
 NOTHING: Scored = (np.empty(0, np.int64), np.empty(0, np.float32))
@@ -181,7 +182,7 @@ class PrnStage:
     validation: Photographs
     pool: int
     patches_per_row: int = 3
-    first_loss: float = 1.0
+    first_loss: float = _ABOVE_ALL
 
     @property
     def rows(self) -> int:

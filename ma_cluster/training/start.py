@@ -18,7 +18,7 @@ from torch import nn
 
 from ma_cluster import __version__
 from ma_cluster.bundle import load_bundle, load_weights
-from ma_cluster.config import HgnConfig, PrnConfig, digest, to_dict
+from ma_cluster.config import HgnConfig, PrnConfig, digest, recipe_from_dict, to_dict
 from ma_cluster.errors import ImageError, UsageError
 from ma_cluster.hypotheses.frrn import build_hgn, of_kinds
 from ma_cluster.hypotheses.hgn_training import HgnCuts
@@ -26,9 +26,10 @@ from ma_cluster.images.annotated import Annotated, load_annotated
 from ma_cluster.images.datasets import Sample, of_no_use, read_split
 from ma_cluster.images.device_patches import DevicePatches
 from ma_cluster.machine import cores
+from ma_cluster.networks import checked_device
 from ma_cluster.refinement.prn_training import TripletCuts
 from ma_cluster.refinement.resnet import build_prn
-from ma_cluster.training.checkpoints import BEST, LAST, Proposals, checkpoint_weights, read_checkpoint
+from ma_cluster.training.checkpoints import BEST, LAST, Proposals, checkpoint_about, checkpoint_weights, read_checkpoint
 from ma_cluster.training.context import InProcess, LocalPhotographs, Photographs
 from ma_cluster.training.loop import Clock, Listener, Progress, TrainRun, Weights, train
 from ma_cluster.training.run import Epoch, TrainFolder, TrainRequest
@@ -71,6 +72,12 @@ class Start:
         """
         data, split = request.data, request.recipe.split
         training, validation = (read_split(data, split, part, request.healthy) for part in ("training", "validation"))
+        alone = sum(not sample.others_known for sample in training)
+        if alone and len(request.kinds) > 1:
+            log.warning(
+                "on %d of %d photographs microaneurysms alone are outlined: of %s they teach nothing",
+                *(alone, len(training), ", ".join(request.kinds[1:])),
+            )
         first_weights = _first_weights(request)
         folder = _begin(request, [*training, *validation], first_weights)
         return cls(request, folder, training, validation, first_weights)
@@ -78,8 +85,8 @@ class Start:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        epochs = self.folder.epochs
-        return bool(epochs) and epochs[-1].step >= self.request.config.steps
+        step = self.folder.step
+        return step is not None and step >= self.request.config.steps
 
     @property
     def result(self) -> TrainResult:
@@ -124,22 +131,22 @@ def train_local(
     Raises:
         UsageError: a photograph or the device cannot be used; and see `Start.of` for this and more.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError("torch finds no CUDA device here; leave --device out to train on the CPU")
-    clock = Clock(request.minutes)
+    place, clock = checked_device(device), Clock(request.minutes)
     start = Start.of(request)
     if not start.finished:
         torch.set_num_threads(request.threads or cores())
         training, validation = start.proposals()
-        photographs = _on_device(_load(request, start.training, training), torch.device(device))
+        photographs = _on_device(_load(request, start.training, training, request.kinds), place)
         run = start.run(photographs, _load(request, start.validation, validation), _kept)
-        train(run, InProcess(torch.device(device)), Listener(on_progress), clock)
+        train(run, InProcess(place), Listener(on_progress), clock)
     return start.result
 
 
-def _load(request: TrainRequest, samples: Sequence[Sample], propose: Proposals | None) -> LocalPhotographs:
+def _load(
+    request: TrainRequest, samples: Sequence[Sample], propose: Proposals | None, kinds: Sequence[str] = ()
+) -> LocalPhotographs:
     def load(sample: Sample) -> Annotated:
-        return load_annotated(sample, request.scale, request.recipe.image, propose, request.kinds)
+        return load_annotated(sample, request.scale, request.recipe.image, propose, kinds)
 
     loaded: list[Annotated] = []
     with ThreadPoolExecutor(min(_LOADERS, request.threads or cores())) as pool:
@@ -186,14 +193,19 @@ def _first_weights(request: TrainRequest) -> Weights | None:
     """
     if request.init is None:
         return None
+    name = "the file that training is to begin with"
     if request.init.endswith(".safetensors"):
-        weights = checkpoint_weights(read_checkpoint(request.init), "the file that training is to begin with")
+        data = read_checkpoint(request.init)
+        weights, said = checkpoint_weights(data, name), checkpoint_about(data, name).get("recipe")
+        recipe = None if said is None else recipe_from_dict(said)
     else:
-        networks = load_bundle(request.init).weights
-        if request.network not in networks:
+        bundle = load_bundle(request.init)
+        if request.network not in bundle.weights:
             raise UsageError(f"model {request.init} has no network {request.network} to begin with")
-        weights = networks[request.network]
+        weights, recipe = bundle.weights[request.network], bundle.recipe
     config = request.config
+    if recipe is not None and recipe.split.validation != request.recipe.split.validation:
+        log.warning("the weights that training begins with are of another fold: photographs that validate trained them")
     if isinstance(config, HgnConfig):
         network: nn.Module = build_hgn(config, len(config.kinds))
         weights = of_kinds(weights, len(config.kinds))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ma_cluster.config import HgnConfig
-from ma_cluster.hypotheses.hgn_training import HgnCuts, apportioned, hgn_batch
-from ma_cluster.images.annotated import Marks
+from ma_cluster.hypotheses.frrn import build_hgn
+from ma_cluster.hypotheses.hgn_training import HgnCuts, apportioned, hgn_batch, hgn_losses
+from ma_cluster.images.annotated import UNKNOWN, Marks
 
 CONFIG = HgnConfig(patch_px=16, batch_patches=16, lesion_share=0.5, suspect_share=0.5)
 REACH = CONFIG.patch_px // 4
@@ -115,3 +117,19 @@ def test_each_bit_of_a_cut_becomes_the_mask_of_its_kind() -> None:
     batch = hgn_batch(np.zeros((1, 2, 2, 3), np.uint8), bits, 4)
     assert batch.truth.int().sum(dim=(0, 2, 3)).tolist() == [2, 1, 0, 1]
     assert batch.truth[0, :, 1, 1].tolist() == [True, False, False, True]
+    assert batch.unknown is not None and not batch.unknown.any()
+
+
+def test_a_kind_that_nobody_looked_for_costs_nothing_whatever_is_said() -> None:
+    lesions = np.full((2, 32, 32), 1 << UNKNOWN + 1 | 1 << UNKNOWN + 3, np.uint8)
+    lesions[0, :9, :9] |= 1 << 0 | 1 << 2
+    patches = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    batch, config = hgn_batch(patches, lesions, 4), HgnConfig(width=0.05, kinds=("MA", "HE", "EX", "SE"))
+    assert batch.unknown is not None
+    assert batch.unknown.float().mean(dim=(0, 2, 3)).tolist() == [0, 1, 0, 1]
+    torch.manual_seed(0)
+    model = build_hgn(config, 4)
+    hgn_losses(model, batch, config, dtype=torch.float32).total.backward()
+    assert model.head.weight.grad is not None
+    taught = model.head.weight.grad.abs().sum(dim=(1, 2, 3)) > 0
+    assert taught.tolist() == [True, True, False, True, False]  # the background first

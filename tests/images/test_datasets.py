@@ -58,6 +58,7 @@ def test_the_layout_gives_labels_splits_and_masks(folder: Path) -> None:
     assert first.mask is not None and read_object(first.mask) == b"MA"
     assert [read_object(mask) for mask in first.other_masks] == [b"HE", b"OD"]
     assert samples["IDRiD_03"].mask is None
+    assert all(sample.others_known for sample in samples.values())
     assert [read_object(mask) for mask in samples["IDRiD_03"].other_masks] == [b"EX"]
 
 
@@ -154,7 +155,7 @@ def test_a_manifest_gives_samples_with_paths_relative_to_itself(tmp_path: Path, 
     byte_order_mark = "\ufeff" if kind == "csv from Excel" else ""
     url = write_parquet(tmp_path, ROWS) if kind == "parquet" else write_csv(tmp_path, ROWS, byte_order_mark)
     assert read_dataset(url, SPLIT) == [
-        Sample("a", f"{tmp_path}/images/a.png", f"{tmp_path}/masks/a.png", "lesion", "training"),
+        Sample("a", f"{tmp_path}/images/a.png", f"{tmp_path}/masks/a.png", "lesion", "training", others_known=False),
         Sample("b", "/abs/b.png", None, "healthy", "validation"),
         Sample("c", "s3://bucket/c.png", None, "healthy", "test"),
     ]

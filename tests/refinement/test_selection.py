@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ma_cluster.refinement.selection import BLOCK, FLOOR, UNIFORMS_PER_DRAW, LossTable, probability_of_error, share_out
+from ma_cluster.training.stages import PrnStage
 
 
 def test_what_is_kept_of_a_patch_is_the_probability_that_it_errs():
@@ -40,6 +41,14 @@ def test_the_costliest_patches_are_those_of_the_highest_losses_that_are_known(lo
     ids, found = _table(np.array(losses, np.float32)).highest(count, besides=1.0)
     assert ids.tolist() == [number for _, number in expected]
     np.testing.assert_allclose(found, np.maximum([-loss for loss, _ in expected], FLOOR))
+
+
+def test_a_patch_that_is_surely_wrong_is_among_the_costliest():
+    first = PrnStage.first_loss
+    table = LossTable(3, first)
+    table.update(np.array([1, 2]), probability_of_error(np.array([1e3, 0.5])).astype(np.float32))
+    ids, losses = table.highest(3, first)
+    assert ids.tolist() == [1, 2] and losses[0] == 1
 
 
 def test_the_costliest_patches_are_found_wherever_they_are_in_a_large_table():

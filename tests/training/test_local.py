@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,19 +21,20 @@ from safetensors.numpy import load
 
 from ma_cluster import Detector
 from ma_cluster.bundle import save_bundle
-from ma_cluster.config import tiny
-from ma_cluster.errors import UsageError
+from ma_cluster.config import SplitConfig, tiny
+from ma_cluster.errors import BundleError, UsageError
 from ma_cluster.images.annotated import load_annotated
-from ma_cluster.images.datasets import IMAGES_FOLDER, read_split
+from ma_cluster.images.datasets import IMAGES_FOLDER, read_dataset, read_split
 from ma_cluster.images.patches import crop
 from ma_cluster.images.reading import MID_GREY
+from ma_cluster.networks import tile_executor
 from ma_cluster.storage.store import open_store
 from ma_cluster.training.checkpoints import pack
 from ma_cluster.training.ledger import LocalLedger, read_manifest
 from ma_cluster.training.loop import COSTLIEST, Progress
 from ma_cluster.training.run import TrainFolder, TrainRequest
 from ma_cluster.training.stages import in_order, refreshed
-from ma_cluster.training.start import TrainResult, train_local
+from ma_cluster.training.start import Start, TrainResult, train_local
 
 RECIPE = tiny()
 NEEDLESS = ["ray", "boto3", "botocore", "tensorboardX", "jinja2", "matplotlib", "prometheus_client", "scipy"]
@@ -151,6 +153,67 @@ def test_a_network_of_several_kinds_goes_on_from_its_own_weights_and_ships_their
     assert begun.epochs[0].losses["total"] < 0.9 * whole.epochs[0].losses["total"]
     photograph = next((Path(where["data"]) / IMAGES_FOLDER / PART).iterdir())
     assert Detector(bundle).detect(photograph).shape == (600, 600)
+
+
+def test_a_run_cut_short_between_its_log_and_its_last_checkpoint_is_not_taken_for_finished(
+    runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    whole = Path(runs["hgn_half"].last)
+    shutil.copytree(whole.parent, tmp_path / "run")
+    (tmp_path / "run" / whole.name).unlink()
+    resumed = train_local(request_for("hgn_half", tmp_path / "run", resume=True))
+    ours, theirs = load(Path(resumed.last).read_bytes()), load(whole.read_bytes())
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs.keys() | ours.keys())
+
+
+def test_a_run_that_diverges_ends_as_an_error_and_keeps_its_checkpoints(
+    request_for: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    request = request_for("hgn_half", tmp_path / "run", learning_rate=1e30)
+    with pytest.raises(UsageError, match=r"diverged after step \d+.*lower --learning-rate"):
+        train_local(request)
+    kept = tmp_path / "run" / "last.safetensors"
+    assert not kept.exists() or all(np.isfinite(value).all() for value in load(kept.read_bytes()).values())
+
+
+def test_photographs_that_one_network_trained_on_do_not_calibrate_it_beside_another(
+    runs: dict[str, TrainResult], request_for: Callable[..., TrainRequest], tmp_path: Path, caplog: Any
+) -> None:
+    other = replace(RECIPE, split=SplitConfig.fold(1))
+    request = replace(request_for("hgn_half", tmp_path / "run", steps=1), recipe=other, init=runs["hgn_half"].last)
+    half = train_local(request)
+    assert "another fold" in caplog.text
+    one = train_local(request_for("hgn_1x", tmp_path / "one", steps=1))
+    with pytest.raises(BundleError, match=r"hgn_half was trained on another fold"):
+        pack({"hgn_1x": [one.last], "hgn_half": [half.last]}, None, "drawn lesions")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_told_before_a_run_claims_its_place(
+    device: str, request_for: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"torch .* no device {device}"):
+        train_local(request_for("hgn_half", tmp_path / "run"), device)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match=f"torch .* no device {device}"):
+        tile_executor(device, None, "float32")
+
+
+def test_a_photograph_whose_other_lesions_nobody_outlined_says_so(tmp_path: Path, caplog: Any) -> None:
+    where = rich_set(tmp_path)
+    kinds, recipe = ("MA", "HE", "EX", "SE"), rich_recipe()
+    first = read_dataset(where["data"], recipe.split)[0]
+    outlined = load_annotated(first, "0.5x", recipe.image, kinds=kinds).kinds
+    assert outlined is not None and np.bitwise_or.reduce(outlined, axis=None) == 0b11
+    manifest = tmp_path / "manifest.csv"
+    samples = read_dataset(where["data"], recipe.split)
+    rows = [f"{sample.image},{sample.mask},lesion,{sample.split},{sample.name}" for sample in samples]
+    manifest.write_text("\n".join(["image,mask,label,split,group", *rows]) + "\n")
+    alone = load_annotated(read_dataset(str(manifest), recipe.split)[0], "0.5x", recipe.image, kinds=kinds).kinds
+    assert alone is not None and np.unique(alone).tolist() == [0b1110000, 0b1110001]
+    out = str(tmp_path / "run")
+    Start.of(TrainRequest(network="hgn_half", data=str(manifest), out=out, recipe=recipe, healthy=where["healthy"]))
+    assert "on 2 of 4 photographs microaneurysms alone are outlined: of HE, EX, SE they teach nothing" in caplog.text
 
 
 def test_a_photograph_that_cannot_train_is_named_by_its_number(tmp_path: Path) -> None:
