@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from ma_cluster.config import KnownField
-from ma_cluster.errors import ObjectMissingError, UsageError
+from ma_cluster.errors import ObjectMissingError, StoreError, UsageError
 from ma_cluster.storage.identity import Pseudonyms, eye_named, site_pseudonyms, visit_named
 from ma_cluster.storage.parquet import DAMAGED, open_parquet
 from ma_cluster.storage.store import Entry, KeySet, open_store
@@ -164,8 +164,7 @@ class Manifest:
 
     def head(self, key: str) -> Entry:
         store, own = self._locate(key)
-        found = store.head(own)
-        return Entry(key, found.size, found.etag)
+        return replace(store.head(own), key=key)
 
     def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
         store, own = self._locate(key)
@@ -185,6 +184,8 @@ class Manifest:
         except (ObjectMissingError, UsageError) as error:
             why = f"{error}; write / where its path has \\" if "\\" in row.key else str(error)
             return replace(said, fault=f"{said.fault}{AND_MISSING}{why}" if said.fault else row.at(why))
+        except StoreError as error:  # most likely of all the rows that follow, too
+            raise StoreError(row.at(str(error))) from error
         return replace(said, size=found.size, etag=found.etag)
 
     def _identified(self, row: _Row, entry: Entry) -> Entry:

@@ -22,6 +22,7 @@ from botocore.exceptions import (
     FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
+    ParamValidationError,
 )
 from urllib3.exceptions import HTTPError
 
@@ -132,6 +133,8 @@ def _may_pass(error: Exception) -> bool:
 
 def _store_error(action: str, error: Exception) -> StoreError:
     """Our error for one of botocore's: its text carries the fault's code, never the key."""
+    if isinstance(error, ParamValidationError):  # botocore asks no server
+        return ObjectMissingError("S3 can have no such bucket or key, or the key is empty; check the URL")
     if not isinstance(error, ClientError):
         return StoreError(f"S3 could not {action}: {type(error).__name__}; check network and the AWS_* variables")
     code, status = _code(error), _http_status(error)
@@ -145,6 +148,8 @@ def _store_error(action: str, error: Exception) -> StoreError:
         return StoreError(f"S3 refused to {action}: {code}; set this machine's clock")
     if status in (401, 403) or code in _EXPIRED_CODES:
         cure = "renew the credentials (AWS_ACCESS_KEY_ID, ...), or let them do that here"
+        if code == "403":  # a HEAD, whose answer has no words
+            cure += "; without s3:ListBucket, S3 answers so where there is no such object, too"
         return StoreError(f"S3 refused to {action}: {code}; {cure}")
     if status == 501 and action == "write":
         return StoreError(f"S3 could not {action}: {code}; use a server that honours If-None-Match on PUT")

@@ -71,6 +71,15 @@ def test_s3_keys_are_relative_or_urls_of_any_bucket(folder: LocalStore, weed: We
         source.head("right eye.jpg")
 
 
+def test_an_url_that_no_object_of_s3_can_have_is_one_missing_photograph(folder: LocalStore, weed: Weed) -> None:
+    bucket = weed.bucket("odd-urls")
+    folder.put("list.csv", f"key\nleft.jpg\n{bucket}/\ns3://Bad Bucket/x.jpg\n{bucket}/lost.jpg\n".encode())
+    first, *faulty = open_source(f"{folder.url}/list.csv").list()
+    assert first == folder.head("left.jpg")
+    assert [entry.fault.partition(":")[0] for entry in faulty] == [f"line {line} of the manifest" for line in (3, 4, 5)]
+    assert ["check the URL" in entry.fault for entry in faulty] == [True, True, False]
+
+
 def test_a_key_that_leads_to_nothing_is_listed_so_that_it_ends_as_gone(folder: LocalStore) -> None:
     source = manifest(folder, "left.jpg", "nothing.jpg", "deep")
     _, *faulty = source.list()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from pathlib import Path
 
 import boto3
 import pytest
@@ -14,6 +15,7 @@ from fault_proxy import Fault, FaultProxy, Kind, fault_proxy
 from servers import Weed, free_ports
 
 from ma_cluster.errors import ObjectChangedError, ObjectMissingError, StoreError
+from ma_cluster.storage.manifest import open_source
 from ma_cluster.storage.network import NetworkLimits
 from ma_cluster.storage.s3 import S3Store
 
@@ -180,6 +182,16 @@ def test_credentials_that_are_refused_are_named_at_once(bucket: str, wrong_secre
     stranger = S3Store(bucket, "folder", HASTY)
     with pytest.raises(StoreError, match=r"S3 refused to (read|list|write): (SignatureDoesNotMatch|403); renew"):
         ACTIONS[action][1](stranger)
+
+
+def test_credentials_that_are_refused_end_a_plan_and_the_line_is_told(
+    bucket: str, wrong_secret: None, tmp_path: Path
+) -> None:
+    """A missing object is answered so, too, where nobody may list: so the line may be what is wrong."""
+    (tmp_path / "left.jpg").write_bytes(EYE)
+    (tmp_path / "list.csv").write_text(f"key\nleft.jpg\ns3://{bucket}/left.jpg\n")
+    with pytest.raises(StoreError, match="line 3 of the manifest: .*; renew the credentials.*; without s3:ListBucket"):
+        list(open_source(str(tmp_path / "list.csv")).list())
 
 
 def test_credentials_that_have_expired_are_named_at_once(behind: S3Store, proxy: FaultProxy) -> None:
