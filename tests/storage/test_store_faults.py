@@ -190,7 +190,7 @@ def test_credentials_that_are_refused_end_a_plan_and_the_line_is_told(
     """A missing object is answered so, too, where nobody may list: so the line may be what is wrong."""
     (tmp_path / "left.jpg").write_bytes(EYE)
     (tmp_path / "list.csv").write_text(f"key\nleft.jpg\ns3://{bucket}/left.jpg\n")
-    with pytest.raises(StoreError, match="line 3 of the manifest: .*; renew the credentials.*; without s3:ListBucket"):
+    with pytest.raises(StoreError, match=r"line 3 of the manifest: .*; renew the credentials.*; without s3:ListBucket"):
         list(open_source(str(tmp_path / "list.csv")).list())
 
 
