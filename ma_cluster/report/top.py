@@ -48,9 +48,17 @@ class Page:
         return (series for series in self.samples if series[0] == name and labels.items() <= series[1])
 
     def total(self, metric: Metric, suffix: str = "", **labels: str) -> float | None:
-        """Sum over the series of a metric that have some labels; None where there is none."""
-        values = [self.samples[series] for series in self.series(metric, suffix, **labels)]
-        return math.fsum(values) if values else None
+        """Sum over the series of a metric that have some labels; None where there is none.
+
+        How an archive stands is told by each proxy of the service alike, and counts once.
+        """
+        values = dict[Labels, float]()
+        for series in self.series(metric, suffix, **labels):
+            pairs = series[1]
+            if metric in metrics.ARCHIVE_STATE:
+                pairs = frozenset(pair for pair in pairs if pair[0] in metric.labels)
+            values[pairs] = max(self.samples[series], values.get(pairs, -math.inf))
+        return math.fsum(values.values()) if values else None
 
     def values_of(self, metric: Metric, label: str) -> list[str]:
         """Values of a label, sorted."""

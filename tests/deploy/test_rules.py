@@ -90,6 +90,29 @@ def test_panels_and_rules_name_only_metrics_that_exist() -> None:
         assert metrics_of(rule["expr"]) - known == set(), rule
 
 
+def test_what_each_proxy_tells_of_an_archive_counts_once(promtool: str, tmp_path: Path) -> None:
+    state = {metric.name: ',status="scored"' if "status" in metric.labels else "" for metric in metrics.ARCHIVE_STATE}
+    told = {"a": 7, "b": 5}
+    by_run = [{"labels": f'{{run="{run}"}}', "value": value} for run, value in told.items()]
+    expected = {
+        "archives: Remaining": [{"labels": "{}", "value": 12}],
+        "archives: Remaining and ungradable, by run": by_run,
+        "archives: Decided so far, by status": [{"labels": '{status="scored"}', "value": 12}],
+    }
+    queries = [query for query in panel_queries() if query.metrics & state.keys()]
+    assert {query.where for query in queries} == expected.keys()
+    cases = [{"expr": each.expr, "eval_time": "0m", "exp_samples": expected[each.where]} for each in queries]
+    series = [
+        {"series": f'{name}{{instance="{proxy}:8000",run="{run}"{status}}}', "values": str(value)}
+        for name, status in state.items()
+        for proxy in ("10.0.0.1", "10.0.0.2")
+        for run, value in told.items()
+    ]
+    tests = tmp_path / "panels.yml"
+    tests.write_text(yaml.safe_dump({"tests": [{"input_series": series, "promql_expr_test": cases}]}))
+    run(promtool, "test", "rules", str(tests))
+
+
 def test_each_metric_is_on_a_panel() -> None:
     shown = {name for query in panel_queries() for name in query.metrics}
     for rule in rules():

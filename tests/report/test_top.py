@@ -76,6 +76,21 @@ def test_a_frame_holds_what_runs() -> None:
     assert lines[-1] == ["rates", "over", "the", "last", "10", "s"]
 
 
+def test_what_each_proxy_tells_of_an_archive_counts_once() -> None:
+    pages = "".join(
+        f'ma_archive_remaining{{instance="{pod}:8000",run="{run}"}} {left}.0\n'
+        f'ma_archive_images{{instance="{pod}:8000",run="{run}",status="scored"}} {100 - left}.0\n'
+        f'ray_ma_images_in_flight{{instance="{pod}:8080"}} 3.0\n'
+        for pod in ("10.0.0.1", "10.0.0.2")
+        for run, left in (("77aa", 7), ("88bb", 5))
+    )
+    page = Page(0.0, parse(pages))
+    assert page.total(metrics.ARCHIVE_REMAINING, run="77aa") == 7
+    assert page.total(metrics.ARCHIVE_REMAINING) == 12
+    assert page.total(metrics.ARCHIVE_IMAGES, status="scored") == 188
+    assert page.total(metrics.IN_FLIGHT) == 6
+
+
 def test_an_idle_ray_is_told_in_words() -> None:
     idle = Page(0.0, parse('ray_node_cpu_utilization{ip="127.0.0.1"} 1.0\n'))
     assert shown(View(idle, idle))[0][:3] == ["no", "Ray", "that"]
