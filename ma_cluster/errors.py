@@ -7,7 +7,7 @@
     |-- LedgerLostError       losses of the healthy pool are gone and cannot be brought back
     |-- ClusterError          no Ray cluster answers at an address, or it refuses
     |-- SandboxError          the processes that decode do not start
-    |-- FleetBrokenError      the fleet fails whatever it is given
+    |-- FleetBrokenError      the fleet, or its source, fails whatever is asked of it
     |-- StoreError            the object store did not do what was asked
     |   |-- PartDamagedError      a part of a run is damaged, foreign or missing; names it
     |   |-- ObjectMissingError    no such key
@@ -15,7 +15,8 @@
     `-- ImageError            one photograph has no result; carries a Reason
         |-- ImageRefusedError     its content is the cause
         `-- ImageFailedError      we or the store are the cause
-            `-- WorkerLostError       what held it died or was stuck: of it, or of something else
+            |-- WorkerLostError       what held it died or was stuck: of it, or of something else
+            `-- SourceLostError       its source does not even say whether it is there
 
 Messages name the thing, the cause and the cure. They never hold a key, a file name or metadata of a patient:
 whoever raises does not know them, whoever reports may add them.
@@ -134,7 +135,9 @@ class SandboxError(MaClusterError):
 
 
 class FleetBrokenError(MaClusterError):
-    """The scoring fleet does not start, or fails on one photograph after the other: they are not to blame."""
+    """The scoring fleet does not start, or it or the source fails on one photograph after the other: they are not to
+    blame.
+    """
 
 
 class StoreError(MaClusterError):
@@ -184,3 +187,7 @@ class ImageFailedError(ImageError):
 
 class WorkerLostError(ImageFailedError):
     """What held the photograph died, broke or was stuck, be it of this photograph or of something else."""
+
+
+class SourceLostError(ImageFailedError):
+    """The photograph's source neither gives it nor tells of it: it is away, or lets nobody in."""

@@ -1,7 +1,7 @@
 """A shard of the plan -> its committed part: the worker of an archive run. Plain Python; the fleet is passed in.
 
-`Breaker` stands between a worker and the fleet, and tells a broken fleet from bad photographs: crash after crash with
-no success in between is no photograph's fault.
+`Breaker` stands between a worker and the fleet, and tells a broken fleet, or a source that is away, from bad
+photographs: loss after loss with no success in between is no photograph's fault.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ma_cluster.archive.audit import write_audit
 from ma_cluster.archive.outcomes import Outcome, artefact_name, identify
 from ma_cluster.archive.plan import Shard, read_shard
 from ma_cluster.archive.run import Run, commit, is_committed
-from ma_cluster.errors import Flag, FleetBrokenError, ImageError, Reason, WorkerLostError
+from ma_cluster.errors import Flag, FleetBrokenError, ImageError, Reason, SourceLostError, WorkerLostError
 from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.findings import Findings
 from ma_cluster.storage.identity import Pseudonyms
@@ -96,7 +96,7 @@ class ShardScorer:
 
         Raises:
             StoreError: the destination cannot be written; the shard stays uncommitted.
-            FleetBrokenError: the fleet fails whatever it is given; the shard stays uncommitted.
+            FleetBrokenError: the fleet or the source fails whatever is asked of it; the shard stays uncommitted.
         """
         if is_committed(self.dest, shard):
             return shard.images
@@ -181,9 +181,11 @@ class ShardScorer:
 
 
 class Breaker:
-    """A `Scorer` that gives up after `limit` lost workers in a row; a segmented photograph starts the count anew.
+    """A `Scorer` that gives up after it has lost a worker or the source `limit` times in a row; a segmented photograph
+    starts the count anew.
 
-    A decoder's death in its child process does not count: it is known to be its photograph's. Threads may share it.
+    A decoder's death in its child process does not count, nor a photograph that its source tells of and does not give:
+    these are known to be the photograph's own. Threads may share it.
     """
 
     def __init__(self, scorer: Scorer, count: Count, limit: int) -> None:
@@ -194,12 +196,12 @@ class Breaker:
         """As the scorer does.
 
         Raises:
-            FleetBrokenError: too many workers were lost in a row, by this photograph or before.
+            FleetBrokenError: too much was lost in a row, by this photograph or before.
         """
         self._check()
         try:
             return self._scorer.read(entry)
-        except WorkerLostError as lost:
+        except (WorkerLostError, SourceLostError) as lost:
             self._note(lost)
             raise
 
@@ -207,7 +209,7 @@ class Breaker:
         """As the scorer does.
 
         Raises:
-            FleetBrokenError: too many workers were lost in a row, by this photograph or before.
+            FleetBrokenError: too much was lost in a row, by this photograph or before.
         """
         self._check()
         try:
@@ -218,22 +220,26 @@ class Breaker:
         self._count.won()
         return segmentation
 
-    def _note(self, lost: WorkerLostError) -> None:
+    def _note(self, lost: WorkerLostError | SourceLostError) -> None:
         if (in_a_row := self._count.lost()) >= self._limit:
-            self._fault = f"{in_a_row} workers were lost in a row, the last as {lost.detail}"
+            if isinstance(lost, SourceLostError):
+                fault = f"the source of the photographs failed {in_a_row} times in a row, the last time: {lost.detail}"
+                cure = "renew its credentials on all workers, or bring it back"
+            else:
+                fault = f"{in_a_row} workers were lost in a row, the last as {lost.detail}"
+                cure = "see the replicas' logs, look at memory and model"
+            again = "and give the command again, with --retry-failed"
+            self._fault = f"{fault}; no photograph is the cause of that: {cure}, {again}"
             self._check()
 
     def _check(self) -> None:
         if self._fault is not None:
-            raise FleetBrokenError(
-                f"{self._fault}; no photograph is the cause of that: see the replicas' logs, look at memory and model, "
-                "and give the command again, with --retry-failed"
-            )
+            raise FleetBrokenError(self._fault)
 
 
 @runtime_checkable
 class Count(Protocol):
-    """Workers lost since the last success."""
+    """Losses, of a worker or the source, since the last success."""
 
     def lost(self) -> int:
         """One more; returns how many in a row."""

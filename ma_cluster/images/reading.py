@@ -27,6 +27,7 @@ from ma_cluster.errors import (
     ObjectChangedError,
     ObjectMissingError,
     Reason,
+    SourceLostError,
     StoreError,
     UsageError,
 )
@@ -90,6 +91,7 @@ def read_photograph(source: Source, entry: Entry, config: ImageConfig, decode: D
         ImageError: as `read_bytes` raises it; unsupported, where the manifest says something of it that cannot be.
         ImageFailedError: missing, where there was no such object from the start; changed, where it is not the one that
             was planned; store_error, where the store failed.
+        SourceLostError: store_error, where the store does not tell of it any more either.
     """
     if entry.fault and entry.etag:
         raise ImageRefusedError(Reason.UNSUPPORTED, entry.fault)
@@ -153,7 +155,8 @@ def _fetch(source: Source, entry: Entry, config: ImageConfig) -> bytes:
     except ObjectChangedError as error:
         raise ImageFailedError(Reason.CHANGED, str(error)) from error
     except StoreError as error:
-        raise ImageFailedError(Reason.STORE_ERROR, str(error)) from error
+        lost = entry.etag and not _is_told_of(source, entry)
+        raise (SourceLostError if lost else ImageFailedError)(Reason.STORE_ERROR, str(error)) from error
     if not entry.etag:
         raise ImageFailedError(Reason.CHANGED, "it was not there when the archive was planned")
     if (
@@ -161,6 +164,15 @@ def _fetch(source: Source, entry: Entry, config: ImageConfig) -> bytes:
     ):  # of a store that sends no checksum, whose Content-Length says too little
         raise ImageFailedError(Reason.STORE_ERROR, f"{len(data)} bytes came, {entry.size} were listed")
     return data
+
+
+def _is_told_of(source: Source, entry: Entry) -> bool:
+    """Whether a source tells of a photograph that it does not give: then the fault is of that photograph alone."""
+    try:
+        source.head(entry.key)
+    except StoreError:
+        return False
+    return True
 
 
 def enhance(

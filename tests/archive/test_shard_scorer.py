@@ -8,8 +8,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
+from dicom_files import dicom_file, key_of
+from fault_proxy import Fault, Kind, fault_proxy
+from local_fleet import LocalFleet
+from PIL import Image
 
 from ma_cluster.archive.outcomes import Outcome
 from ma_cluster.archive.plan import shards
@@ -29,7 +34,9 @@ from ma_cluster.errors import (
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Facts
+from ma_cluster.images.sample import retina
 from ma_cluster.lesions.findings import Findings, Lesion
+from ma_cluster.storage.dicomweb import DicomWeb
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.store import Entry
 
@@ -214,3 +221,26 @@ def test_decoders_that_die_apart_never_end_the_run(tmp_path: Path) -> None:
     assert sum(scorer.score(shard) for shard in shards(scorer.dest, scorer.run.plan)) == 3
     reasons = [read_outcomes(scorer.dest, scorer.run, number)["reason"].to_pylist() for number in range(3)]
     assert reasons == [["crashed_worker"]] * 3
+
+
+def test_a_token_that_expires_ends_the_run_and_a_photograph_that_is_denied_does_not(
+    orthanc: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    rgb = np.asarray(Image.fromarray(retina()).resize((300, 300)))
+    web, dest = DicomWeb(f"dicomweb+{orthanc}"), LocalStore(tmp_path)
+    for data in [dicom_file(rgb, "jpeg", number, StudyDate="20310701") for number in range(901, 906)]:
+        web.create(key_of(data), data)
+    with fault_proxy(orthanc) as proxy:
+        source = DicomWeb(f"dicomweb+{proxy.endpoint}/dicom-web?StudyDate=20310701")
+        fleet = Breaker(LocalFleet(source, tiny_bundle), PlainCount(), 3)
+        run = begin_run(source, dest, "model", "config")
+        scorer = ShardScorer(fleet, dest, dest, run, ThreadPoolExecutor(1), Heard())
+        *denied, third, fourth, fifth = shards(dest, run.plan)
+        proxy.faults.append(Fault(Kind.ERROR, "GET", "/instances/", times=4, status=403))
+        assert [scorer.score(shard) for shard in (*denied, third)] == [1, 1, 1]
+        proxy.faults.append(Fault(Kind.ERROR, "GET", "/", times=1_000, status=401))
+        assert scorer.score(fourth) == 1
+        with pytest.raises(FleetBrokenError, match=r"source .* failed 3 times in a row, .* status 401; .* renew"):
+            scorer.score(fifth)
+    ended = [read_outcomes(dest, run, number, ["reason"])["reason"].to_pylist() for number in sorted(committed(dest))]
+    assert ended == [["store_error"], ["store_error"], [None], ["store_error"]]

@@ -64,7 +64,7 @@ def score_archive(
         BundleError: the model is damaged or not there.
         RunConflictError: `dest` holds another run, or one that calls its patients otherwise.
         StoreError: a store does not answer, or refuses writes.
-        FleetBrokenError: the fleet does not start, or fails whatever it is given.
+        FleetBrokenError: the fleet does not start, or it or the source fails whatever is asked of it.
     """
     driver, run = _begin(_photographs(source), open_store(dest), fleet or Fleet(), model)
     driver.complete(driver.root, run, on_progress)

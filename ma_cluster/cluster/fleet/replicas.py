@@ -76,8 +76,9 @@ class Fleet:
     stuck_after_s: float = 45.0
     """A replica whose process does not answer (stopped, swapped out, node lost) is replaced after so many seconds."""
     crashes_in_a_row: int = 20
-    """Workers lost in a row, with no photograph segmented in between, after which a run ends: a broken fleet must not
-    mark an archive as failed. Each photograph is tried twice: these are some ten, and what else is in flight."""
+    """Workers lost in a row, or times that the source did not answer, with no photograph segmented in between, after
+    which a run ends: a broken fleet or a token that has expired must not mark an archive as failed. Each photograph is
+    tried twice: these are some ten, and what else is in flight."""
 
     def __post_init__(self) -> None:
         if min(1 if self.segmenters is None else self.segmenters, self.readers, self.threads_per_segmenter) < 1:
