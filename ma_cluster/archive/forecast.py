@@ -18,9 +18,11 @@ from typing import Any
 
 from ma_cluster.archive.run import Listing
 from ma_cluster.archive.summary import read_status
+from ma_cluster.config import ImageConfig
 from ma_cluster.errors import ImageError, MaClusterError, UsageError
-from ma_cluster.images.decode import decode, read_size
+from ma_cluster.images.decode import read_size
 from ma_cluster.images.reading import read_photograph
+from ma_cluster.images.sandbox import DecodePool, SandboxConfig
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.lesions.findings import encode_mask, encode_overlay
 from ma_cluster.metrics import STAGES
@@ -40,9 +42,10 @@ class Survey:
     images: int
     skipped: int
     bytes: int
+    """Of those that the listing gives no size, by the sample."""
     sampled: int
     unreadable: int
-    """Of the sample: their headers tell no size."""
+    """Of the sample: their headers tell no size, or they are too large to be scored."""
     megapixels: float
     """Of a photograph, the sample's mean."""
 
@@ -101,9 +104,10 @@ def survey(source: Source, sample: int = 32, seed: int = 0) -> tuple[Survey, lis
         StoreError: the store does not answer.
     """
     listing, rng = Listing(source, open_store("/nowhere")), random.Random(seed)
-    images, total, kept = 0, 0, list[Entry]()
+    images, total, unsized, kept = 0, 0, 0, list[Entry]()
     for entry in listing:
         images, total = images + 1, total + entry.size
+        unsized += bool(entry.etag) and not entry.size
         if len(kept) < sample:
             kept.append(entry)
         elif (place := rng.randrange(images)) < sample:
@@ -111,19 +115,25 @@ def survey(source: Source, sample: int = 32, seed: int = 0) -> tuple[Survey, lis
     if not images:
         raise UsageError("there is nothing to score: the source holds no photographs; check the URL")
     with ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(lambda entry: _megapixels(source, entry), kept))
-    known = [size for size in sizes if size is not None]
+        looks = list(pool.map(lambda entry: _look(source, entry), kept))
+    known = [megapixels for _, megapixels in looks if megapixels is not None]
+    fetched = [size for entry, (size, _) in zip(kept, looks, strict=True) if size is not None and not entry.size]
+    total += round(unsized * sum(fetched) / len(fetched)) if fetched else 0
     mean = sum(known) / len(known) if known else 0.0
     counted = {"images": images, "skipped": listing.skipped, "bytes": total, "sampled": len(kept)}
     return Survey(**counted, unreadable=len(kept) - len(known), megapixels=mean), kept
 
 
-def _megapixels(source: Source, entry: Entry) -> float | None:
+def _look(source: Source, entry: Entry) -> tuple[int | None, float | None]:
+    """Bytes and megapixels of a photograph; None where it cannot be fetched, and where its header does not tell."""
+    size = None
     try:
-        width, height = read_size(source.get(entry.key))
+        data = source.get(entry.key, max_bytes=ImageConfig().max_bytes)
+        size = len(data)
+        width, height = read_size(data)
     except MaClusterError:
-        return None
-    return width * height / 1e6
+        return size, None
+    return size, width * height / 1e6
 
 
 def seconds_of_run(dest_url: str) -> StageSeconds:
@@ -140,17 +150,23 @@ def seconds_of_run(dest_url: str) -> StageSeconds:
     return StageSeconds(seconds=means, megapixels=counts.megapixels / scored, by="a run")
 
 
-def seconds_here(detector: Detector, source: Source, entries: Sequence[Entry], at_a_time: int) -> StageSeconds:
-    """What the stages take on this machine, on photographs that are scored for it, so many at a time, twice.
+def seconds_here(detector: Detector, source: Source, entries: Sequence[Entry], sandbox: SandboxConfig) -> StageSeconds:
+    """What the stages take on this machine, on photographs that are scored for it, one for each child at a time, twice.
 
     Only the second time counts: the first pays for caches. The detector has one thread.
 
     Raises:
         UsageError: none of them can be scored.
+        SandboxError: the children do not start.
     """
-    with ThreadPoolExecutor(at_a_time) as pool:
-        for _ in range(2):
-            measured = [each for each in pool.map(lambda entry: _measured(detector, source, entry), entries) if each]
+    decoding = DecodePool(detector.recipe.image, sandbox)
+    try:
+        with ThreadPoolExecutor(sandbox.children) as pool:
+            for _ in range(2):
+                found = pool.map(lambda entry: _measured(detector, source, entry, decoding), entries)
+                measured = [each for each in found if each]
+    finally:
+        decoding.close()
     if not measured:
         raise UsageError(f"none of {len(entries)} photographs of the source can be scored; name a run to go by, --like")
     count = len(measured)
@@ -158,10 +174,11 @@ def seconds_here(detector: Detector, source: Source, entries: Sequence[Entry], a
     return StageSeconds(seconds=means, megapixels=sum(size for _, size in measured) / count, by="this machine")
 
 
-def _measured(detector: Detector, source: Source, entry: Entry) -> tuple[dict[str, float], float] | None:
+def _measured(
+    detector: Detector, source: Source, entry: Entry, decoding: DecodePool
+) -> tuple[dict[str, float], float] | None:
     try:
-        config = detector.recipe.image
-        prepared, facts = read_photograph(source, entry, config, lambda data: decode(data, config))
+        prepared, facts = read_photograph(source, entry, detector.recipe.image, decoding.decode)
         detection = detector.segment(prepared)
     except ImageError:
         return None

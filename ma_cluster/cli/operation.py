@@ -100,7 +100,8 @@ def plan(
     else:
         from ma_cluster.lesions.detector import Detector
 
-        stages = forecast.seconds_here(Detector.load(model, threads=1), photographs, sample[: 2 * cores()], cores())
+        detector, sandbox = Detector.load(model, threads=1), SandboxConfig(children=cores())
+        stages = forecast.seconds_here(detector, photographs, sample[: 2 * cores()], sandbox)
     capacity = forecast.Capacity(
         segmenters=replicas or cores(),
         reading=readers * SandboxConfig().children,

@@ -99,7 +99,7 @@ def forecast_lines(found: Survey, stages: StageSeconds, said: Forecast, hourly_p
     yield f"{_photographs(found.images)}, {size}"
     yield from _skipped(found.skipped)
     if found.unreadable:
-        yield f"  {found.unreadable} of {found.sampled} headers tell no size: such are refused"
+        yield f"  {found.unreadable} of {found.sampled} are too large, or their headers tell no size: such are refused"
     spent = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in stages.seconds.items() if seconds)
     yield f"seconds a photograph of {stages.megapixels:.1f} megapixels, by {stages.by}: {spent}"
     for part, rate in sorted(said.rates.items(), key=lambda item: item[1]):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from decoders import ABORT
 from dicom_files import dicom_file
 from photographs import encode
 from typer.testing import CliRunner
@@ -15,10 +18,14 @@ from ma_cluster import Detector
 from ma_cluster.archive.forecast import START_S as START
 from ma_cluster.archive.forecast import Capacity, StageSeconds, Survey, forecast, seconds_here, seconds_of_run, survey
 from ma_cluster.cli.app import app
+from ma_cluster.config import ImageConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.images.sample import retina
+from ma_cluster.images.sandbox import SandboxConfig
 from ma_cluster.metrics import STAGES
+from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.manifest import open_source
+from ma_cluster.storage.store import Entry, Store
 
 FOUND = Survey(images=10_000, skipped=0, bytes=10**10, sampled=32, unreadable=0, megapixels=12.0)
 STAGE = StageSeconds(
@@ -81,13 +88,49 @@ def test_a_source_is_counted_and_a_sample_measured(archive: Path) -> None:
     assert (fewer.images, fewer.bytes, fewer.sampled) == (4, found.bytes, 2)
 
 
+def test_a_file_that_is_too_large_is_not_read(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "large.jpg").write_bytes((archive / "0.jpg").read_bytes())
+    with (tmp_path / "large.jpg").open("r+b") as file:
+        file.truncate(ImageConfig().max_bytes + 1)  # a hole
+    found, _ = survey(open_source(str(tmp_path)))
+    assert (found.images, found.unreadable, found.bytes) == (1, 1, ImageConfig().max_bytes + 1)
+
+
+class Unsized:
+    """A source whose listing has no sizes, as a DICOMweb server's."""
+
+    def __init__(self, store: Store) -> None:
+        self.url, self._store = store.url, store
+        self.head, self.get = store.head, store.get
+
+    def list(self) -> Iterator[Entry]:
+        return (replace(entry, size=0) for entry in self._store.list())
+
+
+def test_bytes_that_no_listing_tells_are_those_of_the_sample(archive: Path) -> None:
+    told, _ = survey(open_source(str(archive)))
+    assert survey(Unsized(LocalStore(archive)))[0] == told
+    assert survey(Unsized(LocalStore(archive)), sample=2)[0].bytes > 0
+
+
+def test_photographs_that_kill_their_decoder_do_not_end_the_measuring(
+    archive: Path, tmp_path: Path, tiny_bundle: Path
+) -> None:
+    whole = (archive / "0.jpg").read_bytes()
+    (tmp_path / "poison.jpg").write_bytes(ABORT + whole)
+    (tmp_path / "whole.jpg").write_bytes(whole)
+    source, sandbox = LocalStore(tmp_path), SandboxConfig(children=1, decoder="decoders:decode")
+    found = seconds_here(Detector.load(tiny_bundle, threads=1), source, list(source.list()), sandbox)
+    assert found.megapixels == pytest.approx(471 * 471 / 1e6) and found.seconds["decode"] > 0
+
+
 def test_an_empty_source_and_one_that_cannot_be_scored_are_refused(tmp_path: Path, tiny_bundle: Path) -> None:
     with pytest.raises(UsageError, match="nothing to score"):
         survey(open_source(str(tmp_path)))
     (tmp_path / "broken.jpg").write_bytes(b"<html>not found</html>")
     source = open_source(str(tmp_path))
     with pytest.raises(UsageError, match="--like"):
-        seconds_here(Detector.load(tiny_bundle, threads=1), source, survey(source)[1], 1)
+        seconds_here(Detector.load(tiny_bundle, threads=1), source, survey(source)[1], SandboxConfig(children=1))
     with pytest.raises(UsageError):
         seconds_of_run(str(tmp_path))
 
