@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -146,12 +145,12 @@ def private(ray_files: Path, home: Callable[[], Path]) -> Finding:
 
 def port_free(port: int, use: str) -> Finding:
     """Nobody listens on a port of loopback that a command uses by default."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError as error:
-            return Finding(Level.WARN, f"port {port}", f"{use}: {error.strerror}", "stop its user, or choose another")
+    from ma_cluster.http.listening import check_free  # which loads a web server
+
+    try:
+        check_free("127.0.0.1", port)
+    except MaClusterError as error:
+        return Finding(Level.WARN, f"port {port}", f"not free for {use}", str(error))
     return Finding(Level.OK, f"port {port}", f"free for {use}")
 
 

@@ -9,7 +9,6 @@ A page holds both photographs on the earlier one's grid, and loads nothing.
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import logging
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, UInt8
@@ -42,6 +40,7 @@ from ma_cluster.images.sandbox import DecodePool, SandboxConfig
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.lesions.findings import Lesion
 from ma_cluster.lesions.turnover import Change, Taken, compare, to_values
+from ma_cluster.report.charts import embedded, render
 from ma_cluster.storage.identity import is_date, years_between
 from ma_cluster.storage.manifest import Source, open_source
 from ma_cluster.storage.parquet import to_parquet
@@ -53,7 +52,7 @@ _JPEG_QUALITY = 88
 _ZOOM = 2  # of the grid that is registered: 1,700 pixels across the field
 _GAP_PX = 6.0  # between a lesion and the circle around it, on the page's grid
 _KEPT = 8  # photographs: an eye's visits share them
-_COLOURS = {"persisting": "#5aaaff", "new": "#ff5050", "gone": "#ffc83c", "outside": "#b0b0b0"}
+_FATES = ("persisting", "new", "gone", "outside")
 _COLUMNS = ["patient", "eye", "visit", "status", "gradable", "lesions", "etag"]
 SCHEMA = pa.schema(
     [
@@ -110,10 +109,10 @@ def compare_files(detector: Detector, files: tuple[Path, Path], years: float | N
     """Detect, register and compare two photographs; writes compare.json and, where they register, compare.html.
 
     Raises:
-        ImageError: one of them cannot be scored.
+        ImageError: one of them cannot be scored; says which.
         StoreError: the results cannot be written.
     """
-    shots = _detected(detector, files[0].read_bytes()), _detected(detector, files[1].read_bytes())
+    shots = _detected(detector, "BEFORE", files[0]), _detected(detector, "AFTER", files[1])
     registration = register(shots[0].taken.view, shots[1].taken.view)
     change = None if registration is None else compare(shots[0].taken, shots[1].taken, registration)
     values = {"before": files[0].name, "after": files[1].name, "model_digest": detector.digest}
@@ -124,10 +123,13 @@ def compare_files(detector: Detector, files: tuple[Path, Path], years: float | N
     return values
 
 
-def _detected(detector: Detector, data: bytes) -> Shot:
+def _detected(detector: Detector, side: str, file: Path) -> Shot:
     """Lesions that are called, and what is outlined beside them; on the field that the detector knows, or the file."""
-    prepared, facts = read_bytes(data, detector.recipe.image)
-    found = detector.segment(prepared, "sensitive")
+    try:
+        prepared, facts = read_bytes(file.read_bytes(), detector.recipe.image)
+        found = detector.segment(prepared, "sensitive")
+    except ImageError as error:
+        raise type(error)(error.reason, f"{side}: {error.detail}") from error
     least = detector.recipe.detector.least_score
     called = tuple(lesion for lesion in found.lesions if lesion.score >= least)
     weaker = tuple(lesion for lesion in found.lesions if lesion.score < least)
@@ -258,7 +260,7 @@ def _figures(dest: Store, number: int, row: dict[str, Any], found: tuple[Change,
         return values
     page = f"turnover/{number:05d}.html"
     dest.put(page, page_of(*found, values | row).encode())
-    return values | {f"{name}_count": len(values[name]) for name in _COLOURS} | {"page": page}
+    return values | {f"{name}_count": len(values[name]) for name in _FATES} | {"page": page}
 
 
 def page_of(change: Change, before: Shot, after: Shot, values: dict[str, Any]) -> str:
@@ -277,12 +279,7 @@ def page_of(change: Change, before: Shot, after: Shot, values: dict[str, Any]) -
         row, col = ((place[0] + 0.5) * _ZOOM - 0.5).tolist()
         radius = lesion.diameter_px / 2 * taken.view.grid.scale * _ZOOM + _GAP_PX
         marks[side].append({"kind": kind, "row": row, "col": col, "radius": radius, "score": lesion.score})
-    loader = jinja2.PackageLoader("ma_cluster.report")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    page: str = environment.get_template("compare.html").render(
-        values=values, pictures=pictures, marks=marks, size=(height, width), colours=_COLOURS
-    )
-    return page
+    return render("compare.html", values=values, pictures=pictures, marks=marks, size=(height, width), fates=_FATES)
 
 
 def _fates(change: Change) -> Iterator[tuple[str, str, Lesion]]:
@@ -295,9 +292,9 @@ def _fates(change: Change) -> Iterator[tuple[str, str, Lesion]]:
 
 
 def _picture(pixels: UInt8[ndarray, "h w 3"], at: Float[ndarray, "n 2"], shape: tuple[int, int]) -> str:
-    """The pixels at those places, as a data URI."""
+    """The pixels at those places, as the address of an <img>."""
     onto = at.reshape(*shape, 2).astype(np.float32)
     shown = cv2.remap(pixels, onto[:, :, 1], onto[:, :, 0], cv2.INTER_LINEAR)
     out = io.BytesIO()
     Image.fromarray(shown).save(out, format="JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+    return embedded(out.getvalue())

@@ -53,7 +53,7 @@ _Id = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 
 
 @dataclass(frozen=True, slots=True)
-class Reviewed:
+class ReviewedRun:
     """A run as the page needs it."""
 
     dest: Store
@@ -66,7 +66,7 @@ class Reviewed:
 class Photographs:
     """Pictures of a run's photographs, the latest kept in memory."""
 
-    def __init__(self, reviewed: Reviewed) -> None:
+    def __init__(self, reviewed: ReviewedRun) -> None:
         self._dest, self._worklist, self._decoding = reviewed.dest, reviewed.worklist, reviewed.decoding
         self._source = open_source(reviewed.worklist.run.source)
         self._pyramids: Kept[Pyramid] = Kept(_PHOTOGRAPHS_BYTES, lambda pyramid: pyramid.nbytes)
@@ -149,7 +149,7 @@ class Decision(BaseModel, extra="forbid"):
     undoes: str | None = None
 
 
-def create_review(reviewed: Reviewed, limits: HttpLimits) -> FastAPI:
+def create_review(reviewed: ReviewedRun, limits: HttpLimits) -> FastAPI:
     """The application."""
     api = FastAPI(title="ma_cluster review", version=__version__, summary=NOTICE, docs_url=None, redoc_url=None)
     api.add_middleware(Guard, limits=limits)
@@ -168,7 +168,7 @@ def create_review(reviewed: Reviewed, limits: HttpLimits) -> FastAPI:
     return api
 
 
-def _add_worklist(api: FastAPI, reviewed: Reviewed, checked: list[Any]) -> None:
+def _add_worklist(api: FastAPI, reviewed: ReviewedRun, checked: list[Any]) -> None:
     @api.get("/v1/run", dependencies=checked)
     def run(reviewer: str = "") -> dict[str, Any]:
         """The run, and how many photographs there are of each kind."""
@@ -206,7 +206,7 @@ def _add_photographs(api: FastAPI, pictures: Photographs, worklist: Worklist, ch
         return Response(pictures.tile(photograph, view, level, (col, row)), media_type="image/jpeg", headers=kept)
 
 
-def _add_reviews(api: FastAPI, reviewed: Reviewed, checked: list[Any]) -> None:
+def _add_reviews(api: FastAPI, reviewed: ReviewedRun, checked: list[Any]) -> None:
     worklist = reviewed.worklist
 
     @api.get("/v1/reviews", dependencies=checked)
@@ -248,7 +248,7 @@ def reviewing(dest_url: str, reviewer: str, host: str, port: int) -> Iterator[uv
     follower = threading.Thread(target=_follow, args=(worklist, ended))
     follower.start()
     try:
-        api = create_review(Reviewed(dest, worklist, decoding, reviewer), limits)
+        api = create_review(ReviewedRun(dest, worklist, decoding, reviewer), limits)
         yield uvicorn.Server(
             uvicorn.Config(api, host=host, port=port, http=BoundedConnection, log_level="warning", access_log=False)
         )

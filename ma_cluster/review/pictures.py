@@ -159,14 +159,15 @@ def read_mask(dest: Store, row: Mapping[str, Any]) -> Bool[ndarray, "h w"]:
     Raises:
         StoreError: it is gone, damaged, or of another size than the photograph.
     """
+    place = f"masks/*-{row['mask_key'].rpartition('-')[2]} of the destination"  # without the photograph's own name
     try:
         mask = decode_mask(dest.get(row["mask_key"]))
     except ObjectMissingError:
         raise
     except StoreError as error:
-        raise StoreError(f"{row['mask_key']} of the destination: {error}") from error
+        raise StoreError(f"{place}: {error}") from error
     if mask.shape != (row["height"], row["width"]):
-        raise StoreError(f"{row['mask_key']} of the destination: it is not the photograph's mask: restore it")
+        raise StoreError(f"{place}: it is not the photograph's mask: restore it")
     return mask
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
-from ma_cluster.report.doctor import Level, private, reachable, shared_memory
+from ma_cluster.report.doctor import Level, port_free, private, reachable, shared_memory
 
 
 @pytest.fixture
@@ -40,6 +41,14 @@ def test_a_user_without_a_home_is_no_fault(tmp_path: Path) -> None:
 def test_little_shared_memory_is_told_and_none_is_no_fault(tmp_path: Path) -> None:
     assert shared_memory(tmp_path / "none").level is Level.OK
     assert shared_memory(Path("/proc")).level is Level.WARN, "it has no room at all"
+
+
+def test_a_port_in_use_is_told_with_its_cure() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        found = port_free(port, "the HTTP service")
+    assert found.level is Level.WARN and f"port {port} of 127.0.0.1 is in use: end what listens" in found.cure
+    assert port_free(port, "the HTTP service").level is Level.OK
 
 
 def test_what_other_machines_can_reach_of_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

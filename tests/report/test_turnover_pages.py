@@ -20,7 +20,7 @@ from ma_cluster.archive.plan import read_shard, shards
 from ma_cluster.archive.run import begin_run, commit
 from ma_cluster.archive.summary import open_run
 from ma_cluster.config import ImageConfig
-from ma_cluster.errors import StoreError, Triage, UsageError
+from ma_cluster.errors import ImageRefusedError, StoreError, Triage, UsageError
 from ma_cluster.images.fundus import find_fov
 from ma_cluster.images.quality import Quality
 from ma_cluster.images.reading import Facts
@@ -80,6 +80,8 @@ def test_two_files_are_compared_on_a_page_that_loads_nothing(
     assert values["registered"] and values["residual_px"] < 5 and values["years"] == 2.0
     page = out.get("compare.html").decode()
     assert Loads(page).found == ["data:image/jpeg;", "data:image/jpeg;"]
+    assert "not a medical device" in page and "style=" not in page
+
     assert "&lt;before&gt;.jpg" in page and "<before>" not in page
 
 
@@ -93,6 +95,18 @@ def test_what_cannot_be_registered_has_no_rates_and_no_page(
     values = compare_files(Detector.load(tiny_bundle).knowing(FIELD), (files[0], files[1]), 2.0, out)
     assert values["registered"] is False and "turnover_per_year" not in values
     assert [entry.key for entry in out.list()] == ["compare.json"]
+
+
+@pytest.mark.parametrize("side", ["BEFORE", "AFTER"])
+def test_a_photograph_that_cannot_be_scored_is_named_by_its_side(
+    shots: tuple[bytes, bytes], tmp_path: Path, tiny_bundle: Path, side: str
+) -> None:
+    files = {"BEFORE": tmp_path / "one.jpg", "AFTER": tmp_path / "other.jpg"}
+    for file in files.values():
+        file.write_bytes(shots[0])
+    files[side].write_bytes(b"<html>not found</html>")
+    with pytest.raises(ImageRefusedError, match=f"^not_an_image: {side}: "):
+        compare_files(Detector.load(tiny_bundle), (files["BEFORE"], files["AFTER"]), None, LocalStore(tmp_path / "out"))
 
 
 def run_of(tmp_path: Path, shots: tuple[bytes, bytes], lines: list[str]) -> LocalStore:

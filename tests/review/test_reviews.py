@@ -137,7 +137,7 @@ def test_an_export_replaces_nothing_but_an_export(dest: LocalStore, tmp_path: Pa
 def test_a_mask_that_is_not_the_photographs_is_named(dest: LocalStore, other: bytes) -> None:
     key = next(iter(read_reviews(dest, the_run(dest)))).row["mask_key"]
     dest.put(key, other)
-    with pytest.raises(StoreError, match=f"^{key} of the destination: .*restore it"):
+    with pytest.raises(StoreError, match=f"^masks/\\*-{key.rpartition('-')[2]} of the destination: .*restore it"):
         list(read_reviews(dest, the_run(dest)))
 
 
