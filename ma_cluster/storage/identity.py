@@ -2,15 +2,16 @@
 
 Results hold pseudonyms: HMAC-SHA256 of the id under a salt of the site. Ids are few and guessable, so whoever has the
 salt can find them again, and whoever has not cannot. It is a secret that must lie apart from the results (GDPR,
-article 4(5)): MA_CLUSTER_SALT holds the site's; where it is not set, a random one is drawn once and kept in the state
-folder of this user on this machine, never in a run's destination. Runs under one salt call a patient by one name, runs
-under two do not. Where nothing can be kept, the salt lives as long as this process.
+article 4(5)): MA_CLUSTER_SALT holds the site's; where it is not set, a random one is drawn once, said to be, and kept
+in the state folder of this user on this machine, never in a run's destination. Runs under one salt call a patient by
+one name, runs under two do not. Where nothing can be kept, the salt lives as long as this process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
@@ -23,6 +24,7 @@ from pathlib import Path
 from ma_cluster.errors import StoreError, UsageError
 from ma_cluster.storage.store import open_store
 
+log = logging.getLogger(__name__)
 SALT_VARIABLE = "MA_CLUSTER_SALT"
 _LEAST_SALT = 16  # characters: a shorter one can be found by trying
 _LONGEST_VISIT = 32  # characters of a visit that is no date: a label, not a story
@@ -125,10 +127,21 @@ def _kept_salt() -> bytes:
     drawn = secrets.token_hex(32).encode()
     state = open_store(Path("~/.local/state/ma_cluster").expanduser(), private=True)
     try:
-        state.create("salt", drawn)  # the first one stays
+        is_new = state.create("salt", drawn)  # the first one stays
         kept = state.get("salt")
     except StoreError:
+        log.warning(
+            "the salt of patients' pseudonyms cannot be kept in ~/.local/state/ma_cluster, and ends with this process: "
+            "set %s, or a run that has pseudonyms cannot be gone on with",
+            SALT_VARIABLE,
+        )
         return drawn
+    if is_new:
+        log.warning(
+            "a salt for patients' pseudonyms was drawn and is kept in ~/.local/state/ma_cluster/salt of this machine "
+            "alone: set %s where others are to go on with its runs, as on a cluster",
+            SALT_VARIABLE,
+        )
     if len(kept) < _LEAST_SALT:
         raise UsageError(
             f"the salt that is kept, ~/.local/state/ma_cluster/salt, is shorter than {_LEAST_SALT} characters: put it "

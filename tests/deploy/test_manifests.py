@@ -24,6 +24,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from ma_cluster.cli.app import app
 from ma_cluster.cluster.service.gateway import FLEET_NAME, ServiceArguments
+from ma_cluster.storage.identity import SALT_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"
@@ -222,6 +223,13 @@ def test_a_pod_is_confined_watched_and_measured(pod: Document) -> None:
         # Ray counts what a pod may have at most, and memory beyond its request is another pod's
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert "metrics" in {port["name"] for port in container["ports"]}
+
+
+@pytest.mark.parametrize("pod", all_pods())
+def test_the_salt_of_pseudonyms_outlives_the_pod_that_drives_a_run(pod: Document) -> None:
+    for container in pod["containers"]:
+        (salt,) = (each["valueFrom"] for each in container["env"] if each["name"] == SALT_VARIABLE)
+        assert salt["secretKeyRef"]["name"] == "ma-cluster"
 
 
 @pytest.mark.parametrize("kind", ["RayCluster", "RayService"])

@@ -48,7 +48,7 @@ def test_padding_is_no_part_of_an_id_and_no_id_has_no_pseudonym() -> None:
 
 
 def test_without_a_salt_of_the_site_one_is_drawn_and_kept_for_this_user_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
 ) -> None:
     monkeypatch.delenv("MA_CLUSTER_SALT")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -56,12 +56,27 @@ def test_without_a_salt_of_the_site_one_is_drawn_and_kept_for_this_user_alone(
     first = site_pseudonyms()
     identity._kept_salt.cache_clear()
     assert site_pseudonyms() == first
+    (said,) = log_lines
+    assert "of this machine alone: set MA_CLUSTER_SALT" in said
     kept = tmp_path / ".local/state/ma_cluster/salt"
     assert kept.read_bytes() == first.salt and kept.stat().st_mode & 0o077 == 0
     identity._kept_salt.cache_clear()
     kept.write_bytes(b"")
     with pytest.raises(UsageError, match=r"the salt that is kept.*put it back"):
         site_pseudonyms()
+
+
+def test_a_salt_that_cannot_be_kept_is_said_to_end_with_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
+) -> None:
+    (tmp_path / ".local").write_bytes(b"a file where a folder should be")
+    monkeypatch.delenv("MA_CLUSTER_SALT")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    identity._kept_salt.cache_clear()
+    assert site_pseudonyms() == site_pseudonyms()
+    (said,) = log_lines
+    assert "ends with this process: set MA_CLUSTER_SALT" in said
+    identity._kept_salt.cache_clear()
 
 
 def test_a_salt_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
