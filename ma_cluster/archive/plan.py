@@ -93,7 +93,7 @@ def write_plan(entries: Iterable[Entry], dest: Store) -> Plan:
         table = pa.Table.from_pylist(rows, schema=_SCHEMA)
         if not dest.create(plan_key(number), to_parquet(table)) and read_part(dest, number) != table:
             raise RunConflictError(
-                "the destination holds a half-written plan of another listing; delete its plan/ or use an empty one"
+                f"{dest.url}/plan is half of a plan of another listing: delete it, or use an empty destination"
             )
         running.update(json.dumps(rows).encode())
         images += len(rows)

@@ -62,7 +62,8 @@ def begin_retry(source: Source, dest: Store, run: Run) -> tuple[Store, Run] | No
     first = next(failed, None)
     if first is None:
         return None
-    number = 1 + max((int(parts.url.rpartition("/")[2]) for parts, _ in earlier), default=0)
+    names = {entry.key.split("/")[1] for entry in dest.list("retries/")}  # also of a driver that died while it planned
+    number = 1 + max((int(name) for name in names if name.isdecimal()), default=0)
     new = open_store(f"{dest.url}/retries/{number:04d}")
     return new, begin_run(source, new, run.model_digest, run.config_digest, chain([first], failed))
 
@@ -94,10 +95,12 @@ def latest_outcomes(dest: Store, run: Run, columns: list[str]) -> Iterator[pa.Ta
     wanted = ["key", *(column for column in columns if column != "key")]
     superseded: set[str] = set()
     for parts, retry in reversed(retries(dest)):
-        numbers = sorted(committed(parts))
-        tables = [_without(read_outcomes(parts, retry, number, wanted), superseded) for number in numbers]
-        yield from tables
-        superseded.update(key for table in tables for key in table["key"].to_pylist())
+        retried: set[str] = set()  # each once
+        for number in sorted(committed(parts)):
+            table = _without(read_outcomes(parts, retry, number, wanted), superseded)
+            retried.update(table["key"].to_pylist())
+            yield table
+        superseded |= retried
     waiting = iter(sorted(committed(dest)))
     with ThreadPoolExecutor(_READS) as readers:
         while chunk := list(islice(waiting, _READS)):

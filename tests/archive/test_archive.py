@@ -39,7 +39,7 @@ from ma_cluster.archive.run import (
     undecided,
 )
 from ma_cluster.archive.summary import finish_run, missing_keys, read_status
-from ma_cluster.errors import MaClusterError, Reason, RunConflictError, Triage
+from ma_cluster.errors import MaClusterError, PartDamagedError, Reason, RunConflictError, Triage
 from ma_cluster.lesions.findings import Findings
 from ma_cluster.storage.local import LocalStore
 from ma_cluster.storage.manifest import Photographs
@@ -176,7 +176,7 @@ def test_a_plan_half_written_is_completed_unless_the_listing_has_changed(tmp_pat
     assert begin_run(source, dest, "model", "config").id == run.id
     (tmp_path / "dest/run.json").unlink()
     source.create("later.jpg", b"new")
-    with pytest.raises(RunConflictError, match="half-written plan"):
+    with pytest.raises(RunConflictError, match=f"{dest.url}/plan is half of a plan"):
         begin_run(source, dest, "model", "config")
 
 
@@ -307,6 +307,33 @@ def test_a_second_retry_goes_over_what_the_first_has_left(tmp_path: Path) -> Non
     assert retry[1].plan.images == 1
     assert set(statuses(dest).values()) == {"scored"}
     assert begin_retry(source, dest, run) is None
+
+
+def test_outcomes_of_a_retry_are_read_part_by_part(tmp_path: Path) -> None:
+    source, dest = folders(tmp_path, 2)
+    run = begin_run(source, dest, "model", "config")
+    decide(dest, run, dict.fromkeys(("000.jpg", "001.jpg"), Reason.TIMEOUT))
+    retry = begin_retry(source, dest, run)
+    assert retry is not None
+    decide(LocalStore(tmp_path / "dest/retries/0001"), retry[1], {})
+    dest.put("retries/0001/outcomes/part-000001.parquet", b"damaged")
+    tables = latest_outcomes(dest, run, ["status"])
+    assert next(tables).to_pylist() == [{"key": "000.jpg", "status": "scored"}]
+    with pytest.raises(PartDamagedError):
+        next(tables)
+
+
+def test_a_retry_whose_driver_died_while_it_planned_is_begun_anew(tmp_path: Path) -> None:
+    source, dest = folders(tmp_path, 3)
+    run = begin_run(source, dest, "model", "config")
+    decide(dest, run, {"001.jpg": Reason.CHANGED, "002.jpg": Reason.TIMEOUT})
+    assert begin_retry(source, dest, run) is not None
+    (tmp_path / "dest/retries/0001/run.json").unlink()  # as if its driver had died just before
+    source.put("001.jpg", b"as it is now")
+    retry = begin_retry(source, dest, run)
+    assert retry is not None
+    assert retry[0].url == f"{dest.url}/retries/0002"
+    assert [entry.size for entry in undecided(*retry)] == [12, 2]
 
 
 def test_a_retry_takes_a_photograph_that_has_come_with_the_words_of_its_row(tmp_path: Path) -> None:
