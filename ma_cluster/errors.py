@@ -11,7 +11,8 @@
     |-- StoreError            the object store did not do what was asked
     |   |-- PartDamagedError      a part of a run is damaged, foreign or missing; names it
     |   |-- ObjectMissingError    no such key
-    |   `-- ObjectChangedError    the object is not the one that was planned (ETag)
+    |   |-- ObjectChangedError    the object is not the one that was planned (ETag)
+    |   `-- ObjectRefusedError    the server does not take this object; it may take others
     `-- ImageError            one photograph has no result; carries a Reason
         |-- ImageRefusedError     its content is the cause
         `-- ImageFailedError      we or the store are the cause
@@ -163,6 +164,10 @@ class ObjectMissingError(StoreError):
 
 class ObjectChangedError(StoreError):
     """The object under the key is not the one that was planned."""
+
+
+class ObjectRefusedError(StoreError):
+    """The server does not take this object, however often it is sent; it may take others."""
 
 
 class ImageError(MaClusterError):

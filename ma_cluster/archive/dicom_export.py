@@ -25,7 +25,7 @@ from pydicom.errors import InvalidDicomError
 from ma_cluster.archive.dicom_results import SUFFIXES, Told, dicom_results
 from ma_cluster.archive.retry import latest_outcomes
 from ma_cluster.archive.run import Run
-from ma_cluster.errors import Flag, ImageError, StoreError
+from ma_cluster.errors import Flag, ImageError, ObjectRefusedError, StoreError
 from ma_cluster.images.acquisition import Acquisition
 from ma_cluster.images.datasets import decode_mask
 from ma_cluster.images.decode import Decoded
@@ -65,7 +65,9 @@ class Exported:
     no_dicom: int = 0
     """They are of other files, which have no patient or study to be filed under."""
     failed: int = 0
-    """Their file, mask, overlay or result is gone, damaged or changed, or the header is not fit to be repeated."""
+    """Their file, mask, overlay or result is gone, damaged or changed, the header is not fit to be repeated, or the
+    server refuses a result.
+    """
 
     def __add__(self, other: Exported) -> Exported:
         return Exported(
@@ -93,7 +95,7 @@ class DicomExport:
         """Export every scored photograph.
 
         Raises:
-            StoreError: the destination cannot be written, or the server does not take a result.
+            StoreError: the destination cannot be written, or the server does not answer or lets nobody in.
         """
         total, rows = Exported(), self._scored()
         with ThreadPoolExecutor(_AT_A_TIME) as threads, closing(KeySet()) as there:
@@ -124,7 +126,11 @@ class DicomExport:
             results = {} if self.server is None else {_place(data): data for data in map(self.dest.get, keys)}
         except (InvalidDicomError, AttributeError):  # what lies there is no DICOM object, or one without its UIDs
             return Exported(failed=1)
-        return Exported(written=1, sent=int(self._send(results)))
+        try:
+            return Exported(written=1, sent=int(self._send(results)))
+        except ObjectRefusedError as error:
+            log.warning("a photograph's results are not sent: %s", error)
+            return Exported(failed=1)
 
     def _acquisition(self, row: dict[str, Any]) -> Acquisition | None:
         data = self.source.get(row["key"], max_bytes=self.max_bytes, etag=row["etag"])

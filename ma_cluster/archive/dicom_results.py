@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sr.coding import Code
 from pydicom.uid import JPEGBaseline8Bit
-from pydicom.valuerep import validate_value
+from pydicom.valuerep import DA, TM, validate_value
 
 from ma_cluster import __version__
 from ma_cluster.archive.run import Run
@@ -50,6 +51,7 @@ _PLAIN = "1.2.840.10008.5.1.4.1.1.77.1.4"  # VL Photographic, of one frame
 _MICROANEURYSM = ("microaneurysm", "Microaneurysm")
 _ALTERED = ("49755003", "SCT", "Morphologically Altered Structure")
 _PHOTOGRAPHY = ("OP", "DCM", "Ophthalmic Photography")
+_FILTERS = threading.Lock()  # of warnings are the process's own: two who change them at a time undo each other
 _COLOUR = (74.0, -63.0, 58.0)  # of the segment, CIELab: the green of the overlay
 
 
@@ -73,7 +75,7 @@ def dicom_results(acquisition: Acquisition, told: Told, run: Run) -> dict[str, b
     makers: dict[str, Callable[[_Result], Dataset]] = dict(
         zip(SUFFIXES, (_segmentation, _report, _capture), strict=True)
     )
-    with warnings.catch_warnings():
+    with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a header's oddities, whose words hold a patient's name
         return {suffix: _written(make(_Result(acquisition, told, run, suffix))) for suffix, make in makers.items()}
 
@@ -115,7 +117,6 @@ class _Result:
     @property
     def source(self) -> Dataset:
         """The photograph without its pixels: of several frames, the one that was read."""
-
         acquisition, dataset = self.acquisition, Dataset()
         empty = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID")
         for keyword in (*empty, "StudyDate", "StudyTime", "ReferringPhysicianName"):
@@ -135,6 +136,9 @@ class _Result:
         return dataset
 
 
+_ONE: dict[str, Callable[[str], object]] = {"DA": DA, "TM": TM}  # which may be ranges, where a query asks by them
+
+
 def _fits(keyword: str, value: str) -> bool:
     """Whether an element may hold a value: a header that breaks DICOM's rules is not repeated there."""
     kind, parts = dictionary_VR(keyword), value.split("\\")
@@ -143,13 +147,13 @@ def _fits(keyword: str, value: str) -> bool:
     try:
         for part in parts:
             validate_value(kind, part, RAISE)
+            _ONE.get(kind, str)(part)
     except ValueError:
         return False
     return True
 
 
 def _segmentation(result: _Result) -> Dataset:
-
     mask = np.asarray(Image.open(io.BytesIO(result.told.mask_png)).convert("1"))
     algorithm = AlgorithmIdentificationSequence(
         name=MANUFACTURER,
@@ -191,7 +195,6 @@ def _segmentation(result: _Result) -> Dataset:
 
 
 def _report(result: _Result) -> Dataset:
-
     made = sr.ComprehensiveSR(
         evidence=[result.source],
         content=_content(result)[0],
@@ -203,7 +206,6 @@ def _report(result: _Result) -> Dataset:
 
 
 def _content(result: _Result) -> sr.MeasurementReport:
-
     told, source = result.told, result.source
     one = Code("1", "UCUM", "no units")
     unit, area = Code("{pixels}", "UCUM", "pixels"), float(told.area_px)
@@ -252,7 +254,6 @@ def _own(value: str, meaning: str) -> Code:
 
 def _capture(result: _Result) -> Dataset:
     """The overlay's JPEG as it is."""
-
     made, place, jpeg = result.source, result.place, result.told.overlay_jpeg
     made.pop("FrameOfReferenceUID", None)
     source = _reference(result.acquisition)
@@ -277,7 +278,6 @@ def _capture(result: _Result) -> Dataset:
 
 
 def _reference(acquisition: Acquisition) -> Dataset:
-
     reference = Dataset()
     reference.ReferencedSOPClassUID = acquisition.sop_class_uid
     reference.ReferencedSOPInstanceUID = acquisition.sop_instance_uid
@@ -287,7 +287,6 @@ def _reference(acquisition: Acquisition) -> Dataset:
 
 
 def _pixel_module(image: Image.Image, jpeg: bytes) -> Dataset:
-
     made = Dataset()
     made.Columns, made.Rows = image.size
     made.SamplesPerPixel, made.PhotometricInterpretation, made.PlanarConfiguration = 3, "YBR_FULL_422", 0

@@ -43,7 +43,8 @@ def dicom(
     if exported.no_dicom:
         typer.echo(f"{exported.no_dicom} photographs are of other files than DICOM")
     if exported.failed:
-        typer.echo(f"{exported.failed} photographs could not be read again, or have a header that does not fit")
+        why = "could not be read again, have a header that does not fit, or were refused by the server"
+        typer.echo(f"{exported.failed} photographs {why}")
         raise typer.Exit(INCOMPLETE)
 
 

@@ -33,7 +33,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from ma_cluster.errors import ObjectChangedError, ObjectMissingError, StoreError, UsageError
+from ma_cluster.errors import ObjectChangedError, ObjectMissingError, ObjectRefusedError, StoreError, UsageError
 from ma_cluster.image_config import DICOM_PHOTOGRAPHS
 from ma_cluster.storage.network import Faults, NetworkLimits, Patience, read_body
 from ma_cluster.storage.store import Entry, KeySet
@@ -61,6 +61,7 @@ _ASKED_BY = {
 }
 """What a query may ask by, and its tags: nothing of it tells who a patient is."""
 _PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+_REFUSED_STATUS = frozenset({400, 409, 413, 415, 422})  # of what was sent: the server may take another
 _JSON = "application/dicom+json"
 _PART10 = 'multipart/related; type="application/dicom"'
 _BOUNDARY = "ma-cluster-boundary-5f3c1c9a"
@@ -150,7 +151,7 @@ class DicomWeb:
         return self._patience.ask("read", lambda: _part(*self._answer("GET", path, {"Accept": accept}, most=most)))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Send an instance, whose key follows from its own UIDs; False where the server has it. Raises StoreError."""
+        """Send an instance, whose key follows from its UIDs; False where it is there. Raises ObjectRefusedError."""
         if self._has(key):
             return False
         head = f"--{_BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
@@ -163,7 +164,7 @@ class DicomWeb:
         except ProtocolError:  # XML, or words: whether it is there tells
             stored = {} if self._has(key) else {_FAILED: {"Value": ["all"]}}
         if isinstance(stored, dict) and _first(stored, _FAILED):
-            raise StoreError("the DICOMweb server refused to store a result; its log says why")
+            raise ObjectRefusedError("the DICOMweb server refused to store a result; its log says why")
         return True
 
     def _has(self, key: str) -> bool:
@@ -307,14 +308,12 @@ def _store_error(action: str, error: Exception) -> StoreError:
             f"{what}: status {error.status}; check DICOMWEB_TOKEN, or DICOMWEB_USER and DICOMWEB_PASSWORD, and that"
             " DICOMWEB_HOST is the URL's host: they go nowhere else, and nowhere by http"
         )
+    if action == "store" and error.status in _REFUSED_STATUS:
+        return ObjectRefusedError(f"{what} a result: status {error.status}; its log says why")
     if 300 <= error.status < 400:
         return StoreError(f"{what}: it redirects; give the URL that it redirects to")
     return StoreError(f"{what}: status {error.status}; check the URL, and the server's log")
 
 
-_FAULTS = Faults(
-    (_StatusError, HTTPError, TimeoutError),
-    (NewConnectionError, ConnectTimeoutError),
-    _may_pass,
-    _store_error,
-)
+_KNOWN, _AWAY = (_StatusError, HTTPError, TimeoutError), (NewConnectionError, ConnectTimeoutError)
+_FAULTS = Faults(_KNOWN, _AWAY, _may_pass, _store_error)

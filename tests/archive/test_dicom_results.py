@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import subprocess
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from ma_cluster.archive.shard_scorer import ShardScorer
 from ma_cluster.archive.summary import finish_run
 from ma_cluster.cli.app import app
 from ma_cluster.config import ImageConfig
+from ma_cluster.errors import StoreError
 from ma_cluster.images.acquisition import HEADER, Acquisition
 from ma_cluster.images.datasets import decode_mask
 from ma_cluster.images.decode import Decoded, decode
@@ -196,11 +198,25 @@ def test_a_header_that_breaks_the_rules_costs_no_result(header: dict[str, str]) 
 
 @pytest.mark.parametrize(
     ("header", "number"),
-    [({"InstanceNumber": "0"}, 1), ({"InstanceNumber": "7"}, 7), ({"PatientName": "A^B\\C^D"}, 1)],
+    [
+        ({"InstanceNumber": "0"}, 1),
+        ({"InstanceNumber": "7"}, 7),
+        ({"PatientName": "A^B\\C^D"}, 1),
+        ({"PatientBirthDate": "19500101-", "StudyTime": "1000-1100"}, 1),
+    ],
 )
-def test_odd_numbers_and_two_names_in_one_cost_no_result(header: dict[str, str], number: int) -> None:
+def test_odd_numbers_ranges_and_two_names_in_one_cost_no_result(header: dict[str, str], number: int) -> None:
     files = dicom_results(dataclasses.replace(acquisition(), header=header), NOTHING, RUN)
     assert {read(files, suffix).InstanceNumber for suffix in SUFFIXES} == {number}
+
+
+def test_a_name_that_highdicom_doubts_is_warned_of_by_no_thread() -> None:
+    known = dataclasses.replace(acquisition(), header={"PatientName": "MuellerAnna"})
+    with warnings.catch_warnings(record=True) as heard, ThreadPoolExecutor(8) as threads:
+        warnings.simplefilter("always")
+        for made in threads.map(lambda _: dicom_results(known, NOTHING, RUN), range(24)):
+            assert set(made) == set(SUFFIXES)
+    assert heard == []
 
 
 def run_over(source: Source, dest: LocalStore, model: Path, *, dicom: bool) -> Run:
@@ -318,6 +334,23 @@ def test_sending_results_twice_changes_nothing_and_they_are_found_by_the_study(
     of_the_study = DicomWeb(f"dicomweb+{orthanc}?StudyInstanceUID={study}")
     assert [entry.key for entry in of_the_study.list()] == [key_of(data)], "results are no photographs"
     assert of_the_study.skipped == len(SUFFIXES)
+
+
+def test_a_result_that_the_server_refuses_is_counted_and_one_that_lets_nobody_in_ends_the_export(
+    orthanc: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    source, dest = LocalStore(tmp_path / "eyes"), LocalStore(tmp_path / "run")
+    for number in (621, 622):
+        source.put(f"{number}.dcm", dicom_file(RGB, "jpeg", number))
+    run = run_over(source, dest, tiny_bundle, dicom=True)
+    with fault_proxy(orthanc) as proxy:
+        web = DicomWeb(f"dicomweb+{proxy.endpoint}/dicom-web")
+        proxy.faults += [Fault(Kind.ERROR, "POST", "/studies", status=409)]
+        assert export(source, dest, run, web) == Exported(written=1, sent=1, failed=1)
+        proxy.faults += [Fault(Kind.ERROR, "POST", "/studies", times=9, status=401)]
+        with pytest.raises(StoreError, match="401"):
+            export(source, dest, run, web)
+    assert export(source, dest, run, DicomWeb(f"dicomweb+{orthanc}")) == Exported(written=2, sent=1)
 
 
 @pytest.mark.long
