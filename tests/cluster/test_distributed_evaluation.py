@@ -295,8 +295,8 @@ def test_the_card_says_what_was_measured_and_shows_pictures(results: Path, value
         assert f"({kind.value}.jpg)" in card
         assert (model / f"{kind.value}.jpg").read_bytes() == (results / "examples" / f"{kind.value}.jpg").read_bytes()
     assert "It gives no image score" in card
-    froc = {"1": 0.123, "8": 0.456}
-    apart = write_card(model, values | {"detect": {"froc": froc}}, results).read_text()
+    detect = values["detect"] | {"froc": values["detect"]["froc"] | {"1": 0.123, "8": 0.456}}
+    apart = write_card(model, values | {"detect": detect}, results).read_text()
     assert "With one false lesion a photograph it finds 12% of the lesions, with eight 46%" in apart
     with pytest.raises(UsageError, match="another model"):
         write_card(model, values | {"bundle": "0" * 64}, None)
