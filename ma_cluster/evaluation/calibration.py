@@ -22,7 +22,7 @@ from ma_cluster.evaluation.image_figures import REFERABLE, Scores, area
 from ma_cluster.evaluation.scoring import PixelCounts, auc_pr_33, average_precision, best_f1, threshold_keeping
 from ma_cluster.evaluation.tally import own_grid, row_map, rows_given
 from ma_cluster.hypotheses.maps import Maps, scale_odds
-from ma_cluster.images.datasets import Graded, Sample, decode_mask, read_object
+from ma_cluster.images.datasets import Graded, Sample, decode_mask, look_at_each, read_object
 from ma_cluster.images.reading import Prepared
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.lesions.findings import image_score, log_odds
@@ -47,11 +47,14 @@ def calibrate(bundle: Bundle, samples: Sequence[Sample], threads: int | None = N
         bundle: the networks, and what of the detector is not chosen here.
         samples: annotated photographs, and healthy ones without a mask: these set `least_score`.
         threads: as for `Detector`.
+
+    Raises:
+        UsageError: a photograph cannot be used, or is of another size than its mask.
     """
     annotated = [sample for sample in samples if sample.mask is not None]
     recipe = bundle.recipe
     detector = Detector(bundle, threads=threads)
-    cases = [_case(sample, detector) for sample in annotated]
+    cases = look_at_each(annotated, lambda sample: _case(sample, detector))
     roi = [threshold_keeping(_pool(cases, _row(name)), recipe.detector.roi_recall) for name in _HYPOTHESES]
     config = replace(recipe.detector, roi_threshold_1x=roi[0], roi_threshold_half=roi[1], prn_odds=1.0, least_score=0.0)
     refiner = Detector(_with(bundle, config), threads=threads)
@@ -240,7 +243,9 @@ class _Case:
 def _case(sample: Sample, detector: Detector) -> _Case:
     assert sample.mask is not None
     prepared = detector.prepare(read_object(sample.image))
-    return _Case(prepared, decode_mask(read_object(sample.mask)), {"hgn": detector.hypotheses(prepared)})
+    return _Case(
+        prepared, decode_mask(read_object(sample.mask), prepared.shape), {"hgn": detector.hypotheses(prepared)}
+    )
 
 
 def _refined(case: _Case, detector: Detector) -> _Case:

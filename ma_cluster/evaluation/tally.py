@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 from numpy import ndarray
 
-from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.examples import Example, Judged, find_examples, worst_first
 from ma_cluster.evaluation.false_pixels import false_pixels
 from ma_cluster.evaluation.scoring import LesionCounts, PixelCounts, coarse, found_and_false, label
@@ -100,7 +99,7 @@ def evaluate_photograph(detector: Detector, sample: Sample, number: int, rows: S
 
     Raises:
         ImageRefusedError: the photograph cannot be scored.
-        UsageError: photograph and mask are of different sizes.
+        UsageError: photograph and masks are of different sizes.
         StoreError: photograph or mask cannot be read.
     """
     data = read_object(sample.image)
@@ -111,7 +110,7 @@ def evaluate_photograph(detector: Detector, sample: Sample, number: int, rows: S
     if not rows:
         called = len(detector.segment(prepared).lesions)
         return Tally(photographs=(Photograph(number, digest, healthy, called),))
-    labels = label(_reference(mask, prepared))
+    labels = label(np.zeros(prepared.shape, bool) if mask is None else decode_mask(mask, prepared.shape))
     maps = _maps(detector, prepared, rows)
     own = maps[detector.stage]
     detection, outlined = (detector.decide(prepared, own, point) for point in ("default", "sensitive"))
@@ -120,7 +119,7 @@ def evaluate_photograph(detector: Detector, sample: Sample, number: int, rows: S
     if DETECT in rows:
         by_score = LesionCounts.of(scores_drawn(outlined), labels)
         counts[DETECT] = RowCounts(PixelCounts.of(fused, labels > 0), by_score)
-    others = {kind_of(url): decode_mask(read_object(url)) for url in sample.other_masks}
+    others = {kind_of(url): decode_mask(read_object(url), prepared.shape) for url in sample.other_masks}
     found, false = found_and_false(detection.mask, labels)
     photograph = Photograph(
         number,
@@ -187,13 +186,3 @@ def _maps(detector: Detector, prepared: Prepared, rows: Sequence[str]) -> dict[s
 
 def _count(probability: Map, labels: Int32[ndarray, "h w"]) -> RowCounts:
     return RowCounts(PixelCounts.of(probability, labels > 0), LesionCounts.of(probability, labels))
-
-
-def _reference(mask: bytes | None, prepared: Prepared) -> Bool[ndarray, "h w"]:
-    if mask is None:
-        return np.zeros(prepared.shape, dtype=bool)
-    reference = decode_mask(mask)
-    if reference.shape != prepared.shape:
-        sizes = [f"{shape[1]} x {shape[0]}" for shape in (reference.shape, prepared.shape)]
-        raise UsageError(f"its mask is of {sizes[0]} pixels, the photograph upright of {sizes[1]}; give masks its grid")
-    return reference

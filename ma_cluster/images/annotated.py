@@ -114,12 +114,13 @@ def load_annotated(
     Raises:
         ImageRefusedError: the photograph cannot be used.
         StoreError: photograph or mask cannot be read.
+        UsageError: they are of different sizes.
     """
     prepared, _ = read_bytes(read_object(sample.image), config)
     if sample.mask is None:
         lesion = np.zeros(prepared.fov_1x.shape, dtype=bool)
     else:
-        lesion = prepared.grid.crop_mask(decode_mask(read_object(sample.mask)))
+        lesion = prepared.grid.crop_mask(decode_mask(read_object(sample.mask), prepared.shape))
     proposed = None if propose is None else propose(prepared)
     annotated = Annotated(prepared.enhanced_1x, prepared.fov_1x, lesion, proposed)
     if scale == "0.5x":
@@ -130,7 +131,7 @@ def load_annotated(
     marked, masks = annotated.lesion.astype(np.uint8), {kind_of(url): url for url in sample.other_masks}
     for bit, kind in enumerate(kinds):
         if kind in masks:
-            mask = prepared.grid.crop_mask(decode_mask(read_object(masks[kind])))
+            mask = prepared.grid.crop_mask(decode_mask(read_object(masks[kind]), prepared.shape))
             marked |= (mask if scale == "1x" else half_scale_mask(mask)).astype(np.uint8) << bit
         elif bit and not sample.others_known:
             marked |= np.uint8(1 << UNKNOWN + bit)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool
@@ -19,10 +19,12 @@ from numpy import ndarray
 from PIL import Image
 
 from ma_cluster.config import SplitConfig
-from ma_cluster.errors import MaClusterError, StoreError, UsageError
+from ma_cluster.errors import ImageError, MaClusterError, StoreError, UsageError
 from ma_cluster.storage.parquet import from_parquet
 from ma_cluster.storage.store import Store, open_store
 
+_T = TypeVar("_T")
+_Found = TypeVar("_Found")
 Split = Literal["training", "validation", "test"]
 Label = Literal["healthy", "lesion"]
 
@@ -126,6 +128,17 @@ def of_no_use(number: int, total: int, error: MaClusterError) -> UsageError:
     return UsageError(f"photograph {number} of {total} in the order of their names is of no use: {error}")
 
 
+def look_at_each(photographs: Sequence[_T], look: Callable[[_T], _Found]) -> list[_Found]:
+    """What is found on each photograph. Raises UsageError: one is of no use; see `of_no_use`."""
+    found: list[_Found] = []
+    for photograph in photographs:
+        try:
+            found.append(look(photograph))
+        except (ImageError, UsageError) as error:
+            raise of_no_use(len(found) + 1, len(photographs), error) from None
+    return found
+
+
 def read_graded(url: str, split: SplitConfig, annotated: Sequence[Sample] = ()) -> list[Graded]:
     """Photographs with their grades of retinopathy, in the table's order; rows without a grade are passed over.
 
@@ -171,18 +184,27 @@ def read_object(url: str) -> bytes:
     return open_store(folder).get(name)
 
 
-def decode_mask(data: bytes) -> Bool[ndarray, "h w"]:
+def decode_mask(data: bytes, shape: tuple[int, int] | None = None) -> Bool[ndarray, "h w"]:
     """A mask of any mode: whatever is not 0 is lesion. IDRiD's palette TIFFs hold 0 and 1, other exports 0 and 255.
+
+    Args:
+        data: the file.
+        shape: height and width of its photograph, upright, where that is known.
 
     Raises:
         StoreError: it is damaged, or no picture.
+        UsageError: it is of another size than its photograph.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            values = np.asarray(image if image.mode in ("1", "L", "P") else image.convert("L"))
+            values = np.asarray(image if len(image.getbands()) == 1 else image.convert("RGB")) != 0
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as Pillow's decoders raise
         raise StoreError("a mask is damaged, or no picture: restore it") from error
-    return values > 0
+    mask = values if values.ndim == 2 else values.any(axis=2)
+    if shape is not None and mask.shape != shape:
+        own, wanted = (f"{width} x {height}" for height, width in (mask.shape, shape))
+        raise UsageError(f"its mask is of {own} pixels, the photograph upright of {wanted}; give masks its grid")
+    return mask
 
 
 def _read_idrid(url: str, split: SplitConfig) -> Iterator[Sample]:

@@ -24,7 +24,7 @@ from ma_cluster.archive.summary import COUNTED, Counts, RunStatus, count_outcome
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import ObjectMissingError, Status, UsageError
 from ma_cluster.evaluation.agreement import Agreement, agree
-from ma_cluster.images.datasets import Sample, decode_mask, read_dataset, read_object
+from ma_cluster.images.datasets import Sample, decode_mask, look_at_each, read_dataset, read_object
 from ma_cluster.report.charts import Bar, bars, embedded, parts, render
 from ma_cluster.review.pictures import thumbnail
 from ma_cluster.storage.store import Store, open_store
@@ -211,7 +211,8 @@ def compare_run(dest_url: str, data_url: str) -> Agreement:
     """Pool the agreement over the data set's test split, photographs matched by the stem of their name.
 
     Raises:
-        UsageError: there is no run, the data set has no test split, or a stem is not unique in the run.
+        UsageError: there is no run, the data set has no test split, a stem is not unique in the run, or a mask is of
+            another size than what was scored.
         StoreError: a mask cannot be read.
     """
     samples = [sample for sample in read_dataset(data_url, SplitConfig()) if sample.split == "test"]
@@ -219,23 +220,19 @@ def compare_run(dest_url: str, data_url: str) -> Agreement:
         raise UsageError(f"{data_url} has no photographs in its test split to compare with")
     dest, run = open_run(dest_url)
     masks = _masks_by_stem(dest, run)
-    return sum((_compare_sample(sample, masks.get(sample.name), dest) for sample in samples), Agreement())
+    return sum(look_at_each(samples, lambda sample: _compare_sample(sample, masks.get(sample.name), dest)), Agreement())
 
 
 def _compare_sample(sample: Sample, mask_key: str | None, dest: Store) -> Agreement:
-    reference = None if sample.mask is None else decode_mask(read_object(sample.mask))
     called = None if mask_key is None else decode_mask(dest.get(mask_key))
+    shape = None if called is None else called.shape
+    reference = None if sample.mask is None else decode_mask(read_object(sample.mask), shape)
     if reference is None and called is None:
         return Agreement(photographs=1, unscored=1)
     if called is None or reference is None:
         empty = np.zeros_like(called if reference is None else reference)
         reference = empty if reference is None else reference
         return agree(empty if called is None else called, reference) + Agreement(unscored=int(called is None))
-    if called.shape != reference.shape:
-        raise UsageError(
-            f"the run's mask of {sample.name} is {called.shape[1]} x {called.shape[0]} pixels, the reference "
-            f"{reference.shape[1]} x {reference.shape[0]}: these are not the photographs that were scored"
-        )
     return agree(called, reference)
 
 

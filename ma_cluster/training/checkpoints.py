@@ -20,7 +20,7 @@ from ma_cluster.config import JUDGE, Recipe, deciding, recipe_from_dict
 from ma_cluster.errors import BundleError, ObjectMissingError, UsageError
 from ma_cluster.hypotheses.frrn import build_hgn, kinds_in
 from ma_cluster.hypotheses.maps import probability_maps, upsample_half
-from ma_cluster.images.datasets import Sample, decode_mask, read_object
+from ma_cluster.images.datasets import Sample, decode_mask, look_at_each, read_object
 from ma_cluster.images.fundus import half_scale_mask
 from ma_cluster.images.patches import Tiling
 from ma_cluster.images.reading import Prepared
@@ -196,10 +196,10 @@ def with_judge(bundle: Bundle, samples: Sequence[Sample], threads: int | None = 
         seed: of the fit.
 
     Raises:
-        UsageError: the network proposes no lesion, or nothing but lesions.
+        UsageError: the network proposes no lesion, or nothing but lesions; or a photograph cannot be used.
     """
     detector = Detector(bundle, threads=threads)
-    found = [candidates_of(detector, sample) for sample in samples]
+    found = look_at_each(samples, lambda sample: candidates_of(detector, sample))
     together = Candidates(*(np.concatenate([getattr(each, name) for each in found]) for name in ("measures", "lesion")))
     return dataclasses.replace(bundle, weights=bundle.weights | {JUDGE: fit_judge(together, seed).state_dict()})
 
@@ -211,7 +211,7 @@ def candidates_of(detector: Detector, sample: Sample) -> Candidates:
     candidates = find_candidates(maps[0])
     truth = np.zeros(prepared.fov_half.shape, bool)
     if sample.mask is not None:
-        truth = half_scale_mask(prepared.grid.crop_mask(decode_mask(read_object(sample.mask))))
+        truth = half_scale_mask(prepared.grid.crop_mask(decode_mask(read_object(sample.mask), prepared.shape)))
     near = cv2.dilate(truth.astype(np.uint8), _MARGIN) > 0
     measures = measure(maps, prepared.enhanced_half, prepared.fov_half, candidates)
     return Candidates(measures, near[tuple(candidates.T)])

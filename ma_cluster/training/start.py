@@ -19,11 +19,11 @@ from torch import nn
 from ma_cluster import __version__
 from ma_cluster.bundle import load_bundle, load_weights
 from ma_cluster.config import HgnConfig, PrnConfig, digest, recipe_from_dict, to_dict
-from ma_cluster.errors import ImageError, UsageError
+from ma_cluster.errors import UsageError
 from ma_cluster.hypotheses.frrn import build_hgn, of_kinds
 from ma_cluster.hypotheses.hgn_training import HgnCuts
 from ma_cluster.images.annotated import Annotated, load_annotated
-from ma_cluster.images.datasets import Sample, of_no_use, read_split
+from ma_cluster.images.datasets import Sample, look_at_each, read_split
 from ma_cluster.images.device_patches import DevicePatches
 from ma_cluster.machine import cores
 from ma_cluster.networks import checked_device
@@ -148,16 +148,12 @@ def _load(
     def load(sample: Sample) -> Annotated:
         return load_annotated(sample, request.scale, request.recipe.image, propose, kinds)
 
-    loaded: list[Annotated] = []
     with ThreadPoolExecutor(min(_LOADERS, request.threads or cores())) as pool:
         waiting = [pool.submit(load, sample) for sample in samples]
         try:
-            loaded.extend(photograph.result() for photograph in waiting)
-        except ImageError as error:
-            raise of_no_use(len(loaded) + 1, len(samples), error) from None
+            return LocalPhotographs(tuple(look_at_each(waiting, lambda photograph: photograph.result())))
         finally:
             pool.shutdown(cancel_futures=True)
-    return LocalPhotographs(tuple(loaded))
 
 
 def _on_device(photographs: LocalPhotographs, device: torch.device) -> LocalPhotographs:

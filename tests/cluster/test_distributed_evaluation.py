@@ -179,6 +179,14 @@ def test_examples_are_sorted_by_how_wrong_they_are(data: Path, model: Path) -> N
     assert all(score >= bundle.recipe.detector.threshold for score in scores[Kind.FALSE_POSITIVE])
 
 
+def test_an_outline_of_other_lesions_of_another_size_is_refused(data: Path, model: Path, tmp_path: Path) -> None:
+    Image.new("1", (90, 100), 1).save(tmp_path / "a_HE.tif")
+    bundle = load_bundle(model)
+    sample = replace(read_dataset(str(data), bundle.recipe.split)[0], other_masks=(f"{tmp_path}/a_HE.tif",))
+    with pytest.raises(UsageError, match="mask is of 90 x 100 pixels"):
+        evaluate_photograph(Detector(bundle), sample, 1, ["hgn_1x"])
+
+
 def test_pooled_with_itself_an_evaluation_says_the_same_and_no_difference(
     results: Path, values: dict[str, Any], tmp_path: Path
 ) -> None:

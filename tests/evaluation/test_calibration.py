@@ -1,10 +1,13 @@
 """What is chosen on validation photographs, on two photographs with drawn lesions and untrained networks."""
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from untrained import calibrated_frrn
 
@@ -20,6 +23,7 @@ from ma_cluster.images.sample import write_sample
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.lesions.findings import image_score
 from ma_cluster.refinement.resnet import build_prn
+from ma_cluster.training.checkpoints import with_judge
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +188,16 @@ def test_a_bundle_gets_a_grading_of_graded_photographs(bundle: Bundle, samples: 
     assert detection.image_score is not None and detection.image_score >= grading.refer_at
     with pytest.raises(UsageError, match="the grades need validation photographs"):
         fit_grading(bundle, eyes[:2])
+
+
+@pytest.mark.parametrize("use", [calibrate, with_judge])
+def test_a_mask_that_is_not_on_its_photograph_is_named_by_the_number_of_that(
+    bundle: Bundle, samples: list[Sample], tmp_path: Path, use: Callable[[Bundle, list[Sample]], Bundle]
+) -> None:
+    Image.new("1", (90, 100), 1).save(tmp_path / "mask.png")
+    misplaced = dataclasses.replace(samples[1], mask=str(tmp_path / "mask.png"))
+    with pytest.raises(UsageError, match=r"photograph 1 of 2 .* mask is of 90 x 100 pixels"):
+        use(bundle, [misplaced, samples[0]])
 
 
 def test_the_photographs_are_named_and_the_weights_stay(

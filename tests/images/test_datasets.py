@@ -202,9 +202,15 @@ def _palette(top: int) -> Image.Image:
         Image.fromarray(MASK),
         Image.fromarray(MASK.astype(np.uint8)),
         Image.fromarray(MASK.astype(np.uint8) * 255),
+        Image.fromarray(MASK.astype(np.uint16)),
         Image.fromarray((MASK[:, :, None] * np.uint8([255, 255, 255])).astype(np.uint8)),
+        Image.fromarray((MASK[:, :, None] * np.uint8([1, 0, 0])).astype(np.uint8)),
+        Image.fromarray((MASK[:, :, None] * np.uint8([0, 0, 4])).astype(np.uint8)),
+        Image.fromarray(
+            np.dstack([MASK * np.uint8(level) for level in (0, 0, 4)] + [np.full_like(MASK, 255, np.uint8)])
+        ),
     ],
-    ids=["palette", "1-bit", "0 and 1", "0 and 255", "colour"],
+    ids=["palette", "1-bit", "0 and 1", "0 and 255", "16-bit", "colour", "dark red", "dark blue", "opaque"],
 )
 def test_masks_of_every_mode_are_read(image: Image.Image, kind: str) -> None:
     assert (decode_mask(encode(image, kind)) == MASK).all()
@@ -217,6 +223,14 @@ def test_a_damaged_mask_is_an_error_of_ours(kind: str) -> None:
     for damaged in (b"", b"<html>", whole[:40], whole[: len(whole) // 2]):
         with pytest.raises(StoreError, match="a mask is damaged"):
             decode_mask(damaged)
+
+
+def test_a_mask_of_another_size_than_its_photograph_is_refused() -> None:
+    data = encode(Image.fromarray(MASK), "PNG")
+    assert decode_mask(data, (2, 3)).any()
+    for shape in ((3, 2), (4, 6)):
+        with pytest.raises(UsageError, match=rf"mask is of 3 x 2 pixels.* of {shape[1]} x {shape[0]}; give masks"):
+            decode_mask(data, shape)
 
 
 def test_idrid_itself_is_read() -> None:

@@ -225,6 +225,18 @@ def test_a_photograph_that_cannot_train_is_named_by_its_number(tmp_path: Path) -
         train_local(request)
 
 
+@pytest.mark.parametrize("kind", ["MA", "HE"])
+def test_a_mask_that_is_not_on_its_photograph_is_named_by_the_number_of_that(tmp_path: Path, kind: str) -> None:
+    where = rich_set(tmp_path)
+    mask = sorted(tmp_path.rglob(f"*_{kind}.tif"))[1]
+    with Image.open(mask) as image:
+        image.resize((300, 300)).save(mask)
+    request = TrainRequest(network="hgn_half", out=str(tmp_path / "run"), recipe=rich_recipe(), **where)
+    with pytest.raises(UsageError, match=r"photograph 2 of 4 .* mask is of 300 x 300 pixels, .* 600 x 600") as refused:
+        train_local(request)
+    assert "IDRiD" not in str(refused.value)
+
+
 def test_every_patch_of_the_pool_is_scored_again_in_turn() -> None:
     turns = [refreshed(1003, 0.1, epoch) for epoch in range(10)]
     assert sorted(np.concatenate(turns).tolist()) == list(range(1003))

@@ -27,9 +27,8 @@ from ray.data import DataIterator, ExecutionResources
 
 from ma_cluster.cluster.connection import answer
 from ma_cluster.config import ImageConfig, Scale
-from ma_cluster.errors import ImageError
 from ma_cluster.images.annotated import Annotated, Cuts, Marks, cut, load_annotated
-from ma_cluster.images.datasets import Sample, of_no_use
+from ma_cluster.images.datasets import Sample, look_at_each
 from ma_cluster.training.checkpoints import Proposals
 from ma_cluster.training.context import Columns, Cutter, Work, share
 
@@ -79,11 +78,7 @@ def prepare_photographs(
     task: Any = ray.remote(_prepare).options(num_cpus=1, num_returns=2)
     propose = ray.put(proposals)
     prepared = [task.remote(sample, scale, config, propose, kinds) for sample in samples]
-    for number, (_, done) in enumerate(prepared, 1):
-        try:
-            answer(done)
-        except ImageError as error:
-            raise of_no_use(number, len(prepared), error) from None
+    look_at_each(prepared, lambda pair: answer(pair[1]))
     return StoredPhotographs(tuple(photograph for photograph, _ in prepared))
 
 
