@@ -134,20 +134,21 @@ class JobRunner:
             self.jobs.fail(job_id, f"it was started {_STARTS} times in vain; the last time: {why}")
 
     def _still_runs(self, job_id: str) -> bool:
+        answer = self._ask(job_id, "poll")
+        if answer is None:
+            return False
+        status, lines = answer
         try:
-            answer = self._ask(job_id, "poll")
-            if answer is None:
-                return False
-            status, lines = answer
             if lines and lines != self._logs.get(job_id):
                 self.jobs.keep_log(job_id, lines)
                 self._logs[job_id] = lines
-            if status is None:
-                return True
-            self._note(job_id, status, lines)
+            if status is not None:
+                self._note(job_id, status, lines)
         except MaClusterError as error:  # the actor is kept, and asked again: how it ended must not be lost
             log.warning("of job %s nothing can be noted: %s", job_id, error)
-            return False
+            return status is None
+        if status is None:
+            return True
         self._logs.pop(job_id, None)
         ray.kill(ray.get_actor(_PREFIX + job_id, _NAMESPACE))
         return False

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 from archive_jobs import config_of, jobs_of, photographs
 from processes import descendants, kill
 
-from ma_cluster.cluster.service.job_runner import JobRunner
+from ma_cluster.cluster.service.job_runner import DriverProcess, JobRunner
 from ma_cluster.http.jobs import ArchiveJobs, JobState
 from ma_cluster.storage.local import LocalStore
 
@@ -97,3 +100,20 @@ def test_an_entry_that_is_damaged_while_its_driver_runs_frees_its_place(jobs: Ar
     until(jobs, lambda: jobs.get(second.id).error is not None)
     LocalStore(tmp_path / "state").put(f"archives/{first.id}.json", json.dumps(dataclasses.asdict(first)).encode())
     until(jobs, lambda: jobs.get(first.id).error is not None)
+
+
+def test_a_driver_whose_lines_cannot_be_kept_is_still_waited_for(jobs: ArchiveJobs, tmp_path: Path) -> None:
+    job = jobs.request(str(tmp_path / "source"), str(tmp_path / "dest"))
+    slow = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(3), exit(143)))"
+    name: dict[str, Any] = {"name": f"archive-{job.id}", "namespace": "ma-cluster", "lifetime": "detached"}
+    actor: Any = ray.remote(DriverProcess).options(num_cpus=0, **name)
+    driver = actor.remote([sys.executable, "-c", f"{slow}; print('at work', flush=True); time.sleep(60)"])
+    while not ray.get(driver.poll.remote())[1]:
+        time.sleep(0.05)
+    in_the_way = tmp_path / "state" / "logs" / f"{job.id}.txt"
+    in_the_way.mkdir(parents=True)
+    runner(jobs).stop(timeout_s=30.0)
+    assert ray.get(driver.poll.remote())[0] == 143, "it was waited for"
+    in_the_way.rmdir()
+    runner(jobs).stop(timeout_s=30.0)
+    assert runner(jobs).running() == set()
