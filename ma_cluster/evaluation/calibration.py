@@ -49,12 +49,14 @@ def calibrate(bundle: Bundle, samples: Sequence[Sample], threads: int | None = N
         threads: as for `Detector`.
 
     Raises:
-        UsageError: a photograph cannot be used, or is of another size than its mask.
+        UsageError: a photograph cannot be used, or is of another size than its mask; or the masks outline nothing.
     """
     annotated = [sample for sample in samples if sample.mask is not None]
     recipe = bundle.recipe
     detector = Detector(bundle, threads=threads)
     cases = look_at_each(annotated, lambda sample: _case(sample, detector))
+    if not any(case.truth.any() for case in cases):
+        raise UsageError("the masks of the validation photographs outline nothing to choose by; check the data")
     roi = [threshold_keeping(_pool(cases, _row(name)), recipe.detector.roi_recall) for name in _HYPOTHESES]
     config = replace(recipe.detector, roi_threshold_1x=roi[0], roi_threshold_half=roi[1], prn_odds=1.0, least_score=0.0)
     refiner = Detector(_with(bundle, config), threads=threads)

@@ -22,7 +22,7 @@ from ma_cluster.config import HgnConfig, PrnConfig, digest, recipe_from_dict, to
 from ma_cluster.errors import UsageError
 from ma_cluster.hypotheses.frrn import build_hgn, of_kinds
 from ma_cluster.hypotheses.hgn_training import HgnCuts
-from ma_cluster.images.annotated import Annotated, load_annotated
+from ma_cluster.images.annotated import Annotated, Marks, load_annotated
 from ma_cluster.images.datasets import Sample, look_at_each, read_split
 from ma_cluster.images.device_patches import DevicePatches
 from ma_cluster.machine import cores
@@ -173,11 +173,19 @@ def _kept(function: Callable[..., T], *arguments: object) -> Callable[[], T]:
 
 
 def _hgn_cuts(photographs: Photographs, config: HgnConfig, seed: int) -> HgnCuts:
-    return HgnCuts(photographs.marks(), config, seed)
+    return HgnCuts(_with_lesions(photographs), config, seed)
 
 
 def _triplet_cuts(photographs: Photographs, config: PrnConfig, seed: int) -> TripletCuts:
-    return TripletCuts(photographs.marks(), config, seed)
+    return TripletCuts(_with_lesions(photographs), config, seed)
+
+
+def _with_lesions(photographs: Photographs) -> Sequence[Annotated | Marks]:
+    """What to cut is chosen by. Raises UsageError: no mask holds a lesion."""
+    marks = photographs.marks()
+    if not any(photograph.lesion.any() for photograph in marks):
+        raise UsageError("the masks of the training photographs outline nothing to learn; check the data")
+    return marks
 
 
 def _first_weights(request: TrainRequest) -> Weights | None:

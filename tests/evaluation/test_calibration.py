@@ -200,6 +200,14 @@ def test_a_mask_that_is_not_on_its_photograph_is_named_by_the_number_of_that(
         use(bundle, [misplaced, samples[0]])
 
 
+def test_masks_that_outline_nothing_are_refused(bundle: Bundle, samples: list[Sample], tmp_path: Path) -> None:
+    """By them a detector would call everything."""
+    with Image.open(samples[0].image) as photograph:
+        Image.new("1", photograph.size).save(tmp_path / "mask.png")
+    with pytest.raises(UsageError, match="the masks of the validation photographs outline nothing"):
+        calibrate(bundle, [dataclasses.replace(samples[0], mask=str(tmp_path / "mask.png"))])
+
+
 def test_the_photographs_are_named_and_the_weights_stay(
     calibrated: Bundle, bundle: Bundle, samples: list[Sample]
 ) -> None:

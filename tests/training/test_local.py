@@ -237,6 +237,17 @@ def test_a_mask_that_is_not_on_its_photograph_is_named_by_the_number_of_that(tmp
     assert "IDRiD" not in str(refused.value)
 
 
+@pytest.mark.parametrize("network", ["hgn_half", "prn"])
+def test_masks_that_outline_nothing_are_refused(tmp_path: Path, network: Any) -> None:
+    write_training_set(tmp_path)
+    for mask in tmp_path.rglob("*_MA.tif"):
+        Image.new("1", (600, 600)).save(mask)
+    recipe = replace(RECIPE, prn=replace(RECIPE.prn, negatives="photographs"))
+    request = TrainRequest(network=network, data=str(tmp_path), out=str(tmp_path / "run"), recipe=recipe)
+    with pytest.raises(UsageError, match="the masks of the training photographs outline nothing"):
+        train_local(request)
+
+
 def test_every_patch_of_the_pool_is_scored_again_in_turn() -> None:
     turns = [refreshed(1003, 0.1, epoch) for epoch in range(10)]
     assert sorted(np.concatenate(turns).tolist()) == list(range(1003))

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ma_cluster import metrics
 from ma_cluster.cluster import recording
-from ma_cluster.cluster.connection import check_gpus, connected
+from ma_cluster.cluster.connection import answer, check_gpus, connected
 from ma_cluster.cluster.training.ledger import LossLedger
 from ma_cluster.cluster.training.patch_stream import open_streams, prepare_photographs, read_stream
 from ma_cluster.errors import MaClusterError
@@ -76,7 +76,7 @@ class _Stored:
     ref: ray.ObjectRef[Any]
 
     def __call__(self) -> Any:
-        return ray.get(self.ref)
+        return answer(self.ref)
 
 
 def _stored(function: Callable[..., Any], *arguments: object) -> _Stored:
