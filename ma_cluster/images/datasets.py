@@ -20,6 +20,7 @@ from PIL import Image
 
 from ma_cluster.config import SplitConfig
 from ma_cluster.errors import ImageError, MaClusterError, StoreError, UsageError
+from ma_cluster.storage.manifest import open_source
 from ma_cluster.storage.parquet import from_parquet
 from ma_cluster.storage.store import Store, open_store
 
@@ -180,6 +181,9 @@ def kind_of(mask_url: str) -> str:
 
 def read_object(url: str) -> bytes:
     """The bytes of an image or mask of a Sample."""
+    if url.startswith("dicomweb+"):
+        server, _, instance = url.partition("/studies/")
+        return open_source(server).get(f"studies/{instance}")
     folder, _, name = url.rpartition("/")
     return open_store(folder).get(name)
 

@@ -100,7 +100,10 @@ def _open_objects(url: str) -> Source:
 
 def url_of(source: Source, key: str) -> str:
     """Where a photograph of a source lies, for whoever has no source."""
-    return source.url_of(key) if isinstance(source, Manifest) else f"{source.url}/{key}"
+    if isinstance(source, Manifest):
+        source, key = source._locate(key)
+    root = source.url.partition("?")[0] if source.url.startswith("dicomweb+") else source.url
+    return f"{root.rstrip('/')}/{key}"
 
 
 class _Told:
@@ -169,11 +172,6 @@ class Manifest:
     def get(self, key: str, *, max_bytes: int | None = None, etag: str | None = None) -> bytes:
         store, own = self._locate(key)
         return store.get(own, max_bytes=max_bytes, etag=etag)
-
-    def url_of(self, key: str) -> str:
-        """Where a photograph lies."""
-        store, own = self._locate(key)
-        return f"{store.url.rstrip('/')}/{own}"
 
     def _look(self, row: _Row) -> Entry:
         if row.fault:

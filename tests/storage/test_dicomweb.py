@@ -18,11 +18,12 @@ from dicom_files import dicom_file, key_of
 from fault_proxy import Fault, FaultProxy, Kind, fault_proxy
 from photographs import noise_photograph
 
-from ma_cluster.config import ImageConfig
+from ma_cluster.config import ImageConfig, SplitConfig
 from ma_cluster.errors import ImageRefusedError, ObjectChangedError, ObjectMissingError, Reason, StoreError, UsageError
+from ma_cluster.images.datasets import read_graded, read_object
 from ma_cluster.images.decode import decode
 from ma_cluster.storage.dicomweb import OWN_SERIES, DicomWeb
-from ma_cluster.storage.manifest import open_source
+from ma_cluster.storage.manifest import open_source, url_of
 from ma_cluster.storage.network import NetworkLimits
 from ma_cluster.storage.store import open_store
 
@@ -63,6 +64,19 @@ def test_a_listing_holds_the_photographs_that_match_and_counts_what_is_none(orth
     assert all(entry.etag == entry.key.rpartition("/")[2] and not entry.size for entry in listed)
     assert of_a_day.skipped == 2
     assert key_of(dicom_file(RGB, "jpeg", 510)) in {entry.key for entry in server.list()}
+
+
+def test_where_a_photograph_lies_is_enough_to_train_with_it(orthanc: str, server: DicomWeb, tmp_path: Path) -> None:
+    """Of a listing that was asked for with a query, and of a manifest; as an export of reviews writes it."""
+    key = key_of(PHOTOGRAPHS[0])
+    (tmp_path / "list.csv").write_text(f"key\ndicomweb+{orthanc}/{key}\n")
+    named = open_source(str(tmp_path / "list.csv"))
+    for source, own in ((open_source(f"dicomweb+{orthanc}?StudyDate={DAY}"), key), (named, next(named.list()).key)):
+        (tmp_path / "grades.csv").write_text(f"image,grade\n{url_of(source, own)},0\n")
+        (graded,) = read_graded(f"{tmp_path}/grades.csv", SplitConfig())
+        np.testing.assert_array_equal(
+            decode(read_object(graded.image), ImageConfig()).pixels, decode(PHOTOGRAPHS[0], ImageConfig()).pixels
+        )
 
 
 def test_pages_hold_each_instance_once(orthanc: str, server: DicomWeb) -> None:
