@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from ma_cluster.config import RESULT_VERSION, Recipe, ScoreOptions, deciding, digest
 from ma_cluster.errors import Reason, Status
-from ma_cluster.images.laterality import LEAST_CONFIDENCE, Eye
+from ma_cluster.images.acquisition import Laterality
+from ma_cluster.images.laterality import LEAST_CONFIDENCE
 from ma_cluster.images.reading import Facts
 from ma_cluster.lesions.findings import Findings
 from ma_cluster.metrics import STAGES
@@ -36,7 +37,7 @@ class Identity:
 
     patient: str | None = None
     """The pseudonym, or the id where ids are kept."""
-    eye: Eye | None = None
+    eye: Laterality | None = None
     eye_source: EyeSource | None = None
     eye_confidence: float | None = None
     """0.5..1; 1 where it was said. It is there, too, where it was too low for the eye to be known."""
@@ -179,7 +180,7 @@ def identify(entry: Entry, facts: Facts | None, pseudonyms: Pseudonyms | None) -
     visit = entry.visit or (None if taken is None else taken.visit)
     known: dict[str, Any] = {"patient": patient or None, "visit": visit}
     if entry.eye:
-        return Identity(**known, eye=cast(Eye, entry.eye), eye_source="manifest", eye_confidence=1.0)
+        return Identity(**known, eye=cast(Laterality, entry.eye), eye_source="manifest", eye_confidence=1.0)
     if taken is not None and taken.laterality is not None:
         return Identity(**known, eye=taken.laterality, eye_source="dicom", eye_confidence=1.0)
     side = None if facts is None else facts.side

@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 
+from ma_cluster.images.acquisition import Laterality
 from ma_cluster.images.fundus import Fundus
 
-Eye = Literal["R", "L"]
 LEAST_CONFIDENCE = 0.95
 """Below it the eye is not known: a wrong side is worse than none."""
 _DIAMETER_PX = 213.0  # of the field on the reduced grid: the disc is some 26 pixels wide
@@ -42,7 +41,7 @@ _MARGIN_ODDS, _SIDE_ODDS, _MIDDLE = 1.8, 9.4, 0.15  # logistic: of the better pa
 class Side:
     """What the picture tells, sure or not. Positions (row, col) are pixels of the upright photograph."""
 
-    eye: Eye
+    eye: Laterality
     confidence: float
     """Probability that it is this eye, 0.5..1."""
     disc: tuple[float, float]
@@ -71,7 +70,7 @@ def tell_eye(fundus: Fundus, diameter_px: float) -> Side | None:
     aside = (alone[1] - cols.mean()) / _DIAMETER_PX
     beyond = math.copysign(max(0.0, abs(aside) - _MIDDLE), aside)
     odds = _MARGIN_ODDS * (best["R"][0] - best["L"][0]) + _SIDE_ODDS * beyond
-    eye: Eye = "R" if odds > 0 else "L"
+    eye: Laterality = "R" if odds > 0 else "L"
     row, col = best[eye][1]
     places = np.array([(row, col), (row + _FOVEA[1] * _DIAMETER_PX, col + _TOWARDS[eye] * _FOVEA[0] * _DIAMETER_PX)])
     factors = np.array(fundus.canonical_fov.shape) / np.array(fov.shape)
@@ -79,7 +78,7 @@ def tell_eye(fundus: Fundus, diameter_px: float) -> Side | None:
     return Side(eye, 1 / (1 + math.exp(-abs(odds))), (disc[0], disc[1]), (fovea[0], fovea[1]))
 
 
-_TOWARDS: dict[Eye, int] = {"R": -1, "L": 1}
+_TOWARDS: dict[Laterality, int] = {"R": -1, "L": 1}
 """Where the fovea lies, seen from the disc: to the left on a photograph of a right eye."""
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
 from ma_cluster.errors import ObjectChangedError, ObjectMissingError, StoreError, UsageError
-from ma_cluster.storage.store import Entry, check_size
+from ma_cluster.storage.store import Entry, check_bytes
 
 _PARTIAL = ".partial-"  # begins names that no listing shows
 _NO_FILE = frozenset(
@@ -68,7 +68,7 @@ class LocalStore:
                 raise ObjectMissingError("this is no file; list the source again")
             if etag is not None and etag != _local_etag(stat):
                 raise ObjectChangedError("the object was replaced after it was planned")
-            check_size(stat.st_size, max_bytes)
+            check_bytes(stat.st_size, max_bytes)
             return file.read()
 
     def put(self, key: str, data: bytes) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ma_cluster.errors import StoreError
-from ma_cluster.storage.store import check_size
+from ma_cluster.storage.store import check_bytes
 
 _Answer = TypeVar("_Answer")
 _PIECE_BYTES = 1024, 65_536  # least and most to read at a time
@@ -105,7 +105,7 @@ def read_body(body: Any, limits: NetworkLimits, max_bytes: int | None = None) ->
     while piece := body.read(min(most, max(least, size))):
         pieces.append(piece)
         size += len(piece)
-        check_size(size, max_bytes)
+        check_bytes(size, max_bytes)
         seconds = time.monotonic() - began
         if seconds > limits.deadline_s or size < (seconds - limits.stall_s) * limits.slowest_bytes_per_s:
             raise TimeoutError(f"{size} bytes in {seconds:.0f} s")

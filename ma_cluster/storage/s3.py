@@ -28,7 +28,7 @@ from urllib3.exceptions import HTTPError
 
 from ma_cluster.errors import ObjectChangedError, ObjectMissingError, StoreError, UsageError
 from ma_cluster.storage.network import Faults, NetworkLimits, Patience, read_body
-from ma_cluster.storage.store import Entry, check_size
+from ma_cluster.storage.store import Entry, check_bytes
 
 _CLIENTS = threading.Lock()  # boto3's session is not for threads, though what it makes is
 _LONGEST_KEY = 1024  # bytes
@@ -91,7 +91,7 @@ class S3Store:
         def whole() -> bytes:
             reply = self._client.get_object(**self._at(key), **condition)
             with closing(reply["Body"]) as body:
-                check_size(reply["ContentLength"], max_bytes)
+                check_bytes(reply["ContentLength"], max_bytes)
                 return read_body(body, self._limits)
 
         return self._patience.ask("read", whole)

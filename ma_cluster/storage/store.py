@@ -154,7 +154,7 @@ def _stored(key: object) -> bytes:
     return str(key).encode("utf-8", "surrogatepass")
 
 
-def check_size(size: int, max_bytes: int | None) -> None:
+def check_bytes(size: int, max_bytes: int | None) -> None:
     """Raises ImageRefusedError: too_large, where an object of so many bytes is larger than allowed."""
     if max_bytes is not None and size > max_bytes:
         raise ImageRefusedError(Reason.TOO_LARGE, f"{size} bytes, the limit is {max_bytes}")
