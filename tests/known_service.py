@@ -18,7 +18,8 @@ import uvicorn
 from ma_cluster.config import ScoreOptions
 from ma_cluster.errors import ImageFailedError, ImageRefusedError, ObjectMissingError, Reason, WorkerLostError
 from ma_cluster.http.api import Answer, Service, create_api
-from ma_cluster.http.guard import BoundedConnection, HttpLimits
+from ma_cluster.http.connection import BoundedConnection
+from ma_cluster.http.guard import HttpLimits
 
 TOKEN = "a token of the tests"
 GUARDED = HttpLimits(token_sha256=hashlib.sha256(TOKEN.encode()).hexdigest())

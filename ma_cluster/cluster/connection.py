@@ -30,7 +30,7 @@ LOCAL = "local"
 _LOCAL_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # Ray's 0.1 takes 2.5 % of a core from the networks
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ma_cluster.http.guard.bound_connections",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ma_cluster.http.connection.bound_connections",
 }
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _ANSWER_S = 5.0

@@ -11,7 +11,10 @@ Every error is JSON {reason, detail}: reason is of `Reason` or `RequestFault`, d
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -149,7 +152,18 @@ def _add_root(api: FastAPI, service: Service, health: _Threads) -> None:
 
 
 def _add_segment(api: FastAPI, service: Service, limits: HttpLimits, checked: list[Any]) -> None:
-    slots = anyio.CapacityLimiter(limits.waiting)
+    free = threading.BoundedSemaphore(limits.waiting)
+    threads = anyio.CapacityLimiter(math.inf)  # the guard bounds the requests
+
+    def scored(data: bytes, options: ScoreOptions) -> Answer:
+        if not free.acquire(blocking=False):
+            detail = "as many photographs as fit are under way"
+            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, RequestFault.BUSY, detail)
+        try:  # until it is answered, though its client may have left long ago
+            return service.segment(data, options)
+        finally:
+            free.release()
+
     files: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}, "image/jpeg": {}}}}
     binary = {"schema": {"type": "string", "format": "binary"}}
     body = {
@@ -177,10 +191,9 @@ def _add_segment(api: FastAPI, service: Service, limits: HttpLimits, checked: li
         if not data:
             detail = "the body is empty; send a photograph's bytes"
             raise RefusedError(HTTPStatus.BAD_REQUEST, RequestFault.BAD_REQUEST, detail)
-        if slots.available_tokens < 1:
-            detail = "as many photographs as fit are under way"
-            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, RequestFault.BUSY, detail)
-        answer = await run_sync(service.segment, data, options, limiter=slots)
+        # without the request's context: Serve would cancel what the fleet is asked there when the client leaves, and
+        # a Segmenter goes on with what is cancelled
+        answer = await run_sync(Context().run, scored, data, options, limiter=threads)
         accepted = request.headers.get("accept", "")
         if "image/png" in accepted:
             return Response(answer.mask_png, media_type="image/png")

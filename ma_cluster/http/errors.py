@@ -74,8 +74,7 @@ def answer_errors(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        places = {".".join(str(part) for part in fault["loc"]) + ": " + fault["type"] for fault in error.errors()}
-        detail = "; ".join(sorted(places))
+        detail = "; ".join(sorted({f"{_place(fault)}: {fault['type']}" for fault in error.errors()}))
         return problem(RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, RequestFault.INVALID, detail))
 
     @api.exception_handler(HTTPException)
@@ -84,6 +83,12 @@ def answer_errors(api: FastAPI) -> None:
         answer = problem(RefusedError(status, _OF_STATUS.get(status, RequestFault.INVALID), status.phrase))
         answer.headers.update(error.headers or {})
         return answer
+
+
+def _place(fault: dict[str, Any]) -> str:
+    """Where a fault lies: a field that nobody asked for has a name of the sender's, which is not repeated."""
+    place = fault["loc"][:-1] if fault["type"] == "extra_forbidden" else fault["loc"]
+    return ".".join(map(str, place))
 
 
 def problem(refusal: RefusedError) -> JSONResponse:

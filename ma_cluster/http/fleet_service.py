@@ -171,8 +171,8 @@ def _fault(job: ArchiveJob, found: Run | MaClusterError | None) -> dict[str, str
 
 class Looks(Generic[_Found]):
     """Looks at destinations, for some seconds at most. Each store has threads of its own: one that is down, and takes
-    minutes to say so, holds up no other, and is not asked again meanwhile. What it says in the end is told at the
-    next call, as it may never be quicker.
+    minutes to say so, holds up no other, and is not asked again meanwhile. What it says in the end is told once, at the
+    next call, where that is late as well: it may never be quicker.
     """
 
     def __init__(self, look: Callable[[str], _Found], within_s: float = _WITHIN_S) -> None:
@@ -185,20 +185,22 @@ class Looks(Generic[_Found]):
         """What is found at each URL, or why nothing is."""
         with self._beginning:
             looks = {url: self._begun(url) for url in urls}
-        wait(looks.values(), self._within_s)
-        found = {url: self._found(look) for url, look in looks.items()}
+        wait([look for look, _ in looks.values()], self._within_s)
+        found = {url: self._found(late if late and not look.done() else look) for url, (look, late) in looks.items()}
         with self._beginning:
-            for url in [url for url, look in looks.items() if look.done() and self._under_way.get(url) is look]:
+            for url in [url for url, (look, _) in looks.items() if look.done() and self._under_way.get(url) is look]:
                 del self._under_way[url]
         return found
 
-    def _begun(self, url: str) -> Future[_Found]:
-        under_way = self._under_way.get(url)
-        if under_way is None:
-            store = "/".join(url.split("/")[:3]) if "://" in url else "local"
-            threads = self._threads.setdefault(store, ThreadPoolExecutor(_LOOKS))
-            under_way = self._under_way[url] = threads.submit(self._look, url)
-        return under_way
+    def _begun(self, url: str) -> tuple[Future[_Found], Future[_Found] | None]:
+        """The look that is under way, and one that has ended since the last call."""
+        before = self._under_way.get(url)
+        if before is not None and not before.done():
+            return before, None
+        store = "/".join(url.split("/")[:3]) if "://" in url else "local"
+        threads = self._threads.setdefault(store, ThreadPoolExecutor(_LOOKS))
+        look = self._under_way[url] = threads.submit(self._look, url)
+        return look, before
 
     def _found(self, look: Future[_Found]) -> _Found | MaClusterError:
         if not look.done():

@@ -3,9 +3,7 @@
 In this order: a place (429), Host and Origin (403), token (401), media type (415), announced length (413); then the
 body, which must arrive whole, within its limit and its deadline (413, 400). The routes get it at once, or not at all.
 
-Before there is a request, `BoundedConnection` bounds what one connection may take: uvicorn alone waits for headers for
-ever, and keeps them all. Serve's proxy calls `bound_connections` where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names
-it: in a Ray that we start, and in the image of deploy/.
+Before there is a request, connection.py bounds what one connection may take.
 """
 
 from __future__ import annotations
@@ -15,17 +13,13 @@ import hashlib
 import hmac
 import logging
 import re
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
-import uvicorn.config
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ma_cluster.errors import Reason, RequestFault
 from ma_cluster.http.errors import RefusedError, problem
@@ -40,16 +34,6 @@ PAGE = "/page/"
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _HOST = re.compile(r"\[?([^\[\]]*?)\]?(:\d*)?")
 _DIGITS = 18  # of an announced length; more are too many bytes in any case
-HEAD_DEADLINE_S = 15.0
-"""Time for a request's headers to arrive, seconds; the connection is closed after it."""
-ANSWER_DEADLINE_S = 120.0
-"""Time to take an answer that does not fit the sockets' buffers, seconds; the connection is closed after it. What was
-asked for behind it has a place meanwhile."""
-HEAD_BYTES = 64 * 2**10
-"""Of a request without its body. What chunks cost in framing comes on top."""
-WAITING = 512
-"""Connections whose headers are arriving at a time; one more ends the oldest."""
-_FRAMING = 8  # bytes for a body's byte, where each comes in a chunk of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,75 +224,3 @@ def _forbidden(detail: str) -> RefusedError:
 
 def _bad(detail: str) -> RefusedError:
     return RefusedError(HTTPStatus.BAD_REQUEST, RequestFault.BAD_REQUEST, detail)
-
-
-class BoundedConnection(HttpToolsProtocol):
-    """uvicorn's connection, with these limits. Whoever passes them is not answered: nothing is known of a request."""
-
-    _arriving: dict[BoundedConnection, asyncio.TimerHandle] = {}  # noqa: RUF012 - of all connections, the oldest first
-
-    def connection_made(self, transport: Any) -> None:
-        self._received = self._body = 0
-        self._unread: asyncio.TimerHandle | None = None
-        self._unanswered: deque[RequestResponseCycle] = deque()
-        super().connection_made(transport)
-        self._expect_head()
-        if len(self._arriving) > WAITING:
-            next(iter(self._arriving)).transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._have_head()
-        self._unblock()
-        for cycle in self._unanswered:  # uvicorn tells the last alone, and the others would write to what is closed
-            cycle.disconnected = True
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._unread = self.loop.call_later(ANSWER_DEADLINE_S, self.transport.abort)
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._unblock()
-        super().resume_writing()
-
-    def data_received(self, data: bytes) -> None:
-        self._received += len(data)
-        super().data_received(data)
-        if self._received - self._body > HEAD_BYTES + _FRAMING * self._body:
-            self.transport.abort()
-
-    def on_message_begin(self) -> None:
-        self._received = self._body = 0
-        self._expect_head()
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._have_head()
-        super().on_headers_complete()
-        if self.cycle is not None:  # as an upgrade has none
-            self._unanswered.append(self.cycle)
-        while self._unanswered and self._unanswered[0].response_complete:
-            self._unanswered.popleft()
-
-    def on_body(self, body: bytes) -> None:
-        self._body += len(body)
-        super().on_body(body)
-
-    def _expect_head(self) -> None:
-        if self not in self._arriving:
-            self._arriving[self] = self.loop.call_later(HEAD_DEADLINE_S, self.transport.abort)
-
-    def _unblock(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-
-    def _have_head(self) -> None:
-        deadline = self._arriving.pop(self, None)
-        if deadline is not None:
-            deadline.cancel()
-
-
-def bound_connections() -> list[Any]:
-    """Have every uvicorn that starts in this process bound its connections. No ASGI middleware comes with it."""
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedConnection.__name__}"
-    return []

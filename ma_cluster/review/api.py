@@ -29,8 +29,9 @@ from ma_cluster.archive.summary import open_run
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import Flag, MaClusterError, ObjectMissingError, RequestFault
 from ma_cluster.http.api import NOTICE
+from ma_cluster.http.connection import BoundedConnection
 from ma_cluster.http.errors import RefusedError, answer_errors
-from ma_cluster.http.guard import BoundedConnection, Guard, HttpLimits
+from ma_cluster.http.guard import Guard, HttpLimits
 from ma_cluster.http.listening import check_free, limits_of
 from ma_cluster.http.pages import add_pages, read_pages
 from ma_cluster.images.fundus import Fov
@@ -265,4 +266,6 @@ def _follow(worklist: Worklist, ended: threading.Event) -> None:
             worklist.follow()
         except MaClusterError as error:
             log.warning("the worklist waits: %s", error)
+        except Exception:  # whatever it was, the page goes on taking in what comes
+            log.exception("the worklist could not be brought up to date")
         ended.wait(_FOLLOW_S)

@@ -52,8 +52,15 @@ CREATE INDEX of_photograph ON events (photograph);
 CREATE TABLE standings (photograph TEXT, reviewer TEXT, done INTEGER, judged INTEGER, grade TEXT,
                         PRIMARY KEY (photograph, reviewer)) WITHOUT ROWID;
 """
+_STAND = """
+INSERT INTO standings VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+    judged = excluded.judged, grade = excluded.grade,
+    done = CASE WHEN excluded.done IS NULL THEN NULL ELSE coalesce(done, excluded.done) END
+"""
+"""`done` stays at the event that made it so: a later one must not take the photograph out of a walk of those done."""
 _URGENCY = {"refer": 0, "ungradable": 1, "none": 2}
 """Of a triage; what was not scored comes last."""
+_STATES = ("todo", "done")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +70,10 @@ class Query:
     sort: str = "worst"
     descending: bool = True
     triage: str = ""
-    """refer, none, ungradable, unscored, or all."""
+    """refer, none, ungradable or unscored; all, where it is empty."""
     flag: str = ""
     state: str = ""
-    """todo or done, as the reviewer has them; all."""
+    """todo or done, as the reviewer has them; all, where it is empty."""
     reviewer: str = ""
     text: str = ""
     """A part of the key, in any case, its accents written in either way."""
@@ -180,7 +187,7 @@ class Worklist:
                 seq = self._rows("SELECT max(rowid) AS last FROM events")[0]["last"]
                 done = seq if found.done else None
                 values = photograph, reviewer, done, len(found.verdicts) + len(found.drawn), found.grade
-                self._index.execute("INSERT OR REPLACE INTO standings VALUES (?, ?, ?, ?, ?)", values)
+                self._index.execute(_STAND, values)
 
     def events(self, photograph: str) -> list[Event]:
         """All events about a photograph, by its id."""
@@ -197,10 +204,13 @@ class Worklist:
         """Some rows of a walk, and how many it has.
 
         Raises:
-            UsageError: there is no such order, or moment.
+            UsageError: there is no such order, kind of photograph, or moment.
         """
         if query.sort not in _ORDERS:
             raise UsageError(f"photographs are sorted by {', '.join(_ORDERS)}")
+        for name, value, known in (("triage", query.triage, [*_URGENCY, "unscored"]), ("state", query.state, _STATES)):
+            if value not in ("", *known):
+                raise UsageError(f"{name} is {', '.join(known)}, or empty for all")
         as_of = query.as_of or self._now()
         where, values = _conditions(query, as_of)
         order = _ORDERS[query.sort].format("DESC NULLS LAST" if query.descending else "ASC NULLS LAST")

@@ -46,7 +46,9 @@ class LocalStore:
         if not there:
             raise StoreError("the source folder does not exist or is not a folder; check the path")
         folder = prefix.rpartition("/")[0]
-        for name in _walk(self.root, f"{folder}/" if folder else "") if self._path(folder).is_dir() else ():
+        with _reading():
+            there = self._path(folder).is_dir()
+        for name in _walk(self.root, f"{folder}/" if folder else "") if there else ():
             key = os.fsencode(name).decode("utf-8", "backslashreplace")
             if key.startswith(prefix) and not PurePosixPath(name).name.startswith(_PARTIAL):
                 path = self.root / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -200,6 +201,20 @@ def test_a_look_that_ends_after_the_limit_is_told_at_the_next_call() -> None:
         looked.acquire(timeout=20)
         time.sleep(0.1)  # until its thread has noted the answer
         assert looks(["slow"]) == {"slow": number}
+
+
+def test_a_destination_that_is_always_slow_is_told_of_at_every_call_but_the_first() -> None:
+    count = itertools.count(1)
+
+    def look(url: str) -> int:
+        time.sleep(0.3)
+        return next(count)
+
+    looks, told = Looks(look, within_s=0.1), []
+    for _ in range(5):
+        told.append(looks(["slow"])["slow"])
+        time.sleep(0.4)
+    assert "did not answer" in str(told[0]) and told[1:] == [1, 2, 3, 4]
 
 
 def test_a_job_is_told_of_as_its_run_stands_and_no_part_of_it_is_read_twice(

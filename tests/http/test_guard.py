@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from known_service import GUARDED, LIMITS, TOKEN, Server, served
 
-from ma_cluster.http import guard
+from ma_cluster.http import connection
 from ma_cluster.http.guard import HttpLimits
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -351,7 +351,7 @@ def test_one_byte_in_each_chunk_is_a_body_like_any_other(guarded: Server) -> Non
 
 def test_whoever_sends_no_headers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither at first nor after a request; one who has sent them is."""
-    monkeypatch.setattr(guard, "HEAD_DEADLINE_S", 0.5)
+    monkeypatch.setattr(connection, "HEAD_DEADLINE_S", 0.5)
     with served(HttpLimits()) as server, ThreadPoolExecutor(1) as answers:
         slow = answers.submit(server.ask, "POST", "/v1/segment", b"wait")
         assert server.service.entered.acquire(timeout=10)
@@ -366,8 +366,21 @@ def test_whoever_sends_no_headers_is_not_waited_for(monkeypatch: pytest.MonkeyPa
         assert slow.result()[0] == 200
 
 
+def test_whoever_goes_on_sending_what_was_refused_is_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_DEADLINE_S", 1.0)
+    head = b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with served(GUARDED) as server, closing(begun(server, head)) as client:
+        assert client.recv(4096).startswith(b"HTTP/1.1 401 ")
+        deadline = time.monotonic() + 10
+        with pytest.raises(OSError):
+            while time.monotonic() < deadline:
+                client.sendall(b"1\r\nx\r\n")
+                time.sleep(0.1)
+        assert server.ask("GET", "/healthz")[0] == 200
+
+
 def test_connections_without_headers_shut_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "WAITING", 20)
+    monkeypatch.setattr(connection, "WAITING", 20)
     with served(HttpLimits()) as server, ExitStack() as clients:
         waiting = [clients.enter_context(closing(begun(server, b"GET"))) for _ in range(60)]
         assert server.ask("GET", "/healthz")[0] == 200
@@ -386,7 +399,7 @@ def unread(server: Server) -> socket.socket:
 
 def test_whoever_does_not_read_what_it_asked_for_shuts_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a token: the document of the routes is answered to anybody."""
-    monkeypatch.setattr(guard, "ANSWER_DEADLINE_S", 1.0)
+    monkeypatch.setattr(connection, "ANSWER_DEADLINE_S", 1.0)
     with served(replace(GUARDED, requests=1)) as server, closing(unread(server)):
         deadline = time.monotonic() + 20
         while server.ask("GET", "/openapi.json")[0] == 200:  # until its answers fill the buffers

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import pytest
@@ -91,6 +94,24 @@ def test_more_photographs_than_fit_are_told_to_come_again() -> None:
         assert server.ask("POST", "/v1/segment", b"eye")[0] == 200
 
 
+def test_however_many_arrive_at_once_no_more_than_fit_are_taken_and_a_place_is_kept_until_its_answer() -> None:
+    with served(LIMITS) as server, ThreadPoolExecutor(12) as clients:
+        asked = [clients.submit(server.ask, "POST", "/v1/segment", b"wait") for _ in range(12)]
+        refused = [each.result() for each in itertools.islice(as_completed(asked), 10)]
+        assert {status for status, _, _ in refused} == {429}
+        server.service.gate.set()
+        assert sorted(each.result()[0] for each in asked) == [200] * 2 + [429] * 10
+        server.service.gate.clear()
+        server.service.entered = threading.Semaphore(0)
+        for _ in range(2):
+            left = socket.create_connection(("127.0.0.1", server.port))
+            left.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nwait")
+            assert server.service.entered.acquire(timeout=10)
+            left.close()
+        assert server.ask("POST", "/v1/segment", b"eye")[0] == 429
+        server.service.gate.set()
+
+
 def test_archives_are_asked_for_listed_looked_at_and_cancelled(open_server: Server) -> None:
     wanted = json.dumps({"source": "s3://a/b", "destination": "s3://c/d"}).encode()
     status, job, _ = open_server.ask("POST", "/v1/archives", wanted, content_type="application/json")
@@ -105,7 +126,7 @@ def test_archives_are_asked_for_listed_looked_at_and_cancelled(open_server: Serv
 
 
 def test_a_request_that_is_not_understood_is_answered_without_what_was_sent(open_server: Server) -> None:
-    for body in (b"{}", b"not json", b'{"source": "patient 12", "destination": 3}', b"[]"):
+    for body in (b"{}", b"not json", b'{"source": "patient 12", "destination": 3}', b'{"patient 12": 1}', b"[]"):
         status, problem, _ = open_server.ask("POST", "/v1/archives", body, content_type="application/json")
         assert (status, problem["reason"]) == (422, "invalid")
         assert "patient" not in problem["detail"]

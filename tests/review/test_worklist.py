@@ -82,7 +82,8 @@ def test_pages_of_a_walk_are_the_whole_in_order(eyes: Worklist) -> None:
 
 def test_an_order_or_a_moment_that_is_none_is_refused(eyes: Worklist) -> None:
     moments = [Query(as_of=as_of) for as_of in ("x", "1", f"{2**64}.0", "1." + 5000 * "9")]
-    for wrong in (Query(sort="key; DROP TABLE photographs"), *moments):
+    kinds = Query(triage="urgent"), Query(triage="all"), Query(state="all", reviewer="ada")
+    for wrong in (Query(sort="key; DROP TABLE photographs"), *kinds, *moments):
         with pytest.raises(UsageError):
             eyes.page(wrong, 0, 1)
 
@@ -105,6 +106,16 @@ def test_a_walk_through_what_is_to_do_is_not_shortened_by_what_gets_done(tmp_pat
         assert keys(found, wanted) == ["eye-1.jpg", "eye-0.jpg"]
         assert keys(found, Query(state="done", reviewer="ada")) == ["eye-3.jpg", "eye-2.jpg"]
         assert len(keys(found, Query(state="todo", reviewer="bob"))) == 4
+
+
+def test_a_walk_through_what_is_done_is_not_shortened_by_what_is_said_of_it_again(tmp_path: Path) -> None:
+    with worklists(small_run(tmp_path, 4, 300)) as (found,):
+        found.note([done(found, f"eye-{number}.jpg", number=number + 1) for number in range(4)])
+        first = found.page(Query(state="done", reviewer="ada"), 0, 2)
+        said = [done(found, row["key"], number=number) for number, row in enumerate(first.rows, 10)]
+        found.note([event.model_copy(update={"kind": Kind.NOTE, "note": "seen"}) for event in said])
+        later = Query(state="done", reviewer="ada", as_of=first.as_of)
+        assert keys(found, later, 2, 2) == ["eye-1.jpg", "eye-0.jpg"]
 
 
 def test_events_of_other_servers_are_followed(tmp_path: Path) -> None:

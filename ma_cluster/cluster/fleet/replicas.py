@@ -7,6 +7,7 @@ Segmenter   CPU or GPU  networks, lesions, mask, overlay    <- Prepared, straigh
 from __future__ import annotations
 
 import faulthandler
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -169,7 +170,7 @@ class Segmenter:
         from ma_cluster.lesions.detector import Detector  # torch: only the Segmenters wait for it and hold it
 
         device, threads = "cuda" if fleet.gpus_per_segmenter else "cpu", fleet.threads_per_segmenter
-        self._fleet = fleet
+        self._fleet, self._busy = fleet, threading.Lock()
         self._detector = Detector.load(model.location, device=device, threads=threads, digest=model.digest)
 
     def joined(self) -> tuple[str, Fleet]:
@@ -177,7 +178,8 @@ class Segmenter:
         return self._detector.digest, self._fleet
 
     def segment(self, prepared: Prepared, operating_point: OperatingPoint) -> Segmentation:
-        with _ended_after(self._fleet.segment_deadline_s):
+        # Serve lets the next one in while that of a request which was cancelled is still looked at; one timer is all
+        with self._busy, _ended_after(self._fleet.segment_deadline_s):
             detection = self._detector.segment(prepared, operating_point)
             began = time.perf_counter()
             mask = encode_mask(detection.mask)

@@ -21,9 +21,11 @@ from ray.exceptions import (
     ObjectLostError,
     OutOfMemoryError,
     RayActorError,
+    RayError,
     RayTaskError,
     WorkerCrashedError,
 )
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
@@ -252,3 +254,6 @@ def _blamed(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]
     except TimeoutError as error:
         response.cancel()  # type: ignore[no-untyped-call]
         raise WorkerLostError(Reason.TIMEOUT, f"no answer within {timeout_s:g} s") from error
+    except (RayError, RayServeException) as error:  # cancelled, no room for its objects, the deployment gone, ...
+        log.warning("a photograph was not answered: %s", error)
+        raise WorkerLostError(Reason.CRASHED_WORKER, f"not answered ({type(error).__name__})") from error

@@ -71,6 +71,8 @@ class JobRunner:
     """Jobs that run at a time; the others wait in the order in which they were asked for."""
     _logs: dict[str, str] = field(default_factory=dict)
     """Of the drivers that run, as they were last kept."""
+    _slow: set[str] = field(default_factory=set)
+    """Jobs whose driver was started, and had not answered yet."""
 
     def running(self) -> set[str]:
         """Ids of the jobs that something drives."""
@@ -120,7 +122,8 @@ class JobRunner:
         )
         try:
             ray.get(actor.remote([*command, *self.options]).poll.remote(), timeout=_ANSWER_S)
-        except GetTimeoutError:  # a slow start is none that has failed
+        except GetTimeoutError:  # a slow start is none that has failed, once it answers
+            self._slow.add(job.id)
             return True
         except RayActorError as error:
             self._start_failed(job.id, str(error).strip().splitlines()[-1])
@@ -136,9 +139,13 @@ class JobRunner:
     def _still_runs(self, job_id: str) -> bool:
         answer = self._ask(job_id, "poll")
         if answer is None:
+            self._slow.discard(job_id)
             return False
         status, lines = answer
         try:
+            if job_id in self._slow and answer is not _ALIVE:
+                self.jobs.change(job_id, failed_starts=max(0, self.jobs.get(job_id).failed_starts - 1))
+                self._slow.remove(job_id)
             if lines and lines != self._logs.get(job_id):
                 self.jobs.keep_log(job_id, lines)
                 self._logs[job_id] = lines

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from archive_runs import rows
 from dicom_files import dicom_file
@@ -138,6 +139,20 @@ def test_a_photograph_is_answered_as_detect_answers_it(service: Served, eye: byt
     assert {"fetch", "hgn", "decode"} - values["seconds"].keys() == {"fetch"}
     assert service.ask("POST", "/v1/segment", eye, Accept="image/png")[1].startswith(b"\x89PNG")
     assert service.ask("POST", "/v1/segment", b"<html>")[0] == 415
+
+
+def test_clients_that_leave_take_no_replica_with_them(service: Served, eye: bytes) -> None:
+    def replicas() -> list[int]:
+        return [replica.pid for kind in ("segmenter", "reader") for replica in service.replicas(kind)]
+
+    before = replicas()
+    head = f"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(eye)}\r\n\r\n".encode()
+    for seconds in np.linspace(0.0, 0.5, 8):
+        with closing(socket.create_connection(("127.0.0.1", service.port))) as client:
+            client.sendall(head + eye)
+            time.sleep(seconds)
+    assert service.ask("POST", "/v1/segment", eye)[0] == 200
+    assert replicas() == before
 
 
 def test_a_dicom_file_is_answered_with_what_its_header_tells_but_who_it_is(service: Served, eye: bytes) -> None:

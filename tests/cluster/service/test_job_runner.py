@@ -16,6 +16,7 @@ import ray
 from archive_jobs import config_of, jobs_of, photographs
 from processes import descendants, kill
 
+from ma_cluster.cluster.service import job_runner
 from ma_cluster.cluster.service.job_runner import DriverProcess, JobRunner
 from ma_cluster.http.jobs import ArchiveJobs, JobState
 from ma_cluster.storage.local import LocalStore
@@ -83,6 +84,19 @@ def test_a_driver_that_is_killed_again_and_again_fails_and_one_that_is_killed_on
     until(jobs, killed(1))
     until(jobs, lambda: jobs.get(job.id).error is not None)
     assert "lost" in str(jobs.get(job.id).error)
+
+
+def test_a_start_that_was_slow_has_not_failed_once_its_driver_answers(
+    jobs: ArchiveJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, own = jobs.request(str(tmp_path / "source"), str(tmp_path / "dest")), runner(jobs)
+    with monkeypatch.context() as slow:
+        slow.setattr(job_runner, "_ANSWER_S", 0.0)
+        own.reconcile()
+    assert jobs.get(job.id).failed_starts == 1
+    own.reconcile()
+    assert jobs.get(job.id).failed_starts == 0
+    own.stop(timeout_s=30.0)
 
 
 def test_a_job_of_another_model_is_not_run(jobs: ArchiveJobs, tmp_path: Path) -> None:
