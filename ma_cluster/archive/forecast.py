@@ -221,8 +221,10 @@ def _rate(parallel: int | float, each: float) -> float:
     return parallel / each if each > 0 else math.inf
 
 
-def to_json(found: Survey, stages: StageSeconds, said: Forecast) -> str:
-    """All of it; a part that takes no time has no rate."""
+def to_json(found: Survey, stages: StageSeconds, said: Forecast, hourly_price: float | None, gpus: float) -> str:
+    """All of it; a part that takes no time has no rate. `gpus` is of the whole fleet."""
     rates: dict[str, Any] = {part: rate if math.isfinite(rate) else None for part, rate in said.rates.items()}
-    values = {"survey": asdict(found), "stages": asdict(stages), "forecast": asdict(said) | {"rates": rates}}
+    cost = None if hourly_price is None else said.seconds / 3600 * hourly_price
+    forecast = asdict(said) | {"rates": rates, "cost": cost, "gpus": gpus}
+    values = {"survey": asdict(found), "stages": asdict(stages), "forecast": forecast}
     return json.dumps(values, indent=2)

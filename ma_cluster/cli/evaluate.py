@@ -35,7 +35,8 @@ def evaluate(
     model: Model = "lite",
     rows: Annotated[str, typer.Option(metavar="all|NAME,...", help="Rows of the table, by name.")] = "all",
     healthy: Annotated[
-        str | None, typer.Option(metavar="URL", help="Photographs without lesions, to count what is called on them.")
+        str | None,
+        typer.Option(metavar="URL", help="Photographs without lesions, to count what is called on them; test: all."),
     ] = None,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs for each photograph under way; a share is allowed.")] = 0.0,
     address: Address = None,
@@ -52,6 +53,8 @@ def evaluate(
 
     if data is None and grades is None:
         raise UsageError("there is nothing to compare with: give --data, --grades or both")
+    if data is None and (healthy is not None or rows != "all"):
+        raise UsageError("--rows and --healthy are of the comparison with masks: give --data as well")
     bundle, store = load_bundle(model), open_store(out)
     request = look.EvaluationRequest(
         data=data,

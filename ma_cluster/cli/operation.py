@@ -73,7 +73,7 @@ def plan(
     readers: Readers = 1,
     gpus: Gpus = 0.0,
     within: Annotated[
-        float | None, typer.Option(min=0, metavar="HOURS", help="Say the fleet that takes no longer.")
+        float | None, typer.Option(min=1 / 60, metavar="HOURS", help="Say the fleet that takes no longer.")
     ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of an hour of the whole fleet, for the cost.")] = None,
     store_mb: Annotated[
@@ -83,8 +83,8 @@ def plan(
 ) -> None:
     """Say what an archive would take, and score nothing.
 
-    Lists the source, reads the headers of a sample, and takes seconds of each stage from a run, --like, or from as many
-    photographs as this machine has cores, which then does all by itself unless --replicas are given.
+    Lists the source, reads the headers of a sample, and takes seconds of each stage from a run, --like (for --gpus from
+    one on such), or from two photographs for each core here, which then does all by itself unless --replicas are given.
     """
     from ma_cluster.archive import forecast
     from ma_cluster.images.sandbox import SandboxConfig
@@ -110,7 +110,7 @@ def plan(
     )
     said = forecast.forecast(found, stages, capacity, within and within * 3600)
     if as_json:
-        typer.echo(forecast.to_json(found, stages, said))
+        typer.echo(forecast.to_json(found, stages, said, price, capacity.segmenters * gpus))
         return
     for line in forecast_lines(found, stages, said, price):
         typer.echo(line)

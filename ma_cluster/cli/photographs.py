@@ -235,7 +235,8 @@ def reviews(
 ) -> None:
     """Show what reviewers have done, and how far they agree with each other and with the model.
 
-    With --export, `ma-cluster train --data URL/manifest.csv` and `--grades URL/grades.csv` take what is written.
+    With --export, `ma-cluster train --data URL/manifest.csv` takes what is written, and so do `bundle` and `evaluate`
+    with `--grades URL/grades.csv`.
     """
     from ma_cluster.archive.summary import open_run
     from ma_cluster.report.console import review_lines

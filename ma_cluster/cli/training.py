@@ -216,8 +216,8 @@ def bundle(
         raise UsageError(f"{out} holds a bundle already, and nothing is overwritten; name another place")
     named = {"hgn_1x": hgn_1x, "hgn_half": hgn_half, "prn": prn, "cls": cls}
     checkpoints = {name: urls for name, urls in named.items() if urls}
-    if judge and not data:
-        raise UsageError("--judge needs the photographs that it is fitted on: give --data, and --healthy")
+    if (judge or healthy) and not data:
+        raise UsageError("--judge and --healthy go with photographs whose lesions are outlined: give --data as well")
     packed = pack(checkpoints, chosen, attribution)
     if data and judge:
         packed = _judged(packed, data, healthy)

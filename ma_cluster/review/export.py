@@ -2,7 +2,7 @@
 
 manifest.csv    image, mask, label, split, group; every photograph that somebody has done
 masks/          1-bit PNG, white where at least half of those who did it see a lesion
-grades.csv      image, grade (the middle one of those given), group
+grades.csv      image, grade (the middle one of those given), split and group as in manifest.csv
 lesions.csv     every lesion with each reviewer's verdict, for spreadsheets
 coco.json       the masks as polygons
 """
@@ -81,10 +81,10 @@ def export_reviews(dest: Store, run: Run, out: Store, reviewers: Sequence[str] =
             _add(done, photograph, out, {"image": image, "group": group, "grade": grade})
     if not done.photographs:
         raise UsageError("no photograph is done: export follows `Done` on the page, which says that all was looked at")
-    _split(done._manifest)
+    _split(done._manifest, done._grades)
     out.put(_MARK, (json.dumps(_coco(done, run)) + "\n").encode())
     out.put("manifest.csv", to_csv(done._manifest, ["image", "mask", "label", "split", "group"]))
-    out.put("grades.csv", to_csv(done._grades, ["image", "grade", "group"]))
+    out.put("grades.csv", to_csv(done._grades, ["image", "grade", "split", "group"]))
     columns = ["photograph", "reviewer", "done", "grade", "lesion", "verdict", "row", "col", "diameter_px", "note"]
     out.put("lesions.csv", to_csv(done._verdicts, columns))
     return done
@@ -143,17 +143,16 @@ def _add(done: Exported, photograph: Reviewed, out: Store, known: dict[str, Any]
         done._annotations.append({"id": len(done._annotations) + 1, "image_id": image_id, **annotation})
 
 
-def _split(manifest: list[dict[str, Any]]) -> None:
+def _split(manifest: list[dict[str, Any]], grades: list[dict[str, Any]]) -> None:
     """One group in five validates, one with lesions at least where two have some; whom follows from their names."""
-    digests = {
-        row["group"]: hashlib.sha256(row["group"].encode("utf-8", "surrogatepass")).hexdigest() for row in manifest
-    }
+    groups = {row["group"] for row in [*manifest, *grades]}
+    digests = {group: hashlib.sha256(group.encode("utf-8", "surrogatepass")).hexdigest() for group in groups}
     order = sorted(digests, key=digests.__getitem__)
     outlined = [group for group in order if any(row["group"] == group and row["mask"] for row in manifest)]
     validating = set(order[: len(order) // _VALIDATING])
     if len(outlined) > 1:
         validating = (validating | {outlined[0]}) - {outlined[-1]}
-    for row in manifest:
+    for row in [*manifest, *grades]:
         row["split"] = "validation" if row["group"] in validating else "training"
 
 

@@ -253,6 +253,8 @@ def test_the_service_survives_its_head_and_sends_calls_to_nodes_with_a_proxy() -
 
 def test_clusters_for_jobs_and_for_the_service_differ_where_they_must_alone() -> None:
     cluster, service = cluster_specs()["RayCluster"], cluster_specs()["RayService"]
+    names = [document["metadata"]["name"] for kind in cluster_specs() for document in of_kind(kind)]
+    assert len(set(names)) == 2, "each has a Service of its name in the same namespace"
     for spec in (cluster, service):
         spec.pop("gcsFaultToleranceOptions", None)
         for container in containers(spec):
