@@ -44,7 +44,8 @@ RESAMPLES = 2000
 SEED = 0
 COVERAGE = 0.95
 FEWEST = 5
-"""Photographs that a verdict needs: so few resamples differ below that their interval means little."""
+"""Photographs, or groups of them, that a verdict needs: so few resamples differ below that their interval means
+little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,13 @@ def table_figures(tally: Tally, thresholds: Mapping[str, float]) -> dict[str, An
     """
     if not any(row.lesions.lesions for row in tally.rows.values()):
         raise UsageError("the masks of these photographs hold no lesion, so there is nothing to find; check the data")
-    pooled = [photograph.pixels for photograph in tally.photographs if photograph.pixels]
-    weights = draw_weights(len(pooled))
-    drawn = {name: resampled_precision([pixels[name] for pixels in pooled], weights) for name in tally.rows}
+    pooled = [photograph for photograph in tally.photographs if photograph.pixels]
+    groups = group_numbers([photograph.group for photograph in pooled])
+    weights = draw_groups(groups)
+    drawn = {name: resampled_precision([each.pixels[name] for each in pooled], weights) for name in tally.rows}
     rows = {name: _row(counts, drawn[name], thresholds.get(name)) for name, counts in tally.rows.items()}
     claims = [(better, than) for better, than in CLAIMS if better in rows and than in rows]
-    differences = [_difference(better, than, tally.rows, drawn) for better, than in claims]
+    differences = [_difference((better, than), tally.rows, drawn, int(groups.max()) + 1) for better, than in claims]
     return {"rows": rows, "differences": differences}
 
 
@@ -129,8 +131,9 @@ def _operating(operating: Operating) -> dict[str, float]:
 
 
 def _difference(
-    better: str, than: str, rows: Mapping[str, RowCounts], drawn: Mapping[str, Float[ndarray, "r"]]
+    claim: tuple[str, str], rows: Mapping[str, RowCounts], drawn: Mapping[str, Float[ndarray, "r"]], groups: int
 ) -> dict[str, Any]:
+    better, than = claim
     exact = interval(drawn[better] - drawn[than])
     bounds = Interval(_rounded(exact.low), _rounded(exact.high), _rounded(exact.above_zero))
     difference = average_precision(rows[better].pixels) - average_precision(rows[than].pixels)
@@ -141,7 +144,7 @@ def _difference(
         "ci_low": bounds.low,
         "ci_high": bounds.high,
         "share_above_zero": bounds.above_zero,
-        "claim": verdict(bounds, rows[better].lesions.photographs),
+        "claim": verdict(bounds, groups),
     }
 
 
@@ -152,6 +155,21 @@ def _rounded(value: float) -> float:
 def draw_weights(photographs: int, resamples: int = RESAMPLES, seed: int = SEED) -> Int64[ndarray, "r n"]:
     """How often each photograph is in each resample."""
     return np.random.default_rng(seed).multinomial(photographs, np.full(photographs, 1 / photographs), resamples)
+
+
+def group_numbers(groups: Sequence[str]) -> Int64[ndarray, "n"]:
+    """The number of the group of each photograph, from 0; one without a name is a group of its own.
+
+    Where all have the same name each is its own as well: of one group nothing could be told.
+    """
+    names = [name or f"\0{number}" for number, name in enumerate(groups)]
+    order = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([order[name] for name in names]) if len(order) > 1 else np.arange(len(names))
+
+
+def draw_groups(numbers: Int64[ndarray, "n"]) -> Int64[ndarray, "r n"]:
+    """How often each photograph is in each resample: as often as its group was drawn."""
+    return draw_weights(int(numbers.max()) + 1)[:, numbers]
 
 
 def resampled_precision(
@@ -173,9 +191,9 @@ def interval(values: Float[ndarray, "r"]) -> Interval:
     return Interval(float(low), float(high), float((known > 0).mean()))
 
 
-def verdict(difference: Interval, photographs: int) -> str:
-    """What the interval of a difference over so many photographs says of "the first is better"."""
-    if photographs < FEWEST:
+def verdict(difference: Interval, groups: int) -> str:
+    """What the interval of a difference over so many groups of photographs says of "the first is better"."""
+    if groups < FEWEST:
         return "cannot be told"
     if difference.low > 0:
         return "holds"

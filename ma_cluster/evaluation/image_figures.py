@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from numpy import ndarray
 
 from ma_cluster.errors import ImageError, Triage, UsageError
-from ma_cluster.evaluation.figures import DECIMALS, draw_weights, interval
+from ma_cluster.evaluation.figures import DECIMALS, draw_groups, group_numbers, interval
 from ma_cluster.images.datasets import Graded, read_object
 from ma_cluster.lesions.detector import Detector
 
@@ -125,7 +125,7 @@ def image_figures(answers: Sequence[GradedAnswer], refer_at: float) -> dict[str,
     if not (grade == 0).any() or not (grade > 0).any():
         raise UsageError("it takes photographs with and without retinopathy that can be scored; check the grades")
     score = np.array([answer.score for answer in scored], dtype=np.float64)
-    weights = _weights([answer.graded.group for answer in scored])
+    weights = draw_groups(group_numbers([answer.graded.group for answer in scored]))
     every = {name: (chosen, Scores(score, positive, weights)) for name, chosen, positive in _comparisons(grade)}
     columns, left_out = _columns([answer.graded.columns for answer in scored])
     asked = {name: every[name] for name in ("none_against_any", "below_2_against_2_up") if name in every}
@@ -155,12 +155,6 @@ def _comparisons(grade: Int64[ndarray, "n"]) -> Iterator[tuple[str, Bool[ndarray
         yield f"none_against_{each}", (grade == 0) | (grade == each), grade > 0
     if (grade >= REFERABLE).any():
         yield "below_2_against_2_up", grade >= 0, grade >= REFERABLE
-
-
-def _weights(groups: Sequence[str]) -> Int64[ndarray, "r n"]:
-    """How often each photograph is in each resample: as often as its group was drawn."""
-    _, group = np.unique(groups, return_inverse=True)
-    return draw_weights(int(group.max()) + 1)[:, group]
 
 
 def _figures(scores: Scores, refer_at: float) -> dict[str, Any]:

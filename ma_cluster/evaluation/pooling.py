@@ -19,7 +19,8 @@ from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.figures import (
     DECIMALS,
     Interval,
-    draw_weights,
+    draw_groups,
+    group_numbers,
     interval,
     resampled_precision,
     verdict,
@@ -71,7 +72,8 @@ def paired_differences(ours: Tally, theirs: Tally) -> list[dict[str, Any]]:
     rows = [name for name in ours.rows if name in theirs.rows]
     if not rows:
         raise UsageError("the evaluations have no row in common; `evaluate --rows` chooses them")
-    weights = draw_weights(len(pairs))
+    groups = group_numbers([mine.group for mine, _ in pairs])
+    weights = draw_groups(groups)
     found = []
     for name in rows:
         pixels = [resampled_precision([pair[side].pixels[name] for pair in pairs], weights) for side in (0, 1)]
@@ -84,7 +86,9 @@ def paired_differences(ours: Tally, theirs: Tally) -> list[dict[str, Any]]:
             ("froc_mean", froc, lesions),
         ):
             bounds = interval(mine - its)
-            found.append({"row": name, "figure": figure, "ours": own, "theirs": other} | _said(bounds, len(pairs)))
+            found.append(
+                {"row": name, "figure": figure, "ours": own, "theirs": other} | _said(bounds, int(groups.max()) + 1)
+            )
     return [
         {key: round(value, DECIMALS) if isinstance(value, float) else value for key, value in each.items()}
         for each in found
@@ -114,8 +118,8 @@ def _paired(ours: Tally, theirs: Tally) -> list[tuple[Photograph, Photograph]]:
     return [(mine[digest], its[digest]) for digest in sorted(mine)]
 
 
-def _said(bounds: Interval, photographs: int) -> dict[str, Any]:
-    return {"ci_low": bounds.low, "ci_high": bounds.high, "better": verdict(bounds, photographs)}
+def _said(bounds: Interval, groups: int) -> dict[str, Any]:
+    return {"ci_low": bounds.low, "ci_high": bounds.high, "better": verdict(bounds, groups)}
 
 
 _COUNTS = pa.list_(pa.int64())
@@ -133,6 +137,7 @@ _SCHEMA = pa.schema(
     {
         "number": pa.int64(),
         "digest": pa.string(),
+        "group": pa.string(),
         "healthy": pa.bool_(),
         "called": pa.int64(),
         "found": pa.int64(),
@@ -143,8 +148,11 @@ _SCHEMA = pa.schema(
 )
 
 
+_PLAIN = ("number", "digest", "group", "healthy", "called", "found", "false")
+
+
 def _to_values(photograph: Photograph) -> dict[str, Any]:
-    plain = {name: getattr(photograph, name) for name in ("number", "digest", "healthy", "called", "found", "false")}
+    plain = {name: getattr(photograph, name) for name in _PLAIN}
     rows = [
         {
             "name": name,

@@ -50,6 +50,8 @@ class Sample:
     other_masks: tuple[str, ...] = ()
     others_known: bool = True
     """Whether other kinds of lesions than `mask`'s were looked for, too: what no mask outlines is then not there."""
+    group: str = ""
+    """What belongs together, as the photographs of one patient; empty where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +244,11 @@ def _read_manifest(url: str) -> list[Sample]:
             known = f"label ({' or '.join(_LABELS)}) and split ({', '.join(_SPLITS)})"
             raise UsageError(f"row {number} of the manifest needs image, {known}")
         name = PurePosixPath(image).stem
-        group = row.get("group") or name
-        if split_of.setdefault(group, part) != part:
+        if split_of.setdefault(row.get("group") or name, part) != part:
             raise UsageError(f"row {number} of the manifest puts its group (patient) into a second split")
         own, others = mask and _resolve(folder, mask), label == "healthy"  # which shows no retinopathy at all
-        samples.append(Sample(name, _resolve(folder, image), own, label, part, others_known=others))
+        belongs = str(row.get("group") or "")
+        samples.append(Sample(name, _resolve(folder, image), own, label, part, others_known=others, group=belongs))
     return samples
 
 

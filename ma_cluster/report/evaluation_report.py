@@ -53,8 +53,9 @@ CONVENTIONS = {
     + "map whose scores lie between two thresholds is flattered.",
     "average_precision": "Sum over all thresholds of (recall step) x precision, as in scikit-learn; never to be "
     + "compared with auc_pr_33.",
-    "ci": f"Percentile interval ({COVERAGE:.0%}) of the average precision over {RESAMPLES} resamples of the photographs"
-    + f" (seed {SEED}), from counts in some 2000 score bins. Differences are of the same resamples, so paired.",
+    "ci": f"Percentile interval ({COVERAGE:.0%}) of the average precision over {RESAMPLES} resamples (seed {SEED}) of "
+    + "the photographs, or of their groups where a manifest names several, from counts in some 2000 score bins. "
+    + "Differences are of the same resamples, so paired.",
     "claim": "Of 'better beats than': holds where the whole interval of the difference is above 0, does not where it "
     + f"is below, else, or with fewer than {FEWEST} photographs, cannot be told.",
     "threshold": "f1, precision and recall are at the best-F1 threshold of the bundle's validation where it has one, "

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ma_cluster.evaluation.figures import Interval, draw_weights, interval, resampled_precision, verdict
+from ma_cluster.evaluation.figures import (
+    Interval,
+    draw_groups,
+    draw_weights,
+    group_numbers,
+    interval,
+    resampled_precision,
+    verdict,
+)
 from ma_cluster.evaluation.scoring import PixelCounts, average_precision, coarse
 
 
@@ -40,6 +48,27 @@ def test_each_resample_draws_as_many_photographs_as_there_are_and_the_same_again
     assert (weights.sum(axis=1) == 7).all()
     assert (weights == draw_weights(7, resamples=50, seed=3)).all()
     assert (weights != draw_weights(7, resamples=50, seed=4)).any()
+
+
+def test_photographs_of_one_group_are_drawn_together_and_those_without_alone() -> None:
+    numbers = group_numbers(["eve", "", "bob", "eve", ""])
+    assert numbers.tolist() == [0, 1, 2, 0, 3]
+    weights = draw_groups(numbers)
+    assert (weights[:, 0] == weights[:, 3]).all() and (weights[:, 1] != weights[:, 4]).any()
+    assert (weights[:, [0, 1, 2, 4]].sum(axis=1) == 4).all()
+
+
+@pytest.mark.parametrize("name", ["", "everybody"])
+def test_without_groups_that_differ_photographs_are_drawn(name: str) -> None:
+    assert (draw_groups(group_numbers([name] * 7)) == draw_weights(7)).all()
+
+
+def test_copies_of_one_eye_make_nothing_surer() -> None:
+    counts = [coarse(each) for each in photographs(3.0, seed=2, count=6)]
+    once = interval(resampled_precision(counts, draw_groups(group_numbers([""] * 6))))
+    names = [f"eye {number}" for number in range(6)] * 4
+    copies = interval(resampled_precision(counts * 4, draw_groups(group_numbers(names))))
+    assert (copies.low, copies.high) == pytest.approx((once.low, once.high))
 
 
 def test_a_clear_winner_holds_and_its_mirror_does_not() -> None:

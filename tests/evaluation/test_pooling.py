@@ -20,6 +20,7 @@ from ma_cluster.evaluation.scoring import RATES, LesionCounts, PixelCounts, coar
 from ma_cluster.evaluation.tally import Photograph
 from ma_cluster.images.fundus import Fov
 from ma_cluster.images.reading import read_pixels
+from ma_cluster.storage.parquet import from_parquet, to_parquet
 
 
 def looked_at(number: int, skill: float) -> Photograph:
@@ -38,8 +39,11 @@ def looked_at(number: int, skill: float) -> Photograph:
 
 
 def test_what_is_written_of_photographs_is_read_again() -> None:
-    ours = [looked_at(1, 3.0), Photograph(2, "b", True, 0)]
+    ours = [looked_at(1, 3.0), Photograph(2, "b", True, 0, group="eve")]
     found = decode_photographs(encode_photographs(ours))
+    assert [each.group for each in found] == ["", "eve"]
+    older = to_parquet(from_parquet(encode_photographs(ours)).drop_columns("group"))
+    assert [each.group for each in decode_photographs(older)] == ["", ""]
     assert [(each.number, each.digest, each.healthy, each.called) for each in found] == [
         (each.number, each.digest, each.healthy, each.called) for each in ours
     ]
