@@ -7,7 +7,6 @@ Segmenter   CPU or GPU  networks, lesions, mask, overlay    <- Prepared, straigh
 from __future__ import annotations
 
 import faulthandler
-import math
 import threading
 import time
 from collections.abc import Iterator
@@ -32,8 +31,6 @@ from ma_cluster.storage.store import Entry
 _SOURCES = 16
 """Open sources that a Reader keeps."""
 _DRIVER_CPUS = 1  # left for the workers that ask the fleet
-_FED, _FEEDS_A_GPU = 16, 20
-"""Threads of Segmenters that one Reader keeps busy, and Readers that a GPU wants."""
 _ROUNDING = 1e-9
 
 
@@ -56,7 +53,7 @@ class Fleet:
     segmenters: int | None = None
     """Replicas of the Segmenter; None takes as many as free CPUs and GPUs hold, one at least."""
     readers: int = 1
-    """Replicas of the Reader; more where the number of Segmenters is left open and is more than these feed."""
+    """Replicas of the Reader. On a CPU one feeds many Segmenters, a GPU wants some twenty."""
     gpus_per_segmenter: float = 0.0
     """GPUs of a Segmenter, a whole number or a share of one; 0 runs the networks on the CPU."""
     threads_per_segmenter: int = 1
@@ -130,7 +127,7 @@ class Fleet:
     def sized(self, images: int) -> Fleet:
         """The fleet with its number of Segmenters, for so many photographs on the Ray this process is connected to.
 
-        As many as its free CPUs and GPUs hold, one at least, which may have to wait for them, and Readers to feed them.
+        As many as its free CPUs and GPUs hold, one at least, which may have to wait for them.
         """
         if self.segmenters is not None:
             return self
@@ -138,17 +135,8 @@ class Fleet:
         nodes = [node["Resources"] for node in listed if node["Alive"]]
         on_nodes = sum(self.room(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes)
         free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        return self.shared_out(free.get("CPU", 0.0) - _DRIVER_CPUS, free.get("GPU", 0.0), min(on_nodes, images))
-
-    def shared_out(self, cpus: int | float, gpus: int | float, most: int) -> Fleet:
-        """The fleet with so many CPUs and GPUs shared out to Segmenters, at most so many, and the Readers they want."""
-        segmenters = max(1, min(most, self.room(cpus - self.readers, gpus)))
-        if self.gpus_per_segmenter:
-            left = int(cpus - segmenters * self.threads_per_segmenter)
-            wanted = min(left, math.ceil(segmenters * self.gpus_per_segmenter * _FEEDS_A_GPU - _ROUNDING))
-            return replace(self, segmenters=segmenters, readers=max(self.readers, wanted))
-        readers = max(self.readers, math.ceil(segmenters * self.threads_per_segmenter / _FED))
-        return replace(self, segmenters=max(1, min(most, self.room(cpus - readers, gpus))), readers=readers)
+        in_all = self.room(free.get("CPU", 0.0) - self.readers - _DRIVER_CPUS, free.get("GPU", 0.0))
+        return replace(self, segmenters=max(1, min(on_nodes, in_all, images)))
 
 
 class Reader:

@@ -67,29 +67,6 @@ def test_room_is_what_cpus_and_gpus_both_hold(
     assert Fleet(threads_per_segmenter=threads, gpus_per_segmenter=gpus).room(cpus_there, gpus_there) == room
 
 
-@pytest.mark.parametrize(
-    ("fleet", "there", "segmenters", "readers"),
-    [
-        (Fleet(), (3, 0, 1000), 2, 1),
-        (Fleet(), (319, 0, 1000), 299, 20),
-        (Fleet(threads_per_segmenter=4), (100, 0, 1000), 23, 6),
-        (Fleet(readers=40), (319, 0, 1000), 279, 40),
-        (Fleet(), (319, 0, 3), 3, 1),
-        (Fleet(), (0, 0, 1000), 1, 1),
-        (Fleet(gpus_per_segmenter=1.0), (100, 4, 1000), 4, 80),
-        (Fleet(gpus_per_segmenter=1.0), (15, 1, 1000), 1, 14),
-        (Fleet(gpus_per_segmenter=0.25), (16, 1, 1000), 4, 12),
-        (Fleet(gpus_per_segmenter=1.0), (1, 0, 1000), 1, 1),
-    ],
-)
-def test_readers_grow_with_the_segmenters_that_they_feed(
-    fleet: Fleet, there: tuple[int, int, int], segmenters: int, readers: int
-) -> None:
-    """Of so many CPUs and GPUs, and so many Segmenters at most."""
-    shared = fleet.shared_out(*there)
-    assert (shared.segmenters, shared.readers) == (segmenters, readers)
-
-
 @pytest.mark.parametrize("gpus", [-1.0, 1.5, float("nan")])
 def test_gpus_are_a_whole_number_or_a_share_of_one(gpus: float) -> None:
     with pytest.raises(ValueError, match="a whole number or a share of one"):
