@@ -34,8 +34,15 @@ PHOTOGRAPHS = "photographs.parquet"
 
 
 def encode_photographs(photographs: Sequence[Photograph]) -> bytes:
-    """photographs.parquet: a row for each photograph, `rows` with the counts of each row of the table."""
-    return to_parquet(pa.Table.from_pylist([_to_values(photograph) for photograph in photographs], _SCHEMA))
+    """photographs.parquet: a row for each photograph, `rows` with the counts of each row of the table.
+
+    A group, whose name may be a patient's, is called by the digest of one of its photographs.
+    """
+    called = {each.group: each.digest for each in sorted(photographs, key=lambda each: each.digest, reverse=True)}
+    values = [
+        _to_values(photograph) | {"group": photograph.group and called[photograph.group]} for photograph in photographs
+    ]
+    return to_parquet(pa.Table.from_pylist(values, _SCHEMA))
 
 
 def decode_photographs(data: bytes) -> list[Photograph]:
@@ -72,7 +79,7 @@ def paired_differences(ours: Tally, theirs: Tally) -> list[dict[str, Any]]:
     rows = [name for name in ours.rows if name in theirs.rows]
     if not rows:
         raise UsageError("the evaluations have no row in common; `evaluate --rows` chooses them")
-    groups = group_numbers([mine.group for mine, _ in pairs])
+    groups = group_numbers([mine.group or its.group for mine, its in pairs])
     weights = draw_groups(groups)
     found = []
     for name in rows:
@@ -148,7 +155,7 @@ _SCHEMA = pa.schema(
 )
 
 
-_PLAIN = ("number", "digest", "group", "healthy", "called", "found", "false")
+_PLAIN = ("number", "digest", "healthy", "called", "found", "false")
 
 
 def _to_values(photograph: Photograph) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Photograph:
     false_on: dict[str, int] = field(default_factory=dict)
     """What the false pixels of all outlines lie on; see `false_pixels`."""
     group: str = ""
-    """A digest of the name of what it belongs to, as its patient; empty where nothing is said."""
+    """What it belongs to, as its patient; empty where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def evaluate_photograph(detector: Detector, sample: Sample, number: int, rows: S
         found,
         false,
         false_pixels(outlined.mask, labels > 0, others, prepared),
-        hashlib.sha256(sample.group.encode()).hexdigest() if sample.group else "",
+        sample.group,
     )
     examples = find_examples(Judged(prepared, detection.mask, labels, fused), number)
     return Tally(counts, (photograph,), tuple(examples))

