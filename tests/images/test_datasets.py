@@ -154,10 +154,11 @@ def write_parquet(folder: Path, rows: list[dict[str, str]]) -> str:
 def test_a_manifest_gives_samples_with_paths_relative_to_itself(tmp_path: Path, kind: str) -> None:
     byte_order_mark = "\ufeff" if kind == "csv from Excel" else ""
     url = write_parquet(tmp_path, ROWS) if kind == "parquet" else write_csv(tmp_path, ROWS, byte_order_mark)
+    mask = f"{tmp_path}/masks/a.png"
     assert read_dataset(url, SPLIT) == [
-        Sample("a", f"{tmp_path}/images/a.png", f"{tmp_path}/masks/a.png", "lesion", "training", others_known=False),
-        Sample("b", "/abs/b.png", None, "healthy", "validation"),
-        Sample("c", "s3://bucket/c.png", None, "healthy", "test"),
+        Sample("a", f"{tmp_path}/images/a.png", mask, "lesion", "training", others_known=False, group=ROWS[0]["group"]),
+        Sample("b", "/abs/b.png", None, "healthy", "validation", group=ROWS[1]["group"]),
+        Sample("c", "s3://bucket/c.png", None, "healthy", "test", group=ROWS[2]["group"]),
     ]
 
 
