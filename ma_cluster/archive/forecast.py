@@ -92,6 +92,10 @@ class Forecast:
     reading_within: int | None = None
     """What it takes to be done within the time asked for."""
 
+    def cost(self, hourly_price: float) -> float:
+        """Of the whole, at a price for an hour of the whole fleet."""
+        return self.seconds / 3600 * hourly_price
+
 
 def survey(source: Source, sample: int = 32, seed: int = 0) -> tuple[Survey, list[Entry]]:
     """Count a source's photographs and read the headers of a few.
@@ -224,7 +228,7 @@ def _rate(parallel: int | float, each: float) -> float:
 def to_json(found: Survey, stages: StageSeconds, said: Forecast, hourly_price: float | None, gpus: float) -> str:
     """All of it; a part that takes no time has no rate. `gpus` is of the whole fleet."""
     rates: dict[str, Any] = {part: rate if math.isfinite(rate) else None for part, rate in said.rates.items()}
-    cost = None if hourly_price is None else said.seconds / 3600 * hourly_price
+    cost = None if hourly_price is None else said.cost(hourly_price)
     forecast = asdict(said) | {"rates": rates, "cost": cost, "gpus": gpus}
     values = {"survey": asdict(found), "stages": asdict(stages), "forecast": forecast}
     return json.dumps(values, indent=2)

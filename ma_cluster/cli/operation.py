@@ -109,13 +109,14 @@ def plan(
         store_bytes_per_s=store_mb and store_mb * 1e6,
     )
     said = forecast.forecast(found, stages, capacity, within and within * 3600)
+    gpus_of_all = capacity.segmenters * gpus
     if as_json:
-        typer.echo(forecast.to_json(found, stages, said, price, capacity.segmenters * gpus))
+        typer.echo(forecast.to_json(found, stages, said, price, gpus_of_all))
         return
     for line in forecast_lines(found, stages, said, price):
         typer.echo(line)
     if gpus:
-        typer.echo(f"{capacity.segmenters * gpus:g} GPUs")
+        typer.echo(f"{gpus_of_all:g} GPUs")
 
 
 @app.command()

@@ -71,11 +71,11 @@ def table_figures(tally: Tally, thresholds: Mapping[str, float]) -> dict[str, An
         raise UsageError("the masks of these photographs hold no lesion, so there is nothing to find; check the data")
     pooled = [photograph for photograph in tally.photographs if photograph.pixels]
     groups = group_numbers([photograph.group for photograph in pooled])
-    weights = draw_groups(groups)
+    weights, independent = draw_groups(groups), int(groups.max()) + 1
     drawn = {name: resampled_precision([each.pixels[name] for each in pooled], weights) for name in tally.rows}
     rows = {name: _row(counts, drawn[name], thresholds.get(name)) for name, counts in tally.rows.items()}
     claims = [(better, than) for better, than in CLAIMS if better in rows and than in rows]
-    differences = [_difference((better, than), tally.rows, drawn, int(groups.max()) + 1) for better, than in claims]
+    differences = [_difference((better, than), tally.rows, drawn, independent) for better, than in claims]
     return {"rows": rows, "differences": differences}
 
 

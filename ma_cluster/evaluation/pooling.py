@@ -80,7 +80,7 @@ def paired_differences(ours: Tally, theirs: Tally) -> list[dict[str, Any]]:
     if not rows:
         raise UsageError("the evaluations have no row in common; `evaluate --rows` chooses them")
     groups = group_numbers([mine.group or its.group for mine, its in pairs])
-    weights = draw_groups(groups)
+    weights, independent = draw_groups(groups), int(groups.max()) + 1
     found = []
     for name in rows:
         pixels = [resampled_precision([pair[side].pixels[name] for pair in pairs], weights) for side in (0, 1)]
@@ -93,9 +93,7 @@ def paired_differences(ours: Tally, theirs: Tally) -> list[dict[str, Any]]:
             ("froc_mean", froc, lesions),
         ):
             bounds = interval(mine - its)
-            found.append(
-                {"row": name, "figure": figure, "ours": own, "theirs": other} | _said(bounds, int(groups.max()) + 1)
-            )
+            found.append({"row": name, "figure": figure, "ours": own, "theirs": other} | _said(bounds, independent))
     return [
         {key: round(value, DECIMALS) if isinstance(value, float) else value for key, value in each.items()}
         for each in found
@@ -155,11 +153,8 @@ _SCHEMA = pa.schema(
 )
 
 
-_PLAIN = ("number", "digest", "healthy", "called", "found", "false")
-
-
 def _to_values(photograph: Photograph) -> dict[str, Any]:
-    plain = {name: getattr(photograph, name) for name in _PLAIN}
+    plain = {name: getattr(photograph, name) for name in ("number", "digest", "healthy", "called", "found", "false")}
     rows = [
         {
             "name": name,

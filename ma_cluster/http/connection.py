@@ -15,8 +15,8 @@ import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_DEADLINE_S = 15.0
-"""Time for a request's headers to arrive, and for the next request after a body that was refused began to arrive,
-seconds; the connection is closed after it."""
+"""Time for a request's headers to arrive, and for those of the next where a body still comes that was refused, seconds;
+the connection is closed after it."""
 ANSWER_DEADLINE_S = 120.0
 """Time to take an answer that does not fit the sockets' buffers, seconds; the connection is closed after it. What was
 asked for behind it has a place meanwhile."""

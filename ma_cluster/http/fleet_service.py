@@ -186,9 +186,10 @@ class Looks(Generic[_Found]):
         with self._beginning:
             looks = {url: self._begun(url) for url in urls}
         wait([look for look, _ in looks.values()], self._within_s)
-        found = {url: self._found(late if late and not look.done() else look) for url, (look, late) in looks.items()}
+        told = {url: late if late and not look.done() else look for url, (look, late) in looks.items()}
+        found = {url: self._found(look) for url, look in told.items()}
         with self._beginning:
-            for url in [url for url, (look, _) in looks.items() if look.done() and self._under_way.get(url) is look]:
+            for url in [url for url, look in told.items() if look.done() and self._under_way.get(url) is look]:
                 del self._under_way[url]
         return found
 

@@ -244,11 +244,11 @@ def _read_manifest(url: str) -> list[Sample]:
             known = f"label ({' or '.join(_LABELS)}) and split ({', '.join(_SPLITS)})"
             raise UsageError(f"row {number} of the manifest needs image, {known}")
         name = PurePosixPath(image).stem
-        if split_of.setdefault(row.get("group") or name, part) != part:
+        group = str(row.get("group") or "")
+        if split_of.setdefault(group or name, part) != part:
             raise UsageError(f"row {number} of the manifest puts its group (patient) into a second split")
         own, others = mask and _resolve(folder, mask), label == "healthy"  # which shows no retinopathy at all
-        belongs = str(row.get("group") or "")
-        samples.append(Sample(name, _resolve(folder, image), own, label, part, others_known=others, group=belongs))
+        samples.append(Sample(name, _resolve(folder, image), own, label, part, others_known=others, group=group))
     return samples
 
 

@@ -104,7 +104,7 @@ def forecast_lines(found: Survey, stages: StageSeconds, said: Forecast, hourly_p
     yield f"seconds a photograph of {stages.megapixels:.1f} megapixels, by {stages.by}: {spent}"
     for part, rate in sorted(said.rates.items(), key=lambda item: item[1]):
         yield f"  {part:<10} {rate:10,.2f} photographs/s{'   <- holds it back' if part == said.bottleneck else ''}"
-    cost = "" if hourly_price is None else f", {said.seconds / 3600 * hourly_price:,.2f} at {hourly_price:g} an hour"
+    cost = "" if hourly_price is None else f", {said.cost(hourly_price):,.2f} at {hourly_price:g} an hour"
     yield f"{said.seconds / 3600:,.2f} hours ({said.seconds:,.0f} s){cost}"
     if said.segmenters_within is not None:
         yield f"in time with {said.segmenters_within} replicas and {said.reading_within} photographs read at a time"

@@ -145,14 +145,14 @@ def _add(done: Exported, photograph: Reviewed, out: Store, known: dict[str, Any]
 
 def _split(manifest: list[dict[str, Any]], grades: list[dict[str, Any]]) -> None:
     """One group in five validates, one with lesions at least where two have some; whom follows from their names."""
-    groups = {row["group"] for row in [*manifest, *grades]}
-    digests = {group: hashlib.sha256(group.encode("utf-8", "surrogatepass")).hexdigest() for group in groups}
+    rows = [*manifest, *grades]
+    digests = {row["group"]: hashlib.sha256(row["group"].encode("utf-8", "surrogatepass")).hexdigest() for row in rows}
     order = sorted(digests, key=digests.__getitem__)
     outlined = [group for group in order if any(row["group"] == group and row["mask"] for row in manifest)]
     validating = set(order[: len(order) // _VALIDATING])
     if len(outlined) > 1:
         validating = (validating | {outlined[0]}) - {outlined[-1]}
-    for row in [*manifest, *grades]:
+    for row in rows:
         row["split"] = "validation" if row["group"] in validating else "training"
 
 

@@ -111,10 +111,9 @@ def test_what_is_exported_is_a_data_set(dest: LocalStore, tmp_path: Path) -> Non
     assert sample.mask is not None
     mask = decode_mask(read_object(sample.mask))
     assert mask[20:29, 30:41].all()  # one of two who drew it is half
-    graded = {each.name: each.grade for each in read_graded(f"{out.url}/grades.csv", SplitConfig())}
-    assert graded == {"eye-0": 0, "eye-1": 1}
-    parts = {each.name: each.split for each in read_graded(f"{out.url}/grades.csv", SplitConfig())}
-    assert parts == {name: sample.split for name, sample in samples.items()}
+    graded = read_graded(f"{out.url}/grades.csv", SplitConfig())
+    assert {each.name: each.grade for each in graded} == {"eye-0": 0, "eye-1": 1}
+    assert {each.name: each.split for each in graded} == {name: sample.split for name, sample in samples.items()}
     coco = json.loads(out.get("coco.json"))
     assert [image["file_name"] for image in coco["images"]] == ["eye-0.jpg", "eye-1.jpg"]
     assert sum(annotation["area"] for annotation in coco["annotations"]) == mask.sum()
