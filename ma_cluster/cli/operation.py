@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,25 +84,29 @@ def plan(
 ) -> None:
     """Say what an archive would take, and score nothing.
 
-    Lists the source, reads the headers of a sample, and takes seconds of each stage from a run, --like (for --gpus from
-    one on such), or from two photographs for each core here, which then does all by itself unless --replicas are given.
+    Lists the source, reads the headers of a sample, and takes seconds of each stage from a run, --like, or from two
+    photographs for each core here, which then does all by itself unless --replicas are given. For --gpus name a run on
+    such, or ask where there is one: seconds of a CPU are an upper limit.
     """
     from ma_cluster.archive import forecast
     from ma_cluster.images.sandbox import SandboxConfig
     from ma_cluster.report.console import forecast_lines
     from ma_cluster.storage.manifest import open_source
 
-    if gpus and like is None:
-        raise UsageError("what GPUs take is known from a run on such: name it, --like")
     photographs = open_source(source)
     found, sample = forecast.survey(photographs)
     if like is not None:
         stages = forecast.seconds_of_run(like)
     else:
+        import torch
+
         from ma_cluster.lesions.detector import Detector
 
-        detector, sandbox = Detector.load(model, threads=1), SandboxConfig(children=cores())
+        device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+        detector, sandbox = Detector.load(model, device=device, threads=1), SandboxConfig(children=cores())
         stages = forecast.seconds_here(detector, photographs, sample[: 2 * cores()], sandbox)
+        if gpus and device == "cpu":
+            stages = replace(stages, by="this machine's CPU, an upper limit for a GPU (go by a run on such: --like)")
     capacity = forecast.Capacity(
         segmenters=replicas or cores(),
         reading=readers * SandboxConfig().children,

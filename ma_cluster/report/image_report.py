@@ -58,6 +58,9 @@ def images_markdown(values: Mapping[str, Any]) -> Iterable[str]:
     yield f"Model `{values['bundle'][:12]}`, data `{values['data'][:12]}`, {values['date']}. A photograph is referred"
     yield f"from an image score of {values['refer_at']:.3f} (frozen). 95 % intervals over photographs; conventions: see"
     yield "`images.json`."
+    if values["split"] == "test":
+        yield ""
+        yield "All photographs of the table were asked. If any of them trained or calibrated the model, they flatter it."
     yield ""
     yield from _comparisons_markdown(values["comparisons"])
     for rate, given in (("sensitivity", "specificity"), ("specificity", "sensitivity")):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from decoders import ABORT
 from dicom_files import dicom_file
 from photographs import encode
@@ -145,3 +146,12 @@ def test_the_command_says_it_all_of_this_machine(archive: Path, tiny_bundle: Pat
     assert math.isfinite(said["forecast"]["seconds"]) and said["forecast"]["segmenters_within"] >= 1
     lines = CliRunner().invoke(app, [*options[:4], "--price", "3"], catch_exceptions=False).output
     assert "4 photographs" in lines and "holds it back" in lines and "at 3 an hour" in lines
+
+
+def test_a_fleet_of_gpus_is_reckoned_by_a_gpu_here_or_told_to_be_an_upper_limit(
+    archive: Path, tiny_bundle: Path
+) -> None:
+    options = ["plan", str(archive), "--model", str(tiny_bundle), "--replicas", "4", "--gpus", "0.5", "--json"]
+    said = json.loads(CliRunner().invoke(app, options, catch_exceptions=False).output)
+    assert said["forecast"]["gpus"] == 2
+    assert ("upper limit" in said["stages"]["by"]) != torch.cuda.is_available()
