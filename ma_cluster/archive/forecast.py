@@ -76,6 +76,7 @@ class Capacity:
     """Of one machine that does it all; None where each replica has cores of its own."""
     store_bytes_per_s: float | None = None
     """What the store delivers at most; None: more than is asked for."""
+    gpus_per_segmenter: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +89,11 @@ class Forecast:
     images_per_second: float
     seconds: float
     """From the command to its end."""
+    gpus: float
+    """Of the whole fleet."""
     segmenters_within: int | None = None
     reading_within: int | None = None
+    gpus_within: float | None = None
     """What it takes to be done within the time asked for."""
 
     def cost(self, hourly_price: float) -> float:
@@ -211,24 +215,30 @@ def forecast(found: Survey, stages: StageSeconds, fleet: Capacity, within_s: flo
     rate = rates[bottleneck]
     in_rounds = math.ceil(found.images / fleet.segmenters) * segmenting  # the last one may leave replicas idle
     seconds = START_S + max(found.images / rate, in_rounds)
-    said = Forecast(rates=rates, bottleneck=bottleneck, images_per_second=rate, seconds=seconds)
+    gpus = fleet.segmenters * fleet.gpus_per_segmenter
+    said = Forecast(rates=rates, bottleneck=bottleneck, images_per_second=rate, seconds=seconds, gpus=gpus)
     if within_s is None:
         return said
     if within_s <= START_S + segmenting:
         raise UsageError(f"within {within_s:.0f} s nothing ends: starting alone takes {START_S:.0f} s")
     rounds = max(1, math.floor((within_s - START_S) / segmenting)) if segmenting else found.images
-    reading_within = math.ceil(found.images * reading / (within_s - START_S))
-    return replace(said, segmenters_within=math.ceil(found.images / rounds), reading_within=reading_within)
+    needed = math.ceil(found.images / rounds)
+    return replace(
+        said,
+        segmenters_within=needed,
+        reading_within=math.ceil(found.images * reading / (within_s - START_S)),
+        gpus_within=needed * fleet.gpus_per_segmenter,
+    )
 
 
 def _rate(parallel: int | float, each: float) -> float:
     return parallel / each if each > 0 else math.inf
 
 
-def to_json(found: Survey, stages: StageSeconds, said: Forecast, hourly_price: float | None, gpus: float) -> str:
-    """All of it; a part that takes no time has no rate. `gpus` is of the whole fleet."""
+def to_json(found: Survey, stages: StageSeconds, said: Forecast, hourly_price: float | None) -> str:
+    """All of it; a part that takes no time has no rate."""
     rates: dict[str, Any] = {part: rate if math.isfinite(rate) else None for part, rate in said.rates.items()}
     cost = None if hourly_price is None else said.cost(hourly_price)
-    forecast = asdict(said) | {"rates": rates, "cost": cost, "gpus": gpus}
+    forecast = asdict(said) | {"rates": rates, "cost": cost}
     values = {"survey": asdict(found), "stages": asdict(stages), "forecast": forecast}
     return json.dumps(values, indent=2)

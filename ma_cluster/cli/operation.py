@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ma_cluster import machine
 from ma_cluster.cli.app import Address, Gpus, Model, Readers, Replicas, Threads, app
 from ma_cluster.cli.photographs import Source
 from ma_cluster.errors import UsageError
@@ -89,39 +90,39 @@ def plan(
     such, or ask where there is one: seconds of a CPU are an upper limit.
     """
     from ma_cluster.archive import forecast
+    from ma_cluster.cluster.fleet.replicas import Fleet
     from ma_cluster.images.sandbox import SandboxConfig
     from ma_cluster.report.console import forecast_lines
     from ma_cluster.storage.manifest import open_source
 
+    segmenters = replicas or Fleet(gpus_per_segmenter=gpus).room(cores(), machine.gpus())
+    if not segmenters:
+        raise UsageError("this machine lacks the GPUs of one replica: say how many replicas have some, --replicas")
     photographs = open_source(source)
     found, sample = forecast.survey(photographs)
     if like is not None:
         stages = forecast.seconds_of_run(like)
     else:
-        import torch
-
         from ma_cluster.lesions.detector import Detector
 
-        device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
-        detector, sandbox = Detector.load(model, device=device, threads=1), SandboxConfig(children=cores())
+        device, at_once = ("cuda", max(1, int(1 / gpus))) if gpus and machine.gpus() else ("cpu", cores())
+        detector, sandbox = Detector.load(model, device=device, threads=1), SandboxConfig(children=at_once)
         stages = forecast.seconds_here(detector, photographs, sample[: 2 * cores()], sandbox)
         if gpus and device == "cpu":
             stages = replace(stages, by="this machine's CPU, an upper limit for a GPU (go by a run on such: --like)")
     capacity = forecast.Capacity(
-        segmenters=replicas or cores(),
+        segmenters=segmenters,
         reading=readers * SandboxConfig().children,
-        shared_cores=cores() if like is None and replicas is None else None,
+        shared_cores=cores() if like is None and replicas is None and not gpus else None,
         store_bytes_per_s=store_mb and store_mb * 1e6,
+        gpus_per_segmenter=gpus,
     )
     said = forecast.forecast(found, stages, capacity, within and within * 3600)
-    gpus_of_all = capacity.segmenters * gpus
     if as_json:
-        typer.echo(forecast.to_json(found, stages, said, price, gpus_of_all))
+        typer.echo(forecast.to_json(found, stages, said, price))
         return
     for line in forecast_lines(found, stages, said, price):
         typer.echo(line)
-    if gpus:
-        typer.echo(f"{gpus_of_all:g} GPUs")
 
 
 @app.command()

@@ -167,8 +167,8 @@ def read_graded(url: str, split: SplitConfig, annotated: Sequence[Sample] = ()) 
         unseen = name in split.validation or any(fnmatchcase(name, pattern) for pattern in split.validation_healthy)
         part = _SPLITS.get(row.get("split") or "", "validation" if unseen else "training")
         columns = {key: str(value) for key, value in row.items() if key not in _OWN_COLUMNS and value is not None}
-        group = row.get("group") or row.get("patient") or name
-        graded.append(Graded(name, _resolve(folder, image), int(_grade(row)), part, str(group), columns))
+        group = _said(row, "group") or _said(row, "patient") or name
+        graded.append(Graded(name, _resolve(folder, image), int(_grade(row)), part, group, columns))
     if not graded:
         raise UsageError(
             "no row of the grades has both a photograph, in a column image, and a grade, in a column grade"
@@ -244,12 +244,18 @@ def _read_manifest(url: str) -> list[Sample]:
             known = f"label ({' or '.join(_LABELS)}) and split ({', '.join(_SPLITS)})"
             raise UsageError(f"row {number} of the manifest needs image, {known}")
         name = PurePosixPath(image).stem
-        group = str(row.get("group") or "")
+        group = _said(row, "group")
         if split_of.setdefault(group or name, part) != part:
             raise UsageError(f"row {number} of the manifest puts its group (patient) into a second split")
         own, others = mask and _resolve(folder, mask), label == "healthy"  # which shows no retinopathy at all
         samples.append(Sample(name, _resolve(folder, image), own, label, part, others_known=others, group=group))
     return samples
+
+
+def _said(row: Mapping[str, object], column: str) -> str:
+    """A cell as text, empty where nothing is said; 0 is a name like any other."""
+    value = row.get(column)
+    return "" if value is None else str(value)
 
 
 def _grade(row: Mapping[str, object]) -> str:

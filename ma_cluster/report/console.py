@@ -105,9 +105,12 @@ def forecast_lines(found: Survey, stages: StageSeconds, said: Forecast, hourly_p
     for part, rate in sorted(said.rates.items(), key=lambda item: item[1]):
         yield f"  {part:<10} {rate:10,.2f} photographs/s{'   <- holds it back' if part == said.bottleneck else ''}"
     cost = "" if hourly_price is None else f", {said.cost(hourly_price):,.2f} at {hourly_price:g} an hour"
-    yield f"{said.seconds / 3600:,.2f} hours ({said.seconds:,.0f} s){cost}"
+    gpus = f" with {said.gpus:g} GPUs" if said.gpus else ""
+    yield f"{said.seconds / 3600:,.2f} hours ({said.seconds:,.0f} s){gpus}{cost}"
     if said.segmenters_within is not None:
-        yield f"in time with {said.segmenters_within} replicas and {said.reading_within} photographs read at a time"
+        gpus = f" ({said.gpus_within:g} GPUs)" if said.gpus_within else ""
+        reading = f"{said.reading_within} photographs read at a time"
+        yield f"in time with {said.segmenters_within} replicas{gpus} and {reading}"
 
 
 def repair_lines(done: Sequence[PutAside]) -> Iterator[str]:

@@ -175,8 +175,8 @@ def rows_markdown(values: Mapping[str, Any]) -> Iterable[str]:
             yield f"| {' | '.join(cells)} |"
     sources = {row["threshold_from"] for row in all_rows(values).values()}
     yield ""
-    yield "Average precision with its 95 % interval over photographs. F1, precision, recall at the best threshold of"
-    yield f"{' or '.join(sorted(sources))}. The paper's figures are of IDRiD's 27 test photographs; its thresholds are"
+    yield "Average precision with its 95 % interval over photographs, or groups that are named. F1, precision, recall at"
+    yield f"the best threshold of {' or '.join(sorted(sources))}. The paper's figures are of IDRiD's 27 test photographs; its thresholds are"
     yield "not stated."
 
 

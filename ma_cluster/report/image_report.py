@@ -56,8 +56,8 @@ def images_markdown(values: Mapping[str, Any]) -> Iterable[str]:
     yield f"# The photographs' own answers: {values['images']} graded ({values['split']})"
     yield ""
     yield f"Model `{values['bundle'][:12]}`, data `{values['data'][:12]}`, {values['date']}. A photograph is referred"
-    yield f"from an image score of {values['refer_at']:.3f} (frozen). 95 % intervals over photographs; conventions: see"
-    yield "`images.json`."
+    yield f"from an image score of {values['refer_at']:.3f} (frozen). 95 % intervals over photographs, or groups that are"
+    yield "named; conventions: see `images.json`."
     if values["split"] == "test":
         yield ""
         yield "All photographs of the table were asked. If any of them trained or calibrated the model, they flatter it."

@@ -155,7 +155,7 @@ def _figures(table: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield "Thresholds and fusion were chosen on this split, so its figures flatter the model a little."
     yield ""
-    yield "The paper's claims on these photographs (bootstrap over photographs, paired):"
+    yield "The paper's claims on these photographs (paired bootstrap over photographs, or groups that are named):"
     yield ""
     yield from differences_markdown(table)
 

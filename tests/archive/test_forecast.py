@@ -152,6 +152,15 @@ def test_a_fleet_of_gpus_is_reckoned_by_a_gpu_here_or_told_to_be_an_upper_limit(
     archive: Path, tiny_bundle: Path
 ) -> None:
     options = ["plan", str(archive), "--model", str(tiny_bundle), "--replicas", "4", "--gpus", "0.5", "--json"]
-    said = json.loads(CliRunner().invoke(app, options, catch_exceptions=False).output)
+    said = json.loads(CliRunner().invoke(app, [*options, "--within", "1"], catch_exceptions=False).output)
     assert said["forecast"]["gpus"] == 2
+    assert said["forecast"]["gpus_within"] == said["forecast"]["segmenters_within"] / 2
     assert ("upper limit" in said["stages"]["by"]) != torch.cuda.is_available()
+    lines = CliRunner().invoke(app, options[:-1], catch_exceptions=False).output
+    assert "with 2 GPUs" in lines
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without GPUs")
+def test_of_a_machine_without_gpus_one_must_say_how_many_replicas_have_some(archive: Path) -> None:
+    done = CliRunner().invoke(app, ["plan", str(archive), "--gpus", "1"])
+    assert isinstance(done.exception, UsageError) and "--replicas" in str(done.exception)

@@ -23,6 +23,8 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from ma_cluster.cli.app import app
+from ma_cluster.cluster.fleet.replicas import Fleet
+from ma_cluster.cluster.fleet.workers import workers_for
 from ma_cluster.cluster.service.gateway import FLEET_NAME, ServiceArguments
 from ma_cluster.storage.identity import SALT_VARIABLE
 
@@ -242,6 +244,16 @@ def test_cpu_and_gpu_nodes_come_and_go_apart(kind: str) -> None:
     assert groups["gpu"]["minReplicas"] == 0
     gpus = {name: "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"] for name, pod in pods(spec).items()}
     assert gpus == {"head": False, "cpu": False, "gpu": True}
+
+
+def test_the_nodes_of_the_example_hold_its_run() -> None:
+    overlay = yaml.safe_load((KUBERAY / "example" / "kustomization.yaml").read_text())
+    nodes, entrypoint = (yaml.safe_load(patch["patch"])[0]["value"] for patch in overlay["patches"])
+    options = dict(re.findall(r"--(replicas|readers) (\d+)", entrypoint))
+    fleet = Fleet(segmenters=int(options["replicas"]), readers=int(options["readers"]))
+    cpu = pods(cluster_specs()["RayCluster"])["cpu"]["containers"][0]["resources"]["limits"]["cpu"]
+    workers, _ = workers_for(10**6, fleet)
+    assert fleet.segmenters + fleet.readers + 0.1 * workers <= nodes * int(cpu)
 
 
 def test_the_service_survives_its_head_and_sends_calls_to_nodes_with_a_proxy() -> None:

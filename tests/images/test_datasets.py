@@ -179,6 +179,12 @@ def test_a_patient_in_two_splits_is_a_usage_error(tmp_path: Path) -> None:
         read_dataset(write_csv(tmp_path, [ROWS[0], ROWS[1] | {"group": "p1"}]), SPLIT)
 
 
+def test_the_first_of_patients_counted_from_0_is_one_as_well(tmp_path: Path) -> None:
+    rows = [ROWS[0] | {"group": 0}, ROWS[2] | {"group": 0, "split": "training"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "manifest.parquet")
+    assert [each.group for each in read_dataset(f"{tmp_path}/manifest.parquet", SPLIT)] == ["0", "0"]
+
+
 def test_a_manifest_that_names_a_photograph_twice_may_not_split_it(tmp_path: Path) -> None:
     twice = ROWS[0] | {"group": "", "split": "test"}
     with pytest.raises(UsageError, match="second split"):
