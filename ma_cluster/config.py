@@ -196,7 +196,7 @@ def lite() -> Recipe:
         colour_jitter=0.1,
     )
     # each pixel of a region costs a ResNet-50 on its patch: every eighth pixel of every eighth row is looked at
-    detector = DetectorConfig(tile_px=1024, halo_px=80, flips_half=4, prn_stride_px=8)
+    detector = DetectorConfig(tile_px=1024, halo_px=80, flips_half=2, prn_stride_px=8)
     return Recipe(name="lite", hgn_1x=hgn, hgn_half=hgn, prn=prn, detector=detector)
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int64
 from numpy import ndarray
 
 from ma_cluster import machine
-from ma_cluster.config import Recipe, SplitConfig, lite
+from ma_cluster.config import Recipe, SplitConfig, lite, to_dict
 from ma_cluster.evaluation.figures import draw_weights, interval, resampled_precision
 from ma_cluster.evaluation.pooling import (
     PHOTOGRAPHS,
@@ -86,7 +86,8 @@ def main() -> None:
                 if not (folder / PHOTOGRAPHS).exists():
                     looked_at = look(train(part, fold, seed, folder, arguments), arguments.data, arguments.healthy)
                     (folder / PHOTOGRAPHS).write_bytes(encode_photographs(looked_at))
-    report = {"benchmark": "recipe", "steps": arguments.steps, "machine": machine.describe()} | figures(arguments.out)
+    said = {"benchmark": "recipe", "steps": arguments.steps, "whole": to_dict(lite().hgn_half)}
+    report = said | {"machine": machine.describe()} | figures(arguments.out)
     (arguments.out / "recipe.json").write_text(json.dumps(report, indent=2) + "\n")
 
 

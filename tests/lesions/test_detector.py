@@ -13,7 +13,7 @@ from ma_cluster.config import GradingConfig, tiny
 from ma_cluster.errors import ImageFailedError, ImageRefusedError, Reason
 from ma_cluster.hypotheses.frrn import build_hgn, of_kinds
 from ma_cluster.hypotheses.maps import Maps, fuse, upsample_half
-from ma_cluster.images.sample import retina
+from ma_cluster.images.sample import enlarged_sample, retina
 from ma_cluster.lesions.detector import Detector
 from ma_cluster.lesions.findings import image_score
 from ma_cluster.refinement.dense import DensePrn, refine_dense
@@ -230,12 +230,12 @@ def test_a_network_of_more_kinds_calls_the_same_and_grades_the_photograph(bundle
     assert Detector(bundle).segment(prepared).findings == plain.findings
 
 
-def test_the_network_at_1x_looks_only_where_lesions_may_be(photograph):
-    """With the model that ships, on a grid of a ninth of its pixels; halos as wide as the networks see."""
+def test_the_network_at_1x_looks_only_where_lesions_may_be():
+    """With the model that ships, on a grid of a quarter of its pixels; halos as wide as the networks see."""
     bundle = load_bundle("lite")
     recipe = dataclasses.replace(
         bundle.recipe,
-        image=dataclasses.replace(bundle.recipe.image, fov_diameter_px=1137.0),
+        image=dataclasses.replace(bundle.recipe.image, fov_diameter_px=1705.0),
         detector=dataclasses.replace(
             bundle.recipe.detector,
             fusion="arithmetic",
@@ -248,7 +248,7 @@ def test_the_network_at_1x_looks_only_where_lesions_may_be(photograph):
         ),
     )
     detector = Detector(dataclasses.replace(bundle, recipe=recipe))
-    prepared = detector.prepare(photograph)
+    prepared = detector.prepare(enlarged_sample(1411)[0])
     seen: list[int] = []
     network = detector._hypotheses["hgn_1x"]
     network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, 0].numel()))
