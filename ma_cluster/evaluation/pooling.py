@@ -36,9 +36,13 @@ PHOTOGRAPHS = "photographs.parquet"
 def encode_photographs(photographs: Sequence[Photograph]) -> bytes:
     """photographs.parquet: a row for each photograph, `rows` with the counts of each row of the table.
 
-    A group, whose name may be a patient's, is called by the digest of one of its photographs.
+    A group, whose name may be a patient's, is called by the digest of one of its photographs. One name for all, as of a
+    data set, is that of no group: beside another evaluation's it would tell the two apart, not the photographs.
     """
     called = {each.group: each.digest for each in sorted(photographs, key=lambda each: each.digest, reverse=True)}
+    annotated = {each.group for each in photographs if each.pixels}
+    if len(annotated) == 1:
+        called |= dict.fromkeys(annotated, "")
     values = [
         _to_values(photograph) | {"group": photograph.group and called[photograph.group]} for photograph in photographs
     ]

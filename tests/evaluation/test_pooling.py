@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from photographs import fundus_photograph
@@ -9,6 +11,7 @@ from photographs import fundus_photograph
 from ma_cluster.config import ImageConfig
 from ma_cluster.errors import UsageError
 from ma_cluster.evaluation.false_pixels import PLACES, false_pixels
+from ma_cluster.evaluation.figures import group_numbers
 from ma_cluster.evaluation.pooling import (
     decode_photographs,
     encode_photographs,
@@ -51,6 +54,15 @@ def test_what_is_written_of_photographs_is_read_again() -> None:
     assert (found[0].pixels["hgn_half"] == ours[0].pixels["hgn_half"]).all()
     assert (found[0].lesions["hgn_half"].found == ours[0].lesions["hgn_half"].found).all()
     assert found[1].pixels == {} == found[1].lesions
+
+
+def test_a_name_that_all_photographs_of_an_evaluation_have_groups_none_of_those_pooled() -> None:
+    def evaluation(name: str, numbers: range) -> list[Photograph]:
+        named = [replace(looked_at(number, 3.0), group=name) for number in numbers]
+        return decode_photographs(encode_photographs(named))
+
+    pooled = [*evaluation("north", range(4)), *evaluation("south", range(4, 8))]
+    assert sorted(group_numbers([each.group for each in pooled])) == list(range(8))
 
 
 def test_a_better_model_is_found_better_in_whatever_order_its_photographs_come() -> None:
