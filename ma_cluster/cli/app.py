@@ -37,7 +37,9 @@ Address = Annotated[
 Replicas = Annotated[
     int | None, typer.Option(min=1, help="Photographs segmented at a time; by default one for each core.")
 ]
-Readers = Annotated[int, typer.Option(min=1, help="Replicas that fetch, decode and enhance: one for sixteen others, twenty for a GPU.")]
+Readers = Annotated[
+    int, typer.Option(min=1, help="Replicas that fetch, decode and enhance: one for sixteen others, twenty for a GPU.")
+]
 Gpus = Annotated[
     float,
     typer.Option(min=0, callback=_whole_or_share, help="GPUs for each replica of the networks; a share is allowed."),

@@ -175,9 +175,9 @@ def rows_markdown(values: Mapping[str, Any]) -> Iterable[str]:
             yield f"| {' | '.join(cells)} |"
     sources = {row["threshold_from"] for row in all_rows(values).values()}
     yield ""
-    yield "Average precision with its 95 % interval over photographs, or groups that are named. F1, precision, recall at"
-    yield f"the best threshold of {' or '.join(sorted(sources))}. The paper's figures are of IDRiD's 27 test photographs; its thresholds are"
-    yield "not stated."
+    yield "Average precision with its 95 % interval over photographs, or groups that are named. F1, precision and"
+    yield f"recall at the best threshold of {' or '.join(sorted(sources))}."
+    yield "The paper's figures are of IDRiD's 27 test photographs; its thresholds are not stated."
 
 
 def _own_cells(values: Mapping[str, Any], name: str) -> list[str]:

@@ -56,11 +56,11 @@ def images_markdown(values: Mapping[str, Any]) -> Iterable[str]:
     yield f"# The photographs' own answers: {values['images']} graded ({values['split']})"
     yield ""
     yield f"Model `{values['bundle'][:12]}`, data `{values['data'][:12]}`, {values['date']}. A photograph is referred"
-    yield f"from an image score of {values['refer_at']:.3f} (frozen). 95 % intervals over photographs, or groups that are"
-    yield "named; conventions: see `images.json`."
+    yield f"from an image score of {values['refer_at']:.3f} (frozen). 95 % intervals over photographs, or groups of"
+    yield "them; conventions: see `images.json`."
     if values["split"] == "test":
         yield ""
-        yield "All photographs of the table were asked. If any of them trained or calibrated the model, they flatter it."
+        yield "All photographs of the table were asked. Those that trained or calibrated the model, if any, flatter it."
     yield ""
     yield from _comparisons_markdown(values["comparisons"])
     for rate, given in (("sensitivity", "specificity"), ("specificity", "sensitivity")):
