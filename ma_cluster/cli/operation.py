@@ -90,14 +90,11 @@ def plan(
     such, or ask where there is one: seconds of a CPU are an upper limit.
     """
     from ma_cluster.archive import forecast
-    from ma_cluster.cluster.fleet.replicas import Fleet
     from ma_cluster.images.sandbox import SandboxConfig
     from ma_cluster.report.console import forecast_lines
     from ma_cluster.storage.manifest import open_source
 
-    segmenters = replicas or Fleet(gpus_per_segmenter=gpus).room(cores(), machine.gpus())
-    if not segmenters:
-        raise UsageError("this machine lacks the GPUs of one replica: say how many replicas have some, --replicas")
+    segmenters = replicas or _room_here(gpus)
     photographs = open_source(source)
     found, sample = forecast.survey(photographs)
     if like is not None:
@@ -123,6 +120,18 @@ def plan(
         return
     for line in forecast_lines(found, stages, said, price):
         typer.echo(line)
+
+
+def _room_here(gpus: float) -> int:
+    """Replicas that this machine holds, one for each core where they take no GPUs."""
+    if not gpus:
+        return cores()
+    from ma_cluster.cluster.fleet.replicas import Fleet
+
+    room = Fleet(gpus_per_segmenter=gpus).room(cores(), machine.gpus())
+    if not room:
+        raise UsageError("this machine lacks the GPUs of one replica: say how many replicas have some, --replicas")
+    return room
 
 
 @app.command()
